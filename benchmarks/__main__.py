@@ -10,7 +10,15 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-MEASURES = ("full_gradient", "memory", "full_size", "lora", "masked", "counting")
+MEASURES = (
+    "full_gradient",
+    "full_gradient_fused",
+    "memory",
+    "full_size",
+    "lora",
+    "masked",
+    "counting",
+)
 SIDES = ("slices", "full gradient", "LoRA")
 THREADS = 2
 

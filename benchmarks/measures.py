@@ -10,9 +10,12 @@ import torch
 from benchmarks.arithmetic import step_over_forward
 from benchmarks.measuring import REPEATS, Spread, measure_memory, ratio, take_turns
 from benchmarks.sides import (
+    MakeOptimizer,
     Step,
+    default_adamw,
     frozen_forward,
     full_gradient_step,
+    fused_adamw,
     lora_step,
     masked_step,
     olmoe,
@@ -49,10 +52,20 @@ def _seconds(seconds: dict[str, list[float]]) -> str:
 
 
 def full_gradient(repeats: int = REPEATS) -> list[Row]:
-    """A training step against full gradients and a mask, on the same weights in one process."""
+    """A training step against full gradients and a mask, with the optimizer as torch makes it."""
+    return _against_full_gradient(repeats, default_adamw, "AdamW as torch makes it")
+
+
+def full_gradient_fused(repeats: int = REPEATS) -> list[Row]:
+    """The same with the optimizer as transformers' trainer makes it."""
+    return _against_full_gradient(repeats, fused_adamw, "AdamW(fused=True)")
+
+
+def _against_full_gradient(repeats: int, adamw: MakeOptimizer, optimizer: str) -> list[Row]:
+    """Both sides take turns on the same weights in one process."""
     model = olmoe(FEW_LAYERS)
     ids, experts = tokens(model), some_experts(FEW_LAYERS, FEW_EXPERTS)
-    full, fused = full_gradient_step(model, ids, experts)
+    full, fused = full_gradient_step(model, ids, experts, adamw)
     slices = attach_expert_slices(model, experts)
 
     def full_on_the_stock_model() -> None:
@@ -65,7 +78,7 @@ def full_gradient(repeats: int = REPEATS) -> list[Row]:
 
     seconds = take_turns(
         {
-            "slices": slices_step(model, ids, slices),
+            "slices": slices_step(model, ids, slices, adamw),
             "full gradient": full_on_the_stock_model,
             "frozen forward": frozen_forward(model, ids, slices),
         },
@@ -75,13 +88,13 @@ def full_gradient(repeats: int = REPEATS) -> list[Row]:
     reached = ratio(seconds, "slices", "frozen forward")
     return [
         Row(
-            "training step, 4 layers, 12 experts, against full gradient + mask",
+            f"training step, 4 layers, 12 experts, against full gradient + mask, {optimizer}",
             "at least 5 x faster",
             f"{ratio(seconds, 'full gradient', 'slices')} x faster",
             _seconds(seconds),
         ),
         Row(
-            "the same step against a frozen forward",
+            f"the same step against a frozen forward, {optimizer}",
             f"arithmetic {limit:.2f} x",
             f"{reached} x",
             f"{reached.median / limit:.2f} x the arithmetic",

@@ -20,6 +20,7 @@ from steermoe.moe.masking import masked_experts
 from steermoe.moe.slices import ExpertSlices
 
 Step = Callable[[], object]
+MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 NUM_EXPERTS = 64
 BATCH, LENGTH = 4, 128
@@ -66,9 +67,14 @@ def some_experts(num_layers: int, count: int, seed: int = 0) -> list[tuple[int, 
     return sorted([(0, 20), *chosen])
 
 
-def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW as transformers' trainer makes it by default."""
+def fused_adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW as transformers' trainer makes it: one pass over the parameters."""
     return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
+
+
+def default_adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW as torch makes it without being asked: on a CPU one operation after the other."""
+    return torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
 
 
 def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
@@ -90,7 +96,9 @@ def frozen_forward(model: nn.Module, ids: Tensor, slices: ExpertSlices | None = 
     return step
 
 
-def slices_step(model: nn.Module, ids: Tensor, slices: ExpertSlices) -> Step:
+def slices_step(
+    model: nn.Module, ids: Tensor, slices: ExpertSlices, adamw: MakeOptimizer = fused_adamw
+) -> Step:
     """The selected experts, fp32 masters and moments; each master is stepped as its gradient is done."""
     slices.step_during_backward(adamw)
 
@@ -114,7 +122,10 @@ def masked_step(step: Step, model: nn.Module, slices: ExpertSlices) -> Step:
 
 
 def full_gradient_step(
-    model: nn.Module, ids: Tensor, experts: list[tuple[int, int]]
+    model: nn.Module,
+    ids: Tensor,
+    experts: list[tuple[int, int]],
+    adamw: MakeOptimizer = fused_adamw,
 ) -> tuple[Step, list[nn.Parameter]]:
     """Full gradients of the affected layers' fused tensors, zeroed but for the selected experts.
 
@@ -156,7 +167,7 @@ def lora_step(model: PreTrainedModel, ids: Tensor, experts: list[tuple[int, int]
     config = LoraConfig(r=8, lora_alpha=8, target_modules=[], target_parameters=names)
     wrapped = get_peft_model(model, config)
     trained = [p for p in wrapped.parameters() if p.requires_grad]
-    optimizer = adamw(trained)
+    optimizer = fused_adamw(trained)
 
     def step() -> None:
         loss_of(wrapped, ids).backward()
