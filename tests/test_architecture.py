@@ -16,6 +16,7 @@ FLOORS = (
     {"cli"},
     {"plan", "export"},
     {"display"},
+    {"display_evidence"},
     {"pipeline"},
     {"stages"},
     {"run"},
@@ -27,7 +28,7 @@ FLOORS = (
 )
 """Rooms from the top down. A room imports only from floors below its own."""
 
-STAGE_ORDER = ("collect", "identify", "train", "evaluate", "report")
+STAGE_ORDER = ("collect", "identify", "train", "evaluate", "ablate", "report")
 """A stage may use what an earlier one defines, never the other way round."""
 
 TORCH_ROOMS = {"moe", "engines", "training", "loading", "stages"}

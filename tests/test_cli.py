@@ -29,7 +29,10 @@ from tiny import (
     tiny_config,
 )
 
-COMMANDS = ("run", "collect", "identify", "train", "evaluate", "report", "show", "export", "models")
+COMMANDS = (
+    *("run", "collect", "identify", "train", "evaluate", "report"),
+    *("ablate", "show", "export", "models"),
+)
 
 
 @pytest.fixture

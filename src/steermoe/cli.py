@@ -187,6 +187,29 @@ def identify(
 
 
 @app.command()
+def ablate(
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    run_dir: RunOption = None,
+    model: ModelOption = None,
+    seed: SeedOption = None,
+    force: ForceOption = False,
+    quiet: QuietOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Switch the selected experts off and measure what changes, against random and the lowest experts.
+
+    On held-out prompts, of the base model and of the hardened one. It tells a model's owner how much hangs on a few
+    experts; no replies and no weights are written.
+    """
+    resolved = _resolve(config, settings, run_dir, model, None, seed, stored=True)
+    from steermoe.display_evidence import ablation
+    from steermoe.pipeline import run_pipeline
+
+    _print(ablation(run_pipeline(resolved, only="ablate", force=force, reporter=_reporter(quiet))))
+
+
+@app.command()
 def show(
     run_dir: RunOption = None,
     top: Annotated[int, typer.Option("--top", min=1, help="How many experts to print.")] = 20,

@@ -209,6 +209,10 @@ class TrainSection(Section):
     lr_scheduler: str = Field(
         "linear", description="Schedule of the learning rate, as transformers names it."
     )
+    lr_scheduler_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Passed to the schedule, for instance power = 2 for polynomial.",
+    )
     warmup_ratio: float = Field(
         0.1, ge=0, le=1, description="Share of the steps that warm the learning rate up."
     )
@@ -276,6 +280,30 @@ class EvaluateSection(Section):
     num_bootstrap: int = Field(10_000, ge=100, description="Draws of the cluster bootstrap.")
 
 
+class AblateSection(Section):
+    """Switching the selected experts off, against random ones: a measurement of how much hangs on them."""
+
+    num_prompts: int = Field(
+        24,
+        ge=1,
+        description="Held-out prompts of each kind: unsafe, look-alike, benign. Fewer where there are no more.",
+    )
+    num_draws: int = Field(
+        20,
+        ge=1,
+        description="Random sets of experts, matched by layer and activation frequency. No p-value can be below "
+        "1 / (1 + draws).",
+    )
+    num_generated_draws: int = Field(
+        3, ge=0, description="Of the random sets, those that replies are generated with."
+    )
+    max_tokens: int = Field(
+        16,
+        ge=1,
+        description="Leading tokens of the base model's replies whose log-probability and divergence are measured.",
+    )
+
+
 class ReportSection(Section):
     """The HTML page."""
 
@@ -301,6 +329,7 @@ class Config(Section):
     identify: IdentifySection = Field(default_factory=IdentifySection)
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    ablate: AblateSection = Field(default_factory=AblateSection)
     report: ReportSection = Field(default_factory=ReportSection)
 
     @property

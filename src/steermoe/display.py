@@ -12,11 +12,12 @@ from rich.text import Text
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import Expert
 from steermoe.config import Config, ModelSection
+from steermoe.display_evidence import HELD_OUT, ablation, replication_table, with_held_out
 from steermoe.errors import RunDirectoryError
 from steermoe.loading import describe_model, model_source
 from steermoe.moe.support import supported_architectures
 from steermoe.run import Run
-from steermoe.rundir import EVALUATION, MODEL, REPORT, RISK, RunDirectory
+from steermoe.rundir import ABLATION, EVALUATION, MODEL, REPORT, RISK, RunDirectory
 from steermoe.stages.identify import power_table
 
 RATE_NAMES = {
@@ -49,13 +50,18 @@ def overview(run: Run, top: int) -> Group:
     if run.directory.file(EVALUATION).exists():
         parts.append(_figures_table(run))
     if run.directory.file(RISK).exists():
-        parts.append(expert_lines(run.risk_diff.head(top), set(run.unsafe_experts)))
+        parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
+    if (replication := replication_table(run)) is not None:
+        parts.append(replication)
+    if run.directory.file(ABLATION).exists():
+        parts.append(ablation(run))
     return Group(*parts)
 
 
 def one_layer(run: Run, layer: int) -> Text:
     """Every expert of one decoder layer."""
-    table = run.risk_diff[run.risk_diff["layer"] == layer]
+    table = with_held_out(run)
+    table = table[table["layer"] == layer]
     if table.empty:
         known = sorted({int(i) for i in run.risk_diff["layer"]})
         raise RunDirectoryError(
@@ -114,7 +120,15 @@ def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
     """`L08_E42  risk_diff  a_safe_n  a_unsafe_n`, one expert a line; selected ones are starred."""
     extra = [
         name
-        for name in ("ci_low", "ci_high", "q_value", "stability", "topic_diff", "format_diff")
+        for name in (
+            "ci_low",
+            "ci_high",
+            "q_value",
+            "stability",
+            "topic_diff",
+            "format_diff",
+            HELD_OUT,
+        )
         if name in table.columns
     ]
     text = Text(

@@ -27,6 +27,7 @@ from steermoe.moe.checkpoint import hash_checkpoint
 from steermoe.reporter import Reporter, silent
 from steermoe.run import Run
 from steermoe.rundir import CHECKPOINTS, SHARDS, RunDirectory
+from steermoe.stages.ablate import ablate, built_on
 from steermoe.stages.collect import collect
 from steermoe.stages.evaluate import evaluate
 from steermoe.stages.identify import identify
@@ -72,6 +73,9 @@ STAGES = (
 
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
+ABLATE = Stage("ablate", ablate, ("seed", "evaluate", "ablate"))
+"""Done only when it is asked for: nothing else is built on it."""
+
 
 def run_pipeline(
     config: Config,
@@ -84,7 +88,7 @@ def run_pipeline(
 
     Args:
         config: All settings; `config.run_dir` is where the run is kept.
-        only: One stage's name, to run that alone. Its inputs must be there.
+        only: One stage's name, to run that alone. Its inputs must be there. `ablate` is done in no other way.
         force: Do finished stages again, and replace a run of other prompts or generation settings.
         reporter: Where to print; nowhere by default.
 
@@ -130,7 +134,17 @@ def _run_stages(
                 directory, stage, config, state, fingerprint, force, only is not None, reporter
             )
         # A stage run alone builds on what is there, whatever it was made with.
-        upstream = state["stages"].get(stage.name, {}).get("fingerprint", fingerprint)
+        stored = state["stages"].get(stage.name, {}).get("fingerprint", fingerprint)
+        if only == ABLATE.name and stage.name == "train" and stored != fingerprint:
+            reporter.note(
+                "the hardened model was trained on another selection or with other settings than the run has now; "
+                "steermoe train makes it again"
+            )
+        upstream = stored
+    if only == ABLATE.name:
+        upstream = json.dumps(built_on(state["stages"]))
+        fingerprint = _fingerprint(ABLATE, config, upstream)
+        _run_stage(directory, ABLATE, config, state, fingerprint, force, True, reporter)
 
 
 def _open(
@@ -230,6 +244,8 @@ def _fingerprint(stage: Stage, config: Config, upstream: str) -> str:
         inputs["train"] = {
             k: v for k, v in values["train"].items() if k not in ("save_steps", "report_to")
         }
+    if stage.name == ABLATE.name:
+        inputs["train"] = {k: values["train"][k] for k in ("experts", "target_response")}
     text = json.dumps([upstream, inputs], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 

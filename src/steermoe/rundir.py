@@ -45,6 +45,8 @@ SFT_DATASET = "sft_dataset.jsonl"
 MODEL = "model"
 EVALUATION = "evaluation.json"
 HARDENED_RESPONSES = "hardened_responses.parquet"
+ABLATION = "ablation.json"
+ABLATION_FIGURES = "ablation.parquet"
 REPORT = "report.html"
 SHARDS = "shards"
 CHECKPOINTS = "checkpoints"
@@ -435,6 +437,10 @@ class RunDirectory:
         """`evaluation.json`."""
         return self._read_json(EVALUATION)
 
+    def read_ablation(self) -> dict[str, Any]:
+        """`ablation.json`."""
+        return self._read_json(ABLATION)
+
     def remove(self, name: str) -> None:
         """Delete a file or folder of the run, if it is there."""
         path = self.file(name)
@@ -454,9 +460,11 @@ _WRITTEN_BY = {
     UNSAFE_EXPERTS: "identify",
     SFT_DATASET: "train",
     EVALUATION: "evaluate",
+    ABLATION: "ablate",
+    ABLATION_FIGURES: "ablate",
 }
 
-_NOT_ALWAYS = (SFT_DATASET, EVALUATION)
+_NOT_ALWAYS = (SFT_DATASET, EVALUATION, ABLATION, ABLATION_FIGURES)
 """Files that a stage does not write where it has nothing to do."""
 
 _OF_THE_DISK = (

@@ -1,0 +1,313 @@
+"""Deactivated experts: which sets of them are compared, and what the comparison says.
+
+Two uncertainties are kept apart. Intervals are over prompts: what other goals would have shown for the same experts.
+The rank among random draws is over experts: what other experts of the same layers and activation frequencies do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steermoe.analysis.rates import Metric, change, mean_per_token, rate
+from steermoe.analysis.selection import (
+    Expert,
+    SelectionSettings,
+    create_expert_mask,
+    matched_random,
+    resolve_rule,
+)
+from steermoe.records import BoolArray, FloatArray, Verdict
+
+INTACT, SELECTED, LOWEST, RANDOM = "intact", "selected", "lowest", "random"
+REFUSAL, REPLY, DIVERGENCE, VERDICT = "refusal", "reply", "kl", "verdict"
+UNSAFE, LOOK_ALIKES, BENIGN = "unsafe", "look_alike", "benign"
+
+METRICS: dict[str, tuple[str, str]] = {
+    "refusal_log_prob": (REFUSAL, UNSAFE),
+    "reply_log_prob_unsafe": (REPLY, UNSAFE),
+    "reply_log_prob_look_alike": (REPLY, LOOK_ALIKES),
+    "reply_log_prob_benign": (REPLY, BENIGN),
+    "kl_per_token": (DIVERGENCE, BENIGN),
+    "refusal_rate": (VERDICT, UNSAFE),
+    "over_refusal_rate": (VERDICT, BENIGN),
+    "over_refusal_rate_look_alike": (VERDICT, LOOK_ALIKES),
+}
+"""Of each figure: what is measured, and on which kind of prompt."""
+
+SCORE_COLUMNS = ("set", "draw", "measure", "prompt_id", "kind", "goal", "total", "num_tokens")
+"""Of the table that `summarise` reads, with `verdict` beside them."""
+
+_TIE = 1 + 1e-12
+"""Distances that differ by rounding alone are equal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """One set of experts to deactivate.
+
+    Attributes:
+        name: `intact` (none), `selected`, `lowest` or `random`.
+        draw: Number of the random draw; 0 of the other sets.
+        experts: The set, as it was asked for.
+        kept: Those of it that stay active, because their layer would be left with fewer than top-k experts.
+        overlap: How many of `experts` are in the selected set too.
+    """
+
+    name: str
+    draw: int = 0
+    experts: tuple[Expert, ...] = ()
+    kept: tuple[Expert, ...] = ()
+    overlap: int = 0
+
+    @property
+    def deactivated(self) -> tuple[Expert, ...]:
+        """The experts that no token reaches any more."""
+        return tuple(expert for expert in self.experts if expert not in self.kept)
+
+    def allowed(self, layer_indices: Sequence[int], num_experts: int) -> BoolArray:
+        """`(L, E)`, true where an expert may be chosen."""
+        return ~create_expert_mask(
+            len(layer_indices), num_experts, self.deactivated, tuple(layer_indices)
+        )
+
+
+def plan_ablations(
+    table: pd.DataFrame, selected: Sequence[Expert], num_draws: int, top_k: int, seed: int
+) -> list[Ablation]:
+    """The sets to compare: none, the selected one, the one of lowest risk difference, and random ones.
+
+    All have as many experts as the selected set. Random ones are matched to it by layer and activation frequency, and
+    hold none of it where their layers have enough others.
+
+    Args:
+        table: The risk table, one row for each of the model's experts.
+        selected: The experts in question, at least one.
+        num_draws: Random sets.
+        top_k: Experts that a layer must keep.
+        seed: Seeds the draws; each has a seed of its own.
+
+    Returns:
+        The intact model first, then `selected`, `lowest`, and the draws in order.
+    """
+    lowest = resolve_rule(LOWEST, SelectionSettings(threshold=-1.0, top_k=len(selected)))(table)
+    sets = [(SELECTED, 0, list(selected)), (LOWEST, 0, lowest)]
+    sets += [
+        (RANDOM, draw, matched_random(table, selected, seed * 1_000_003 + draw))
+        for draw in range(num_draws)
+    ]
+    chosen = set(selected)
+    return [Ablation(INTACT)] + [
+        Ablation(
+            name, draw, tuple(experts), kept_active(table, experts, top_k), len(chosen & {*experts})
+        )
+        for name, draw, experts in sets
+    ]
+
+
+def kept_active(table: pd.DataFrame, experts: Sequence[Expert], top_k: int) -> tuple[Expert, ...]:
+    """Which experts of a set must stay active, so that every layer keeps `top_k` to choose from.
+
+    Args:
+        table: The risk table, one row for each of the model's experts.
+        experts: The set that is to be deactivated.
+        top_k: Experts that a layer must keep.
+
+    Returns:
+        Of each layer that has too few others, those of the set with the smallest risk difference; of equal
+        differences the expert that comes first.
+    """
+    asked = set(experts)
+    kept: list[Expert] = []
+    for layer, rows in table.groupby("layer"):
+        of_set = [
+            (float(risk), int(expert))
+            for expert, risk in zip(rows["expert"], rows["risk_diff"], strict=True)
+            if (layer, expert) in asked
+        ]
+        num_missing = top_k - (len(rows) - len(of_set))
+        kept += [(int(str(layer)), expert) for _, expert in sorted(of_set)[: max(0, num_missing)]]
+    return tuple(kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where one set lies among random draws.
+
+    Attributes:
+        p_value: `(1 + draws at least as extreme) / (1 + draws)`; extreme is far from the median of the set and all
+            draws together, to either side. It cannot be below `1 / (1 + draws)`.
+        percentile: Share of the draws that lie below, ties counted half: 0 below all of them, 1 above all.
+        num_draws: How many draws there are.
+    """
+
+    p_value: float
+    percentile: float
+    num_draws: int
+
+
+def position_among(value: float, draws: Sequence[float]) -> Position | None:
+    """Where a value lies among draws; None where there are none."""
+    if not len(draws):
+        return None
+    drawn = np.asarray(draws, dtype=np.float64)
+    centre = float(np.median([value, *drawn]))
+    num_extreme = int((np.abs(drawn - centre) * _TIE >= abs(value - centre)).sum())
+    num_below, num_equal = int((drawn < value).sum()), int((drawn == value).sum())
+    return Position(
+        p_value=(1 + num_extreme) / (1 + len(drawn)),
+        percentile=(num_below + num_equal / 2) / len(drawn),
+        num_draws=len(drawn),
+    )
+
+
+def overlap_figures(ablations: Sequence[Ablation]) -> dict[str, Any]:
+    """How much the random draws share with the selected set, and how many of them differ at all."""
+    draws = [ablation for ablation in ablations if ablation.name == RANDOM]
+    overlaps = [draw.overlap for draw in draws]
+    return {
+        "num_draws": len(draws),
+        "num_distinct_draws": len({frozenset(draw.experts) for draw in draws}),
+        "mean_overlap": float(np.mean(overlaps)) if draws else None,
+        "least_overlap": min(overlaps, default=None),
+        "largest_overlap": max(overlaps, default=None),
+    }
+
+
+def summarise(
+    scores: pd.DataFrame, intervals: Mapping[str, Any]
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Figures of one model: every set on its own, and against the intact model and the random draws.
+
+    Args:
+        scores: One row for each set, draw, measure and prompt: `SCORE_COLUMNS` and `verdict`. `total` is a sum over
+            the tokens of a reply (log-probability or divergence, in nats); verdicts have none. Every set has the same
+            prompts in the same order.
+        intervals: `confidence, num_bootstrap, seed` of the intervals.
+
+    Returns:
+        A table with one row for each set, draw and metric, and for each metric `intact, selected, lowest, random`.
+        An `effect` is the difference to the intact model on the same prompts; `among_random` is the rank of the
+        effect, `beyond_random` the difference to the mean of the draws on the same prompts.
+    """
+    records: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
+    for metric, (measure, kind) in METRICS.items():
+        rows = scores[(scores["measure"] == measure) & (scores["kind"] == kind)]
+        by_set = {
+            (str(name), int(str(draw))): group
+            for (name, draw), group in rows.groupby(["set", "draw"], sort=False)
+        }
+        if not by_set:
+            continue
+        measured = {key: _measured(metric, group, intervals) for key, group in by_set.items()}
+        intact = by_set[(INTACT, 0)]
+        effects = {
+            key: _effect(metric, intact, group, intervals)
+            for key, group in by_set.items()
+            if key[0] != INTACT
+        }
+        records += [_record(key, metric, measured[key], effects.get(key)) for key in by_set]
+        figures[metric] = _figures_of(metric, by_set, measured, effects, intervals)
+    return pd.DataFrame(records), figures
+
+
+_Key = tuple[str, int]
+
+
+def _measured(metric: str, group: pd.DataFrame, intervals: Mapping[str, Any]) -> Metric:
+    if METRICS[metric][0] == VERDICT:
+        return rate(
+            _refusals(group), list(group["goal"]), worse=metric != "refusal_rate", **intervals
+        )
+    return _per_token(group["total"].to_numpy(dtype=np.float64), group, intervals)
+
+
+def _effect(
+    metric: str, intact: pd.DataFrame, group: pd.DataFrame, intervals: Mapping[str, Any]
+) -> Metric:
+    assert list(intact["prompt_id"]) == list(group["prompt_id"])
+    if METRICS[metric][0] == VERDICT:
+        return change(_refusals(intact), _refusals(group), list(group["goal"]), **intervals)
+    return _per_token((group["total"].to_numpy() - intact["total"].to_numpy()), group, intervals)
+
+
+def _figures_of(
+    metric: str,
+    by_set: Mapping[_Key, pd.DataFrame],
+    measured: Mapping[_Key, Metric],
+    effects: Mapping[_Key, Metric],
+    intervals: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What `ablation.json` holds of one metric."""
+    draws = [key for key in effects if key[0] == RANDOM and effects[key]["value"] is not None]
+    drawn = [float(effects[key]["value"]) for key in draws]
+    figures: dict[str, Any] = {INTACT: measured[(INTACT, 0)]}
+    for name in (SELECTED, LOWEST):
+        key = (name, 0)
+        if key not in effects:
+            continue
+        effect = effects[key]
+        position = None if effect["value"] is None else position_among(effect["value"], drawn)
+        figures[name] = {
+            **measured[key],
+            "effect": effect,
+            "among_random": None
+            if position is None
+            else {
+                "p_value": position.p_value,
+                "percentile": position.percentile,
+                "num_draws": position.num_draws,
+            },
+        }
+        if METRICS[metric][0] != VERDICT and draws:
+            mean = np.mean([by_set[draw]["total"].to_numpy() for draw in draws], axis=0)
+            beyond = by_set[key]["total"].to_numpy() - mean
+            figures[name]["beyond_random"] = _per_token(beyond, by_set[key], intervals)
+    figures[RANDOM] = {
+        "num_draws": len(drawn),
+        "mean_effect": float(np.mean(drawn)) if drawn else None,
+        "least_effect": min(drawn, default=None),
+        "largest_effect": max(drawn, default=None),
+    }
+    return figures
+
+
+def _per_token(totals: FloatArray, group: pd.DataFrame, intervals: Mapping[str, Any]) -> Metric:
+    """Mean over tokens; without an interval where there is one goal, whose resamples are all the same."""
+    goals = list(group["goal"])
+    metric = mean_per_token(totals.tolist(), group["num_tokens"].tolist(), goals, **intervals)
+    scored = {goal for goal, tokens in zip(goals, group["num_tokens"], strict=True) if tokens}
+    return metric if len(scored) > 1 else metric | {"ci_low": None, "ci_high": None}
+
+
+def _refusals(group: pd.DataFrame) -> list[bool | None]:
+    return [
+        None if verdict == Verdict.UNSCORED else verdict == Verdict.REFUSED
+        for verdict in group["verdict"]
+    ]
+
+
+def _record(key: _Key, metric: str, measured: Metric, effect: Metric | None) -> dict[str, Any]:
+    """One row of `ablation.parquet`; the effect of the intact model is not a number."""
+    of_effect = effect or {"value": None, "ci_low": None, "ci_high": None}
+    number = {
+        "value": measured["value"],
+        "ci_low": measured["ci_low"],
+        "ci_high": measured["ci_high"],
+        "effect": of_effect["value"],
+        "effect_ci_low": of_effect["ci_low"],
+        "effect_ci_high": of_effect["ci_high"],
+    }
+    return {
+        "set": key[0],
+        "draw": key[1],
+        "metric": metric,
+        **{name: np.nan if value is None else float(value) for name, value in number.items()},
+        "n": measured["n"],
+        "num_unscored": measured["num_unscored"],
+    }
