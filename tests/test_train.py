@@ -353,10 +353,19 @@ def test_a_warm_up_one_step_shorter_trains(ready: Ready) -> None:
     assert rates == pytest.approx([i * 1e-3 for i in range(6)])
 
 
+def test_a_schedule_is_told_its_own_settings(ready: Ready) -> None:
+    history = ready.train(
+        warmup_steps=0, lr_scheduler="polynomial", lr_scheduler_kwargs={"power": 2, "lr_end": 0.0}
+    )["history"]
+    rates = [entry["learning_rate"] for entry in history]
+    assert rates == pytest.approx([5e-3 * (left / 6) ** 2 for left in range(6, 0, -1)])
+
+
 @pytest.mark.parametrize(
     "settings",
     [
         {"lr_scheduler": "sideways"},
+        {"lr_scheduler_kwargs": {"power": 2.0}},  # the linear schedule takes none
         {"report_to": ["a_tracker_that_is_not_there"]},
         {"target_response": "no_such_module:refuse"},
         {"target_response": " "},

@@ -14,7 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, SchedulerType, TrainerCallback, TrainingArguments
+import torch
+from transformers import (
+    PrinterCallback,
+    SchedulerType,
+    TrainerCallback,
+    TrainingArguments,
+    get_scheduler,
+)
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -277,6 +284,7 @@ def _training_arguments(
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         lr_scheduler_type=settings.lr_scheduler,
+        lr_scheduler_kwargs=dict(settings.lr_scheduler_kwargs),
         warmup_steps=warmup,
         max_grad_norm=settings.max_grad_norm,
         seed=config.seed,
@@ -295,16 +303,24 @@ def _training_arguments(
 
 
 def _check_names(settings: TrainSection) -> None:
-    """Refuse names that transformers does not know.
+    """Refuse names that transformers does not know, before anything is computed.
 
     Raises:
-        ConfigError: A schedule or a tracker is unknown, or the tracker's package is not installed.
+        ConfigError: A schedule, a setting of it or a tracker is unknown, or the tracker's package is not installed.
     """
     schedules = [str(schedule.value) for schedule in SchedulerType]
     if settings.lr_scheduler not in schedules:
         raise ConfigError(
             f"train.lr_scheduler = {settings.lr_scheduler!r} is not known: use one of {', '.join(schedules)}"
         )
+    given = dict(settings.lr_scheduler_kwargs)
+    try:
+        optimizer = torch.optim.AdamW([torch.zeros(1)], lr=settings.learning_rate)
+        get_scheduler(settings.lr_scheduler, optimizer, 0, 1, scheduler_specific_kwargs=given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"train.lr_scheduler_kwargs = {given} does not fit the schedule {settings.lr_scheduler!r}: {error}"
+        ) from None
     try:
         names = list(settings.report_to)
         callbacks = get_reporting_integration_callbacks(names)  # type: ignore[no-untyped-call]  # transformers
