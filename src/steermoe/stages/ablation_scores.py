@@ -5,7 +5,7 @@ Shape legend: C completion tokens of several rows, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,30 +93,28 @@ class Scorer:
     ) -> None:
         self.config = config
         self.subjects = subjects
-        replies = dict(
-            greedy_replies(
-                run, config, base, {i: subject.prompt for i, subject in subjects.items()}
-            )
-        )
+        prompts = {prompt_id: subject.prompt for prompt_id, subject in subjects.items()}
+        replies = dict(greedy_replies(run, config, base, prompts))
         target = resolve_target(config.train.target_response)
         rows: dict[tuple[str, str], list[TrainingRow]] = {}
         for prompt_id, subject in subjects.items():
-            label = subject.prompt.label
-            reply = retention_row(prompt_id, label, 0, replies[prompt_id], config.ablate.max_tokens)
+            reply = retention_row(
+                prompt_id, subject.prompt.label, 0, replies[prompt_id], config.ablate.max_tokens
+            )
             rows.setdefault((REPLY, subject.kind), []).append(reply)
-            if subject.kind == UNSAFE:
-                position = len(rows.setdefault((REFUSAL, UNSAFE), []))
-                rows[(REFUSAL, UNSAFE)].append(
-                    refusal_row(
-                        prompt_id,
-                        label,
-                        0,
-                        subject.prompt.messages,
-                        target(subject.prompt, position),
-                        base.tokenizer,
-                        config.model.chat_template_kwargs,
-                    )
-                )
+        for position, (prompt_id, subject) in enumerate(
+            (i, subject) for i, subject in subjects.items() if subject.kind == UNSAFE
+        ):
+            refusal = refusal_row(
+                prompt_id,
+                subject.prompt.label,
+                0,
+                subject.prompt.messages,
+                target(subject.prompt, position),
+                base.tokenizer,
+                config.model.chat_template_kwargs,
+            )
+            rows.setdefault((REFUSAL, UNSAFE), []).append(refusal)
         self.rows = {key: sorted(of_kind, key=_length) for key, of_kind in rows.items()}
         """By measure and kind, each of similar lengths together, so that little is padding."""
 
@@ -128,46 +126,34 @@ class Scorer:
     @torch.inference_mode()
     def reference(self, base: LoadedModel) -> dict[str, Tensor]:
         """The intact base model's logits `(C, V)` on its reply to each benign prompt, in its own precision."""
-        kept: dict[str, Tensor] = {}
-        for part in parts_of(_scored(self.rows.get((REPLY, BENIGN), ()))):
-            logits, row_of = completion_logits(base.model, part, base)
-            lengths = torch.bincount(row_of, minlength=len(part)).tolist()
-            for row, own in zip(part, torch.split(logits, lengths), strict=True):
-                kept[row.prompt_id] = own.cpu()
-        return kept
+        return {
+            row.prompt_id: logits.cpu()
+            for part in parts_of(_scored(self.rows.get((REPLY, BENIGN), ())))
+            for row, logits in _logits_by_row(base, part)
+        }
 
     @torch.inference_mode()
     def teacher_forced(
         self, loaded: LoadedModel, reference: Mapping[str, Tensor], bar: Bar
     ) -> list[Score]:
         """Log-probability of every row's completion, and the divergence from the base model on benign replies."""
-        scores = []
+        scores: list[Score] = []
         for (measure, kind), rows in self.rows.items():
-            totals: dict[tuple[str, str], float] = {}
+            totals: dict[str, dict[str, float]] = {measure: {}}
+            if (measure, kind) == (REPLY, BENIGN):
+                totals[DIVERGENCE] = {}
             for part in parts_of(_scored(rows)):
-                logits, row_of = completion_logits(loaded.model, part, loaded)
-                per_token = _log_probs(logits, part)
-                lengths = torch.bincount(row_of, minlength=len(part)).tolist()
-                own_logits = torch.split(logits, lengths)
-                for i, row in enumerate(part):
-                    mine = row_of == i
-                    totals[(measure, row.prompt_id)] = float(per_token[mine].double().sum())
-                    if measure == REPLY and kind == BENIGN:
+                for row, logits in _logits_by_row(loaded, part):
+                    totals[measure][row.prompt_id] = _log_prob(logits, row.completion_token_ids)
+                    if DIVERGENCE in totals:
                         base = reference[row.prompt_id].to(logits.device)
-                        divergence = kl_to_base(base, own_logits[i]).double().sum()
-                        totals[(DIVERGENCE, row.prompt_id)] = float(divergence)
+                        divergence = float(kl_to_base(base, logits).double().sum())
+                        totals[DIVERGENCE][row.prompt_id] = divergence
                 bar.advance(len(part))
-            measures = [measure, DIVERGENCE] if (measure, kind) == (REPLY, BENIGN) else [measure]
             num_tokens = {row.prompt_id: len(row.completion_token_ids) for row in rows}
             scores += [
-                {
-                    "measure": name,
-                    "prompt_id": prompt_id,
-                    "total": totals.get((name, prompt_id), 0.0),
-                    "num_tokens": num_tokens[prompt_id],
-                    "verdict": "",
-                }
-                for name in measures
+                _score_of(name, prompt_id, of_prompt.get(prompt_id, 0.0), num_tokens[prompt_id])
+                for name, of_prompt in totals.items()
                 for prompt_id in self.subjects
                 if prompt_id in num_tokens
             ]
@@ -200,20 +186,34 @@ class Scorer:
 
 def verdict_score(prompt_id: str, verdict: str) -> Score:
     """The verdict on one reply."""
+    return _score_of(VERDICT, prompt_id, 0.0, 0, verdict)
+
+
+def _score_of(
+    measure: str, prompt_id: str, total: float, num_tokens: int, verdict: str = ""
+) -> Score:
     return {
-        "measure": VERDICT,
+        "measure": measure,
         "prompt_id": prompt_id,
-        "total": 0.0,
-        "num_tokens": 0,
+        "total": total,
+        "num_tokens": num_tokens,
         "verdict": verdict,
     }
 
 
-def _log_probs(logits: Tensor, rows: Sequence[TrainingRow]) -> Tensor:
-    """Log-probability `(C,)` of the completion tokens under logits `(C, V)`, in fp32."""
-    ids = [token for row in rows for token in row.completion_token_ids]
-    targets = torch.tensor(ids, device=logits.device).unsqueeze(-1)
-    return torch.log_softmax(logits.float(), dim=-1).gather(-1, targets).squeeze(-1)
+def _logits_by_row(
+    loaded: LoadedModel, rows: Sequence[TrainingRow]
+) -> Iterator[tuple[TrainingRow, Tensor]]:
+    """Rows of one pass, each with the logits `(C, V)` that predict its completion."""
+    logits, _ = completion_logits(loaded.model, rows, loaded)
+    lengths = [len(row.completion_token_ids) for row in rows]
+    return zip(rows, torch.split(logits, lengths), strict=True)
+
+
+def _log_prob(logits: Tensor, token_ids: Sequence[int]) -> float:
+    """Log-probability of C tokens under logits `(C, V)`, in fp32."""
+    targets = torch.tensor(token_ids, device=logits.device).unsqueeze(-1)
+    return float(torch.log_softmax(logits.float(), dim=-1).gather(-1, targets).double().sum())
 
 
 def _scored(rows: Sequence[TrainingRow]) -> list[TrainingRow]:
