@@ -33,7 +33,7 @@ tags: [steermoe, mixture-of-experts, safety]
 | setting | value |
 | --- | --- |
 | base model | {config.model.id}{f" @ {config.model.revision}" if config.model.revision else ""} |
-| selection | {selection["name"]}, threshold {selection["threshold"]}, top_k {selection["top_k"]} |
+| selection | {selection["name"]}, threshold {selection["threshold"]}, top_k {selection["top_k"]}, over {selection["segment"]} tokens |
 | prompts | {", ".join(config.prompts.sources)} |
 | epochs, learning rate | {config.train.epochs:g}, {config.train.learning_rate:g} |
 | seed | {config.seed} |
