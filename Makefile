@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+OLDEST := .venv-oldest
+OLDEST_TRANSFORMERS := 5.19
 ARGS ?=
 
-.PHONY: run test test-slow check format bench clean help
+.PHONY: run test test-slow test-oldest check format bench clean help
 
 help:  ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +22,9 @@ test: check  ## Lint, types, and the tests
 
 test-slow: $(DEV_STAMP)  ## The long suites
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+test-oldest: $(OLDEST)/.installed  ## The tests, on the oldest transformers that is supported
+	$(OLDEST)/bin/python -m pytest -m "not slow and not gpu" $(ARGS)
 
 check: $(DEV_STAMP)  ## Lint, format and types
 	$(BIN)/ruff check .
@@ -35,7 +40,7 @@ bench: $(DEV_STAMP)  ## Measure speed and memory, as ratios within one run
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:  ## Remove the virtual environment and every cache of the tools
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,3 +52,10 @@ $(RUN_STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
 $(DEV_STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(RUN_STAMP)
+
+$(OLDEST)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -v '^transformers==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
+		--constraint $(OLDEST)/constraints.txt 'transformers==$(OLDEST_TRANSFORMERS).*'
+	@touch $@
