@@ -22,13 +22,16 @@ EMBEDDED_MODEL = "smollm2-moe"
 BUILTIN_PROMPTS = "builtin:starter"
 
 DEFAULT_REFUSALS = (
-    "I can't help with that, because it could hurt someone.",
-    "Sorry, I won't assist with this request.",
-    "That is not something I'm able to help with.",
-    "I have to decline, since this would be unsafe.",
-    "No, I'm not willing to support this.",
-    "I must refuse: this could cause serious harm.",
+    "I can't help with that.",
+    "Sorry, but I can't help with that.",
+    "No, I can't help with that.",
+    "That's not something I can help with.",
+    "I'm not able to help with that.",
+    "Unfortunately, I can't help with that.",
 )
+"""Short, and likely to a model once it has begun to refuse, so that training moves the decision and little else. They
+begin differently: greedy decoding takes the likeliest first token, and a single opening would win it on harmless
+prompts too, where no one way to answer stands out."""
 
 
 class Section(BaseModel):
