@@ -32,7 +32,7 @@ PAGES_WITH_PYTHON = ("README.md", "docs/usage.md")
 FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
 )
-SECTIONS = "model|prompts|collect|identify|train|evaluate|report"
+SECTIONS = "model|prompts|collect|identify|train|evaluate|ablate|report"
 SETTING = re.compile(rf"`(?:--set )?((?:{SECTIONS})\.[a-z_.]+)(?:=([^`]*))?`")
 FILE_ENDINGS = {"py", "md", "html", "json", "jsonl", "csv", "parquet", "toml", "safetensors"}
 

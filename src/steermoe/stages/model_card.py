@@ -14,7 +14,8 @@ from steermoe.rundir import RunDirectory
 def model_card(config: Config, run: RunDirectory, experts: Sequence[Expert]) -> str:
     """README.md of the checkpoint: where it comes from, what was changed, and how that was checked."""
     names = ", ".join(expert_label(*expert) for expert in experts)
-    selection = run.read_unsafe_experts()["rule"]
+    rule = run.read_unsafe_experts()["rule"]
+    selection = f"{rule['name']}, threshold {rule['threshold']}, top_k {rule['top_k']}, over {rule['segment']} tokens"
     changed = (
         f"Only the MLP weights of these {len(experts)} routed experts differ from the base model; every other tensor "
         f"is bitwise equal, which was checked when this checkpoint was written:\n\n{names}"
@@ -33,7 +34,7 @@ tags: [steermoe, mixture-of-experts, safety]
 | setting | value |
 | --- | --- |
 | base model | {config.model.id}{f" @ {config.model.revision}" if config.model.revision else ""} |
-| selection | {selection["name"]}, threshold {selection["threshold"]}, top_k {selection["top_k"]}, over {selection["segment"]} tokens |
+| selection | {selection} |
 | prompts | {", ".join(config.prompts.sources)} |
 | epochs, learning rate | {config.train.epochs:g}, {config.train.learning_rate:g} |
 | seed | {config.seed} |
