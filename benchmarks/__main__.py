@@ -18,6 +18,7 @@ MEASURES = (
     "lora",
     "masked",
     "counting",
+    "recording",
 )
 SIDES = ("slices", "full gradient", "LoRA")
 THREADS = 2
@@ -53,8 +54,10 @@ def memory_rows() -> list[dict[str, str]]:
 
 def alone(name: str, arguments: list[str], repeats: int) -> Any:
     """One measure, in this process."""
-    from benchmarks import measures
+    from benchmarks import measures, recording
 
+    if name == "recording":
+        return [asdict(row) for row in recording.recording(repeats)]
     if name == "memory_of":
         return measures.memory_of(*arguments)
     if name == "profile":

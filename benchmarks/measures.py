@@ -47,7 +47,8 @@ class Row:
     detail: str
 
 
-def _seconds(seconds: dict[str, list[float]]) -> str:
+def absolute_seconds(seconds: dict[str, list[float]]) -> str:
+    """Every side's median and range of seconds."""
     return ", ".join(f"{name} {Spread.of(values)} s" for name, values in seconds.items())
 
 
@@ -91,7 +92,7 @@ def _against_full_gradient(repeats: int, adamw: MakeOptimizer, optimizer: str) -
             f"training step, 4 layers, 12 experts, against full gradient + mask, {optimizer}",
             "at least 5 x faster",
             f"{ratio(seconds, 'full gradient', 'slices')} x faster",
-            _seconds(seconds),
+            absolute_seconds(seconds),
         ),
         Row(
             f"the same step against a frozen forward, {optimizer}",
@@ -121,7 +122,7 @@ def full_size(repeats: int = REPEATS) -> list[Row]:
             "training step, full-size OLMoE-1B-7B, 50 experts, against a frozen forward",
             "at most 2.6 x",
             f"{reached} x",
-            f"{_seconds(seconds)}; arithmetic {limit:.2f} x",
+            f"{absolute_seconds(seconds)}; arithmetic {limit:.2f} x",
         ),
         Row(
             "peak memory of that step and its optimizer",
@@ -146,7 +147,7 @@ def lora(repeats: int = REPEATS) -> list[Row]:
             "training step against PEFT LoRA, rank 8, all experts of the same layers",
             "at most 0.8 x",
             f"{ratio(seconds, 'slices', 'LoRA')} x",
-            _seconds(seconds),
+            absolute_seconds(seconds),
         )
     ]
 
@@ -163,7 +164,7 @@ def masked(repeats: int = REPEATS) -> list[Row]:
             "masked training step against the unmasked",
             "at most 1.1 x",
             f"{ratio(seconds, 'masked', 'unmasked')} x",
-            _seconds(seconds),
+            absolute_seconds(seconds),
         )
     ]
 
@@ -186,7 +187,7 @@ def counting(repeats: int = REPEATS) -> list[Row]:
             "counting 1 million tokens x 48 layers x top-8 of 128 experts",
             "at most 3 x one numpy.bincount",
             f"{ratio(seconds, 'count', 'bincount')} x",
-            _seconds(seconds),
+            absolute_seconds(seconds),
         )
     ]
 

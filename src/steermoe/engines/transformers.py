@@ -156,7 +156,7 @@ class TransformersEngine:
         with (
             torch.random.fork_rng(enabled=not greedy),
             _generating(self.model, settings),
-            _contiguous_head_input(self.model),
+            contiguous_head_input(self.model),
         ):
             if not greedy:
                 torch.manual_seed(sampling.seed)
@@ -220,7 +220,7 @@ def _generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _contiguous_head_input(model: Any) -> Iterator[None]:
+def contiguous_head_input(model: Any) -> Iterator[None]:
     """Within it, the language-model head reads a contiguous tensor.
 
     While prompts are read, transformers hands the head a strided slice, the last position of each, and torch then

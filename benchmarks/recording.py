@@ -1,0 +1,78 @@
+"""What recording routed experts adds to generating, and to a forward pass, on the embedded model."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GenerationConfig
+
+from benchmarks.embedded_model import benign_prompts
+from benchmarks.measures import Row, absolute_seconds
+from benchmarks.measuring import REPEATS, mean_ratio, take_turns
+from steermoe.analysis.counts import count_response
+from steermoe.config import ModelSection
+from steermoe.engines.transformers import TransformersEngine, contiguous_head_input
+from steermoe.loading import load_model
+from steermoe.moe.routing import RoutingRecorder
+from steermoe.records import Sampling
+
+NUM_PROMPTS = 32
+NEW_TOKENS = 24
+
+
+def recording(repeats: int = REPEATS) -> list[Row]:
+    """Bare `generate` against collection of the same batch, and a bare forward pass against a recorded one."""
+    loaded = load_model(ModelSection())
+    model, tokenizer = loaded.model, loaded.tokenizer
+    engine = TransformersEngine(model, tokenizer, loaded.description)
+    conversations = [({"role": "user", "content": text},) for text in benign_prompts(NUM_PROMPTS)]
+    tokenizer.padding_side = "left"
+    fed = tokenizer(
+        [engine.render(messages) for messages in conversations],
+        add_special_tokens=False,
+        padding=True,
+        return_tensors="pt",
+    )
+    greedy = GenerationConfig(
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=engine.stop_token_ids,
+        pad_token_id=engine.pad_token_id,
+    )
+
+    @torch.inference_mode()
+    def bare_generate() -> None:
+        with contiguous_head_input(model):
+            model.generate(**fed, generation_config=greedy)
+
+    def collect() -> None:
+        for output in engine.generate(conversations, Sampling(NEW_TOKENS)):
+            count_response(
+                output.routed_experts, len(output.prompt_token_ids), loaded.description.num_experts
+            )
+
+    @torch.inference_mode()
+    def bare_forward() -> None:
+        model(**fed, use_cache=False, logits_to_keep=1)
+
+    @torch.inference_mode()
+    def recorded_forward() -> None:
+        with RoutingRecorder(model, loaded.description) as recorder:
+            model(**fed, use_cache=False, logits_to_keep=1)
+        recorder.take()
+
+    rows = []
+    for what, bare, recorded in (
+        ("collecting, against bare generate", bare_generate, collect),
+        ("a recorded forward pass, against a bare one", bare_forward, recorded_forward),
+    ):
+        seconds = take_turns({"bare": bare, "recorded": recorded}, repeats)
+        reached = mean_ratio(seconds, "recorded", "bare")
+        rows.append(
+            Row(
+                f"{what}, {NUM_PROMPTS} prompts",
+                "at most 1.03 x at the interval's upper end",
+                f"{reached.median:.3f} x ({reached.low:.3f}-{reached.high:.3f})",
+                absolute_seconds(seconds),
+            )
+        )
+    return rows
