@@ -41,7 +41,12 @@ def few_prompts(path: Path) -> Path:
 def test_the_embedded_model_goes_through_every_stage(tmp_path: Path) -> None:
     prompts = few_prompts(tmp_path / "few prompts.jsonl")
     config = load_config(
-        settings=["collect.max_new_tokens=8", "train.epochs=2", "train.learning_rate=1e-3"],
+        settings=[
+            "collect.max_new_tokens=8",
+            "identify.segment=generation",
+            "train.epochs=2",
+            "train.learning_rate=1e-3",
+        ],
         overrides={"run": str(tmp_path / "run"), "prompts": {"sources": [str(prompts)]}},
     )
     run = run_pipeline(config)

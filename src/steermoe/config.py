@@ -25,7 +25,7 @@ DEFAULT_REFUSALS = (
     "I can't help with that.",
     "Sorry, but I can't help with that.",
     "No, I can't help with that.",
-    "That's not something I can help with.",
+    "That's not something I'm able to help with.",
     "I'm not able to help with that.",
     "Unfortunately, I can't help with that.",
 )

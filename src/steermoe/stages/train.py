@@ -9,26 +9,17 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import (
-    PrinterCallback,
-    SchedulerType,
-    TrainerCallback,
-    TrainingArguments,
-    get_scheduler,
-)
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import Expert, create_expert_mask
-from steermoe.config import Config, TrainSection
-from steermoe.errors import ConfigError, RunDirectoryError, TrainingError
+from steermoe.config import Config
+from steermoe.errors import RunDirectoryError
 from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
 from steermoe.moe.masking import router_noise_off
@@ -43,6 +34,7 @@ from steermoe.reporter import Bar, Reporter
 from steermoe.rundir import CHECKPOINTS, MODEL, SFT_DATASET, RunDirectory, disk_error
 from steermoe.stages.identify import selected_experts
 from steermoe.stages.model_card import model_card
+from steermoe.training.arguments import training_arguments
 from steermoe.training.base_replies import BaseReplies
 from steermoe.training.dataset import (
     MicroBatches,
@@ -201,7 +193,8 @@ def _fit(
     num_steps = math.ceil(
         math.ceil(len(dataset) / settings.gradient_accumulation_steps) * settings.epochs
     )
-    arguments = _training_arguments(config, folder, num_steps, loaded.model)
+    on_cpu = next(loaded.model.parameters()).device.type == "cpu"
+    arguments = training_arguments(settings, config.seed, folder, num_steps, on_cpu)
     base_model = None
     if slices is None and settings.retention_weight > 0:
         base_model = load_model(config.model, loaded.source).model
@@ -261,86 +254,6 @@ def _saving_checkpoints(folder: Path) -> Iterator[None]:
         raise RunDirectoryError(
             f"a training checkpoint in {folder} cannot be written: {reason}; free space, and the same command goes on"
         ) from None
-
-
-def _training_arguments(
-    config: Config, folder: Path, num_steps: int, model: Any
-) -> TrainingArguments:
-    settings = config.train
-    warmup = settings.warmup_steps
-    if warmup is None:
-        warmup = math.floor(settings.warmup_ratio * num_steps)
-    if warmup >= num_steps:
-        raise TrainingError(
-            f"warm-up of {warmup} steps is the whole run of {num_steps}: lower train.warmup_steps or warmup_ratio"
-        )
-    _check_names(settings)
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=1,  # one item of the training set is one micro-batch
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        **_checkpointing_arguments(settings.gradient_checkpointing),
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        lr_scheduler_type=settings.lr_scheduler,
-        lr_scheduler_kwargs=dict(settings.lr_scheduler_kwargs),
-        warmup_steps=warmup,
-        max_grad_norm=settings.max_grad_norm,
-        seed=config.seed,
-        data_seed=config.seed,
-        save_strategy="steps",
-        save_steps=settings.save_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        logging_strategy="steps",
-        report_to=list(settings.report_to) or "none",
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        disable_tqdm=True,
-        use_cpu=next(model.parameters()).device.type == "cpu",
-    )
-
-
-def _check_names(settings: TrainSection) -> None:
-    """Refuse names that transformers does not know, before anything is computed.
-
-    Raises:
-        ConfigError: A schedule, a setting of it or a tracker is unknown, or the tracker's package is not installed.
-    """
-    schedules = [str(schedule.value) for schedule in SchedulerType]
-    if settings.lr_scheduler not in schedules:
-        raise ConfigError(
-            f"train.lr_scheduler = {settings.lr_scheduler!r} is not known: use one of {', '.join(schedules)}"
-        )
-    given = dict(settings.lr_scheduler_kwargs)
-    try:
-        optimizer = torch.optim.AdamW([torch.zeros(1)], lr=settings.learning_rate)
-        get_scheduler(settings.lr_scheduler, optimizer, 0, 1, scheduler_specific_kwargs=given)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"train.lr_scheduler_kwargs = {given} does not fit the schedule {settings.lr_scheduler!r}: {error}"
-        ) from None
-    try:
-        names = list(settings.report_to)
-        callbacks = get_reporting_integration_callbacks(names)  # type: ignore[no-untyped-call]  # transformers
-        for callback in callbacks:
-            callback()
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise ConfigError(
-            f"train.report_to = {settings.report_to} cannot be used: {error}"
-        ) from None
-
-
-def _checkpointing_arguments(enabled: bool) -> dict[str, Any]:
-    """Recomputation of activations, under the name that the installed transformers calls it by."""
-    known = {field.name for field in fields(TrainingArguments)}
-    name = (
-        "activation_checkpointing"
-        if "activation_checkpointing" in known
-        else "gradient_checkpointing"
-    )
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if enabled else {}
 
 
 def _masks(
