@@ -103,7 +103,10 @@ def split_experts_forward(
         has_bias=experts.has_bias,
         is_transposed=experts.is_transposed,
         activation=experts._apply_gate if experts.has_gate else experts.act_fn,
-        post_norm=experts.post_expert_norm if experts.has_post_expert_norm else None,
+        # transformers 5.19 has no experts with such a norm, and no flag for it.
+        post_norm=experts.post_expert_norm
+        if getattr(experts, "has_post_expert_norm", False)
+        else None,
     )
     return split_experts(layout, plan, hidden_states, top_k_weights, list(fused.values()), masters)
 
