@@ -22,7 +22,6 @@ from steermoe.analysis.ablation import (
     VERDICT,
 )
 from steermoe.config import Config
-from steermoe.engines.transformers import TransformersEngine
 from steermoe.judges import judge_named
 from steermoe.loading import LoadedModel
 from steermoe.prompts.goals import seeded_rank
@@ -30,7 +29,7 @@ from steermoe.records import Label, Prompt, Split
 from steermoe.reporter import Bar
 from steermoe.rundir import RunDirectory
 from steermoe.stages.collect import group_sampling, sampling_of
-from steermoe.stages.evaluate import completion_logits, greedy_replies, parts_of
+from steermoe.stages.evaluate import completion_logits, greedy_replies, parts_of, text_engine
 from steermoe.training.dataset import TrainingRow, refusal_row, resolve_target, retention_row
 from steermoe.training.trainer import kl_to_base
 
@@ -161,13 +160,7 @@ class Scorer:
 
     def replied(self, loaded: LoadedModel, bar: Bar) -> list[Score]:
         """Verdicts on a model's replies, which are not kept."""
-        engine = TransformersEngine(
-            loaded.model,
-            loaded.tokenizer,
-            loaded.description,
-            self.config.model.chat_template_kwargs,
-            record=False,
-        )
+        engine = text_engine(loaded, self.config)
         judge = judge_named(self.config.collect.judge)
         ids, size = list(self.subjects), self.config.collect.generation_batch_size
         scores = []

@@ -79,6 +79,17 @@ def load_hardened(run: RunDirectory, config: Config) -> LoadedModel:
     return load_model(config.model.model_copy(update={"revision": None}), str(run.file(MODEL)))
 
 
+def text_engine(loaded: LoadedModel, config: Config) -> TransformersEngine:
+    """An engine for replies whose routing nobody asks for."""
+    return TransformersEngine(
+        loaded.model,
+        loaded.tokenizer,
+        loaded.description,
+        config.model.chat_template_kwargs,
+        record=False,
+    )
+
+
 def _remove_figures(run: RunDirectory) -> None:
     """Those of an earlier model would be taken for this one's."""
     run.remove(EVALUATION)
@@ -98,13 +109,7 @@ def _reply(
         if group[0].prompt.split is split
     ]
     judge = judge_named(config.collect.judge)
-    engine = TransformersEngine(
-        hardened.model,
-        hardened.tokenizer,
-        hardened.description,
-        config.model.chat_template_kwargs,
-        record=False,
-    )
+    engine = text_engine(hardened, config)
     with reporter.bar(sum(len(group) for _, group in groups), "evaluate") as bar:
         for index, group in groups:
             if not run.file(run.shard_name(index, HARDENED)).exists():
@@ -214,13 +219,7 @@ def greedy_replies(
     """What the base model replies greedily: the run's own replies, or new ones where those were sampled."""
     if config.collect.temperature == 0:
         return [(row["prompt_id"], output) for row, output in run.iter_outputs(set(prompts))]
-    engine = TransformersEngine(
-        base.model,
-        base.tokenizer,
-        base.description,
-        config.model.chat_template_kwargs,
-        record=False,
-    )
+    engine = text_engine(base, config)
     sampling = Sampling(config.collect.max_new_tokens)
     ids, size = list(prompts), config.collect.generation_batch_size
     outputs: list[Output] = []
