@@ -335,8 +335,13 @@ def _describe_layer(modules: dict[str, nn.Module], experts_name: str) -> MoELaye
         has_bias=bool(experts.has_bias),
         is_transposed=transposed,
         is_concatenated=bool(experts.is_concatenated),
-        has_post_expert_norm=bool(getattr(experts, "has_post_expert_norm", False)),
+        has_post_expert_norm=post_expert_norm(experts) is not None,
     )
+
+
+def post_expert_norm(experts: Any) -> Any:
+    """The norm of each expert's output before it is weighted, or None: transformers 5.19 has not even the flag."""
+    return experts.post_expert_norm if getattr(experts, "has_post_expert_norm", False) else None
 
 
 def _decoder_index(name: str) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from steermoe.errors import ModelError, SelectionError
-from steermoe.moe.layers import MoEDescription, find_moe_layers
+from steermoe.moe.layers import MoEDescription, find_moe_layers, post_expert_norm
 from steermoe.moe.split import Layout, Plan, split_experts
 
 ExpertId = tuple[int, int]
@@ -103,10 +103,7 @@ def split_experts_forward(
         has_bias=experts.has_bias,
         is_transposed=experts.is_transposed,
         activation=experts._apply_gate if experts.has_gate else experts.act_fn,
-        # transformers 5.19 has no experts with such a norm, and no flag for it.
-        post_norm=experts.post_expert_norm
-        if getattr(experts, "has_post_expert_norm", False)
-        else None,
+        post_norm=post_expert_norm(experts),
     )
     return split_experts(layout, plan, hidden_states, top_k_weights, list(fused.values()), masters)
 
