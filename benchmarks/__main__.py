@@ -54,10 +54,8 @@ def memory_rows() -> list[dict[str, str]]:
 
 def alone(name: str, arguments: list[str], repeats: int) -> Any:
     """One measure, in this process."""
-    from benchmarks import measures, recording
+    from benchmarks import measures
 
-    if name == "recording":
-        return [asdict(row) for row in recording.recording(repeats)]
     if name == "memory_of":
         return measures.memory_of(*arguments)
     if name == "profile":

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from benchmarks.arithmetic import step_over_forward
-from benchmarks.measuring import REPEATS, Spread, measure_memory, ratio, take_turns
+from benchmarks.measuring import (
+    REPEATS,
+    Row,
+    absolute_seconds,
+    measure_memory,
+    ratio,
+    take_turns,
+)
+from benchmarks.recording import recording as recording
 from benchmarks.sides import (
     MakeOptimizer,
     Step,
@@ -28,28 +34,6 @@ from steermoe.moe.slices import attach_expert_slices
 
 FEW_LAYERS, FEW_EXPERTS = 4, 12
 ALL_LAYERS, MANY_EXPERTS = 16, 50
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Attributes:
-        measure: What was measured.
-        target: What was aimed at.
-        result: What came out.
-        detail: Absolute figures.
-    """
-
-    measure: str
-    target: str
-    result: str
-    detail: str
-
-
-def absolute_seconds(seconds: dict[str, list[float]]) -> str:
-    """Every side's median and range of seconds."""
-    return ", ".join(f"{name} {Spread.of(values)} s" for name, values in seconds.items())
 
 
 def full_gradient(repeats: int = REPEATS) -> list[Row]:

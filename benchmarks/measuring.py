@@ -62,6 +62,28 @@ def ratio(seconds: Mapping[str, list[float]], side: str, against: str) -> Spread
     return Spread.of([a / b for a, b in zip(seconds[side], seconds[against], strict=True)])
 
 
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        measure: What was measured.
+        target: What was aimed at.
+        result: What came out.
+        detail: Absolute figures.
+    """
+
+    measure: str
+    target: str
+    result: str
+    detail: str
+
+
+def absolute_seconds(seconds: dict[str, list[float]]) -> str:
+    """Every side's median and range of seconds."""
+    return ", ".join(f"{name} {Spread.of(values)} s" for name, values in seconds.items())
+
+
 def mean_ratio(seconds: Mapping[str, list[float]], side: str, against: str) -> Spread:
     """Geometric mean of one side's seconds over the other's, and its 95 % interval over turns (Student's t)."""
     logs = [math.log(a / b) for a, b in zip(seconds[side], seconds[against], strict=True)]

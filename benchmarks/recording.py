@@ -6,8 +6,7 @@ import torch
 from transformers import GenerationConfig
 
 from benchmarks.embedded_model import benign_prompts
-from benchmarks.measures import Row, absolute_seconds
-from benchmarks.measuring import REPEATS, mean_ratio, take_turns
+from benchmarks.measuring import REPEATS, Row, absolute_seconds, mean_ratio, take_turns
 from steermoe.analysis.counts import count_response
 from steermoe.config import ModelSection
 from steermoe.engines.transformers import TransformersEngine, contiguous_head_input

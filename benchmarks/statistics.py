@@ -87,7 +87,7 @@ def speed_of(design: str, what: str) -> dict[str, object]:
     if what == "stability":
         selection_stability(counts, unsafe, [], batches, clusters=clusters)
     else:
-        estimate_uncertainty(counts, unsafe, [], batches, estimator=what, clusters=clusters)  # type: ignore[arg-type]
+        estimate_uncertainty(counts, unsafe, [], batches, estimator=what, clusters=clusters)
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unavoidable = products(1000 if design == "paired" else 2000)
@@ -193,7 +193,7 @@ def planted(runs: int) -> None:
     for name, model in SHAPES.items():
         for design in ("paired", "unpaired"):
             for risk_diff in (0.08, 0.1, 0.15):
-                found, selected, wrong = selections(model, 400, design, risk_diff, runs)  # type: ignore[arg-type]
+                found, selected, wrong = selections(model, 400, design, risk_diff, runs)
                 rows.append(
                     {
                         "shape": name,
@@ -211,7 +211,7 @@ def power(runs: int) -> None:
     rows = []
     for name, model in SHAPES.items():
         for design in ("paired", "unpaired"):
-            pilot = pilot_table(simulate_run(model, PILOT_PROMPTS, 1000, design=design))  # type: ignore[arg-type]
+            pilot = pilot_table(simulate_run(model, PILOT_PROMPTS, 1000, design=design))
             for risk_diff in (0.08, 0.12):
                 needed = prompts_needed(
                     pilot,
@@ -220,7 +220,7 @@ def power(runs: int) -> None:
                     num_unsafe=10,
                     paired=design == "paired",
                 )
-                found, _, _ = selections(model, needed.num_prompts, design, risk_diff, runs)  # type: ignore[arg-type]
+                found, _, _ = selections(model, needed.num_prompts, design, risk_diff, runs)
                 rows.append(
                     {
                         "shape": name,
