@@ -17,6 +17,7 @@ from steermoe.chat import ensure_chat_template
 from steermoe.config import EMBEDDED_MODEL, ModelSection
 from steermoe.errors import ConfigError, ModelError
 from steermoe.moe.embedded import embedded_model_path
+from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.layers import (
     MoEDescription,
     auto_model_class,
@@ -154,7 +155,26 @@ def load_model(
     if not settings.device_map:
         model.to(pick_device(settings.device))
     model.eval().requires_grad_(False)
-    return LoadedModel(model, tokenizer, find_moe_layers(model), source)
+    description = find_moe_layers(model)
+    _let_go_of_files(model, description)
+    return LoadedModel(model, tokenizer, description, source)
+
+
+def _let_go_of_files(model: Any, description: MoEDescription) -> None:
+    """Copy what may still lie in the memory-mapped files of the checkpoint, apart from the experts.
+
+    transformers fuses experts into tensors of their own, and leaves the rest where the files are mapped. That tenth
+    of the weights would keep the whole mapping, experts included, in memory a second time.
+    """
+    experts = {
+        id(parameter)
+        for layer in description.layers
+        for parameter in model.get_submodule(layer.experts_name).parameters()
+    }
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and id(tensor) not in experts:
+            tensor.data = tensor.data.clone()
+    give_back_freed_memory()
 
 
 def _read_config(settings: ModelSection, source: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.training.dataset import IGNORED, TrainingRow, collate
 
 ROWS_AT_A_TIME = 16
@@ -84,6 +85,7 @@ class BaseReplies:
         lengths = predicts.sum(dim=1).tolist()
         for row, part in zip(rows, torch.split(hidden, lengths), strict=True):
             self._hidden[row.prompt_id] = part.cpu()
+        give_back_freed_memory()
 
     @torch.no_grad()
     def logits(self, prompt_ids: Sequence[str]) -> Tensor:
