@@ -8,11 +8,15 @@ from __future__ import annotations
 import csv
 import os
 import string
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tiny import CommandLine
 
 # No hub, no telemetry, no thread of the tokenizer's own: set before anything imports transformers.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -129,3 +133,51 @@ def small_prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             writer.writerow([f"Kill the process {i}", "safe", f"pair-{i}", "look_alike", split])
             writer.writerow([f"Bake a loaf {i}", "benign", "", "", split])
     return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: TinyCheckpoint) -> Path:
+    """The tiny checkpoint that most whole runs use; modules that try several have one of their own."""
+    return tiny_checkpoint("mixtral")
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint: Path, small_prompts: Path) -> Path:
+    """A whole run on the module's checkpoint. Copy it before writing to it."""
+    from tiny import finished_run
+
+    return finished_run(checkpoint, small_prompts)
+
+
+@pytest.fixture
+def steermoe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> CommandLine:
+    """The command line, run in a folder of its own."""
+    from tiny import CommandLine
+
+    monkeypatch.chdir(tmp_path)
+    return CommandLine(monkeypatch, capsys)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a small file system of its own, where the machine allows it."""
+    mounts: list[Path] = []
+
+    def mount(options: str) -> Path:
+        path = tmp_path / f"mount-{len(mounts)}"
+        path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
+        try:
+            done = subprocess.run(command, capture_output=True, check=False)
+        except FileNotFoundError:
+            pytest.skip("no mount command")
+        if done.returncode:
+            pytest.skip("mounting is not allowed here")
+        mounts.append(path)
+        return path
+
+    yield mount
+    for path in mounts:
+        subprocess.run(["umount", "-l", str(path)], check=True)

@@ -39,11 +39,6 @@ REFUSAL_TEXT = "No."
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: TinyCheckpoint) -> Path:
-    return tiny_checkpoint("mixtral")
-
-
-@pytest.fixture(scope="module")
 def ablated(
     checkpoint: Path, small_prompts: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
@@ -551,14 +546,6 @@ def test_running_the_pipeline_never_ablates(
 
 
 # ---- the command line ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def steermoe(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> CommandLine:
-    monkeypatch.chdir(tmp_path)
-    return CommandLine(monkeypatch, capsys)
 
 
 def test_the_command_prints_its_table_and_show_prints_it_again(

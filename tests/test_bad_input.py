@@ -5,39 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
 
-from conftest import TinyCheckpoint, byte_tokenizer
-from tiny import CommandLine, arguments_of, contents, copy_of, files_of, finished_run, write_prompts
+from conftest import byte_tokenizer
+from tiny import CommandLine, arguments_of, contents, copy_of, files_of, write_prompts
 
 GOOD = [
     {"prompt": f"{label} {i}", "label": label}
     for i in range(9)
     for label in ("safe", "unsafe", "benign")
 ]
-
-
-@pytest.fixture
-def steermoe(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> CommandLine:
-    monkeypatch.chdir(tmp_path)
-    return CommandLine(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: TinyCheckpoint) -> Path:
-    return tiny_checkpoint("mixtral")
-
-
-@pytest.fixture(scope="module")
-def finished(checkpoint: Path, small_prompts: Path) -> Path:
-    return finished_run(checkpoint, small_prompts)
 
 
 @pytest.fixture
@@ -340,34 +322,11 @@ def test_an_output_below_a_file_is_refused(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts a small file system, where the machine allows it."""
-    mounts: list[Path] = []
-
-    def mount(options: str, name: str = "mount") -> Path:
-        path = tmp_path / name
-        path.mkdir(exist_ok=True)
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
-        try:
-            done = subprocess.run(command, capture_output=True, check=False)
-        except FileNotFoundError:
-            pytest.skip("no mount command")
-        if done.returncode:
-            pytest.skip("mounting is not allowed here")
-        mounts.append(path)
-        return path
-
-    yield mount
-    for path in mounts:
-        subprocess.run(["umount", "-l", str(path)], check=True)
-
-
 def test_a_read_only_output_is_refused(
     steermoe: CommandLine,
     checkpoint: Path,
     small_prompts: Path,
-    mounted: Callable[..., Path],
+    mounted: Callable[[str], Path],
 ) -> None:
     place = mounted("ro,size=1m")
     message = steermoe.refusal("run", *arguments_of(checkpoint, place / "run", small_prompts))
@@ -380,7 +339,7 @@ def test_a_disk_that_fills_up_is_refused_at_every_stage_and_loses_nothing(
     checkpoint: Path,
     small_prompts: Path,
     finished: Path,
-    mounted: Callable[..., Path],
+    mounted: Callable[[str], Path],
     free: int,
 ) -> None:
     # So many kilobytes end the run while it collects, identifies, writes training checkpoints, saves the model.

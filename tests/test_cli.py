@@ -16,7 +16,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from conftest import TinyCheckpoint
 from steermoe.run import load_run
 from tiny import (
     SETTINGS,
@@ -25,7 +24,6 @@ from tiny import (
     contents,
     copy_of,
     files_of,
-    finished_run,
     tiny_config,
 )
 
@@ -36,22 +34,10 @@ COMMANDS = (
 
 
 @pytest.fixture
-def steermoe(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> CommandLine:
-    monkeypatch.chdir(tmp_path)
+def steermoe(steermoe: CommandLine, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
+    """The command line of a wide terminal."""
     monkeypatch.setenv("COLUMNS", "200")
-    return CommandLine(monkeypatch, capsys)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: TinyCheckpoint) -> Path:
-    return tiny_checkpoint("mixtral")
-
-
-@pytest.fixture(scope="module")
-def finished(checkpoint: Path, small_prompts: Path) -> Path:
-    return finished_run(checkpoint, small_prompts)
+    return steermoe
 
 
 # ---- help, usage, version -----------------------------------------------------------------------------
@@ -144,7 +130,12 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(
     command = [sys.executable, "-c", "from steermoe.cli import main; main()", "run"]
     arguments = [*arguments_of(checkpoint, run_dir, small_prompts), "--set", "train.epochs=2000"]
     with subprocess.Popen(
-        [*command, *arguments], stderr=subprocess.PIPE, text=True, env=os.environ
+        [*command, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        # A shell starts what it puts into the background deaf to Ctrl-C, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 240
         while not any((run_dir / "checkpoints").glob("checkpoint-*/trainer_state.json")):

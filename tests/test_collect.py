@@ -23,7 +23,7 @@ from steermoe.run import load_run
 from steermoe.rundir import RESPONSES, SHARDS, RunDirectory
 from steermoe.stages import collect as stage
 from steermoe.stages.collect import collect, plan_groups, prepare_prompts, process_mixed_batches
-from tiny import Listener, files_of, finished_run, tiny_config, write_prompts
+from tiny import Listener, files_of, tiny_config, write_prompts
 
 # ---- process_mixed_batches ----------------------------------------------------------------------------
 
@@ -201,16 +201,6 @@ def test_a_transformers_model_may_take_the_engines_place(
 
 
 # ---- the stage ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: TinyCheckpoint) -> Path:
-    return tiny_checkpoint("mixtral")
-
-
-@pytest.fixture(scope="module")
-def finished(checkpoint: Path, small_prompts: Path) -> Path:
-    return finished_run(checkpoint, small_prompts)
 
 
 def collected(config: Config) -> tuple[RunDirectory, Listener]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -31,11 +32,6 @@ RATES = ("attack_success_rate", "refusal_rate", "over_refusal_rate", "over_refus
 @pytest.fixture(scope="module", params=["mixtral", "olmoe"])
 def checkpoint(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint) -> Path:
     return tiny_checkpoint(request.param)
-
-
-@pytest.fixture(scope="module")
-def finished(checkpoint: Path, small_prompts: Path) -> Path:
-    return finished_run(checkpoint, small_prompts)
 
 
 @pytest.fixture
@@ -299,8 +295,6 @@ def test_a_goal_with_several_prompts_is_counted_as_one(
     judged: tuple[RunDirectory, Config, ByKind],
 ) -> None:
     run, config, _ = judged
-    import dataclasses
-
     prompts = [
         dataclasses.replace(p, goal="one goal") if p.split == "test" and p.label == "benign" else p
         for p in run.read_prompts()
@@ -331,8 +325,6 @@ def test_without_a_hardened_model_nothing_is_evaluated_and_that_is_said(
 def test_without_held_out_prompts_nothing_is_evaluated_and_that_is_said(
     run: RunDirectory, mixtral: Path, small_prompts: Path
 ) -> None:
-    import dataclasses
-
     run.write_prompts([dataclasses.replace(p, split="train") for p in run.read_prompts()])
     listener = Listener()
     assert evaluate(run, tiny_config(mixtral, run.path, small_prompts), listener) == {}
@@ -344,8 +336,6 @@ def test_held_out_prompts_of_one_kind_leave_the_other_rates_empty(
     judged: tuple[RunDirectory, Config, ByKind],
 ) -> None:
     run, config, _ = judged
-    import dataclasses
-
     prompts = [
         dataclasses.replace(p, split="dev") if p.split == "test" and p.label == "benign" else p
         for p in run.read_prompts()

@@ -316,16 +316,6 @@ def test_a_second_run_in_the_directory_is_refused_and_harms_nothing(
 # ---- whole runs on a tiny checkpoint -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: TinyCheckpoint) -> Path:
-    return tiny_checkpoint("mixtral")
-
-
-@pytest.fixture(scope="module")
-def finished(checkpoint: Path, small_prompts: Path) -> Path:
-    return finished_run(checkpoint, small_prompts)
-
-
 def test_a_whole_run_leaves_every_file_of_the_specification(finished: Path) -> None:
     expected = {
         "run.json",

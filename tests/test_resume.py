@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 
-from conftest import TinyCheckpoint
 from tiny import COMPARED, contents, files_of, finished_run, tiny_config, write_prompts
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
@@ -86,11 +85,6 @@ class Processes:
 @pytest.fixture(scope="module")
 def processes() -> Processes:
     return Processes()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tiny_checkpoint: TinyCheckpoint) -> Path:
-    return tiny_checkpoint("mixtral")
 
 
 @pytest.fixture(scope="module")

@@ -188,29 +188,6 @@ def test_a_directory_below_a_file_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "x"
 
 
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a small file system of its own, where the machine allows it."""
-    mounts: list[Path] = []
-
-    def mount(options: str) -> Path:
-        path = tmp_path / f"mount-{len(mounts)}"
-        path.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
-        try:
-            done = subprocess.run(command, capture_output=True, check=False)
-        except FileNotFoundError:
-            pytest.skip("no mount command")
-        if done.returncode:
-            pytest.skip("mounting is not allowed here")
-        mounts.append(path)
-        return path
-
-    yield mount
-    for path in mounts:
-        subprocess.run(["umount", "-l", str(path)], check=True)
-
-
 def test_a_read_only_directory_is_refused(mounted: Callable[[str], Path]) -> None:
     with pytest.raises(RunDirectoryError, match="Read-only file system"):
         RunDirectory(mounted("ro,size=1m") / "run").create()

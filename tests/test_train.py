@@ -33,11 +33,6 @@ def checkpoint(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint) 
     return tiny_checkpoint(request.param)
 
 
-@pytest.fixture(scope="module")
-def finished(checkpoint: Path, small_prompts: Path) -> Path:
-    return finished_run(checkpoint, small_prompts)
-
-
 class Ready:
     """A run that is ready to train, on Mixtral."""
 
