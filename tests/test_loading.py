@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,18 @@ def test_a_loaded_model_is_frozen_ready_and_described(tiny_checkpoint: TinyCheck
     assert loaded.tokenizer.chat_template
     assert loaded.description.layer_indices == (0, 1)
     assert (loaded.description.num_experts, loaded.description.top_k) == (8, 2)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_weights_are_no_longer_mapped_from_the_files(checkpoint: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "mapped-once"
+    shutil.copytree(checkpoint, copy)
+    loaded = load_model(ModelSection(id=str(copy)))
+    gc.collect()
+    assert str(copy) not in Path("/proc/self/maps").read_text()
+    stored = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
+    for name, parameter in loaded.model.named_parameters():
+        assert torch.equal(parameter, stored.get_parameter(name)), name
 
 
 def test_dtype_and_kernels_are_those_asked_for(tiny_checkpoint: TinyCheckpoint) -> None:
