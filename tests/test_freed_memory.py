@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from steermoe.moe import freed_memory
-from steermoe.moe.freed_memory import give_back_freed_memory, note_freed
-
-CPU = torch.device("cpu")
+from architectures import BY_NAME, token_ids
+from steermoe.moe import freed_memory, slices
+from steermoe.moe.freed_memory import give_back_freed_memory
+from steermoe.moe.slices import attach_expert_slices
 
 
 def resident_bytes() -> int:
@@ -28,25 +28,22 @@ def test_memory_that_was_freed_below_a_kept_block_is_given_back() -> None:
     assert all(block == b"x" * 100_000 for block in kept)
 
 
-def test_it_is_given_back_whenever_much_was_freed(monkeypatch: pytest.MonkeyPatch) -> None:
-    trims: list[int] = []
-    monkeypatch.setattr(freed_memory, "LIMIT", 100)
-
-    def give_back() -> None:
-        trims.append(freed_memory._freed_since)
-        freed_memory._freed_since = 0
-
-    monkeypatch.setattr(freed_memory, "give_back_freed_memory", give_back)
-    monkeypatch.setattr(freed_memory, "_freed_since", 0)
-    for _ in range(6):
-        note_freed(40, CPU)
-    assert trims == [120, 120]
-
-
-def test_memory_of_an_accelerator_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(freed_memory, "_freed_since", 0)
-    note_freed(50, torch.device("cuda"))
-    assert freed_memory._freed_since == 0
+def test_a_training_pass_gives_memory_back_once_and_other_passes_never(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trims: list[None] = []
+    monkeypatch.setattr(slices, "give_back_freed_memory", lambda: trims.append(None))
+    model = BY_NAME["mixtral"].build()
+    attached = attach_expert_slices(model, [(0, 0), (1, 2)])
+    ids = token_ids(2, 6)
+    model(input_ids=ids).logits.sum().backward()
+    model(input_ids=ids).logits.sum().backward()
+    assert len(trims) == 2
+    with torch.no_grad():
+        model(input_ids=ids)
+    with attached.switched_off():
+        model(input_ids=ids)
+    assert len(trims) == 2
 
 
 def test_another_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from steermoe.errors import ModelError, SelectionError
+from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.layers import MoEDescription, find_moe_layers, post_expert_norm
 from steermoe.moe.split import Layout, Plan, split_experts
 
@@ -38,9 +39,15 @@ SWITCH_NAME = "expert_slices_switch"
 
 @dataclass(slots=True)
 class Switch:
-    """Whether forward passes use the trained experts; one object, shared by the model's layers."""
+    """Whether forward passes use the trained experts; one object, shared by the model's layers.
+
+    Attributes:
+        enabled: Whether they do.
+        gives_memory_back: The experts module before which freed memory is given back, three quarters up the model.
+    """
 
     enabled: bool = True
+    gives_memory_back: nn.Module | None = None
 
 
 class TrainedStack(nn.Module):
@@ -88,9 +95,12 @@ def split_experts_forward(
     """
     stack: TrainedStack | None = getattr(experts, STACK_NAME, None)
     differentiated = torch.is_grad_enabled() and hidden_states.requires_grad
-    if not getattr(experts, SWITCH_NAME).enabled or (stack is None and not differentiated):
+    switch: Switch = getattr(experts, SWITCH_NAME)
+    if not switch.enabled or (stack is None and not differentiated):
         stock: Tensor = type(experts).forward(experts, hidden_states, top_k_index, top_k_weights)
         return stock
+    if differentiated and experts is switch.gives_memory_back:
+        give_back_freed_memory()
     fused = fused_parameters(experts)
     num_experts = fused["down_proj"].shape[0]
     masters: list[Tensor] = []
@@ -144,6 +154,8 @@ class ExpertSlices:
             forward = torch.compiler.disable(split_experts_forward)  # type: ignore[no-untyped-call]
             module.forward = types.MethodType(forward, module)
             self._overridden.append(module)
+        if self._overridden[0].get_parameter("down_proj").device.type == "cpu":
+            self._switch.gives_memory_back = self._overridden[len(self._overridden) * 3 // 4]
         self.num_parameters = sum(parameter.numel() for parameter in self.parameters())
 
     @property

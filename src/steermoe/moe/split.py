@@ -27,8 +27,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from steermoe.moe.freed_memory import note_freed
-
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -248,11 +246,6 @@ def _through_down_and_norm(
     return down.grad_input(grad_out_RD), grad_out_RD[start:], grad_weight_R
 
 
-def _scratch_bytes(plan: Plan, tokens_TD: Tensor) -> int:
-    """About what one pass of a layer allocates and frees: three tensors of `(S, D)`."""
-    return 3 * len(plan.token_of_row) * tokens_TD.shape[1] * tokens_TD.itemsize
-
-
 class _SplitExperts(torch.autograd.Function):
     """The routed experts of one layer; the gradients are in the module's docstring."""
 
@@ -265,7 +258,6 @@ class _SplitExperts(torch.autograd.Function):
         weights_TK: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        note_freed(_scratch_bytes(plan, hidden_TD), hidden_TD.device)
         up, down = _projections(layout, plan, tensors)
         up_SU = up(hidden_TD[plan.token_of_row].to(up.dtype))
         out_SD = down(layout.activation(up_SU))
@@ -294,7 +286,6 @@ class _SplitExperts(torch.autograd.Function):
         layout, plan, first = ctx.layout, ctx.plan, ctx.first
         hidden_TD, weights_TK, up_RU, out_RD, *tensors = ctx.saved_tensors
         _, _, needs_hidden, needs_weights, *_ = ctx.needs_input_grad
-        note_freed(_scratch_bytes(plan, grad_TD), grad_TD.device)
         up, down = _projections(layout, plan, tensors)
         with torch.enable_grad():
             up_RU = up_RU.detach().requires_grad_()
