@@ -714,3 +714,43 @@ def test_callbacks_see_both_objectives(mixtral: Any, tmp_path: Path) -> None:
         abs=1e-3,
     )
     assert first["retention_kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_routers_add_no_noise_while_it_trains(mixtral: Any, tmp_path: Path) -> None:
+    for layer in mixtral.model.layers:
+        layer.mlp.jitter_noise = 0.5
+    attach_expert_slices(mixtral, EXPERTS)
+    ids = torch.arange(3, 15).reshape(2, 6)
+    mixtral.train()
+    with torch.no_grad():
+        assert not torch.equal(mixtral(input_ids=ids).logits, mixtral(input_ids=ids).logits)
+    slices = mixtral.model.layers[0].mlp.experts.trained_experts
+    before = slices.down_proj.detach().clone()
+    trainer = make_trainer(
+        mixtral,
+        tmp_path,
+        arguments={"num_train_epochs": 4, "learning_rate": 0.0, "logging_steps": 1},
+        weights=LossWeights(retention=0.0),
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 4 and len(set(losses)) == 1
+    assert torch.equal(slices.down_proj, before)
+
+
+def test_the_loss_is_finite_where_the_sum_of_all_logits_is_not(
+    mixtral: Any, tmp_path: Path
+) -> None:
+    mixtral.set_experts_implementation("eager")
+    mixtral.half().requires_grad_(True)
+    mixtral.lm_head.register_forward_hook(lambda module, given, logits: logits + 20)
+    trainer = make_trainer(mixtral, tmp_path, weights=LossWeights(retention=0.0))
+    batch = collate([mixed_rows()], 0)
+    predicts = batch["labels"] >= 0
+    with torch.no_grad(), only_positions(mixtral, predicts):
+        fed = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        assert torch.isinf(mixtral(**fed, use_cache=False).logits.sum())
+    loss = trainer.compute_loss(mixtral, batch)
+    assert torch.isfinite(loss)
+    loss.backward()
+    assert torch.isfinite(mixtral.lm_head.weight.grad).all()

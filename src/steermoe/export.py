@@ -120,5 +120,8 @@ def _export_delta(run: Run, folder: Path) -> Path:
             f"{run.path} has no hardened model: run `steermoe train --run {run.path}` first"
         )
     path = folder / DELTA
-    save_delta(model_source(run.config.model), hardened, run.trained_experts, path)
+    settings = run.config.model
+    save_delta(
+        model_source(settings), hardened, run.trained_experts, path, revision=settings.revision
+    )
     return path

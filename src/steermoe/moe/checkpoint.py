@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from steermoe.errors import ModelError, TrainingError
-from steermoe.moe.layers import load_description
+from steermoe.moe.layers import auto_model_class, load_description
 from steermoe.moe.quantization import dequantization_arguments, quantization_method
 from steermoe.moe.slices import STACK_NAME, ExpertId
 from steermoe.moe.stored import (
@@ -317,7 +317,7 @@ def _first_unlike(before: dict[str, StoredTensor], after: dict[str, StoredTensor
 def _resave(base: Path, folder: Path, dtype: str) -> None:
     """Load a model and save it as transformers does, unpacked and in one dtype."""
     config = AutoConfig.from_pretrained(base, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(
+    model = auto_model_class(config).from_pretrained(
         base,
         dtype=getattr(torch, dtype),
         local_files_only=True,

@@ -22,7 +22,6 @@ from steermoe.config import Config
 from steermoe.errors import RunDirectoryError
 from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
-from steermoe.moe.masking import router_noise_off
 from steermoe.moe.slices import (
     ExpertSlices,
     attach_expert_slices,
@@ -226,7 +225,7 @@ def _fit(
     last = _last_whole_checkpoint(folder)
     if last is not None:
         reporter.line(f"train: going on from {Path(last).name}")
-    with router_noise_off(loaded.model), reporter.bar(num_steps, "train") as bar:
+    with reporter.bar(num_steps, "train") as bar:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_BarCallback(bar))
         with _saving_checkpoints(folder):

@@ -32,7 +32,7 @@ from transformers import Trainer, TrainerCallback
 
 from steermoe.errors import TrainingError
 from steermoe.moe.layers import find_moe_layers
-from steermoe.moe.masking import masked_experts
+from steermoe.moe.masking import masked_experts, router_noise_off
 from steermoe.moe.slices import ExpertSlices
 from steermoe.records import BoolArray
 from steermoe.training.base_replies import BaseReplies, only_positions
@@ -138,6 +138,11 @@ class ExpertMaskingTrainer(Trainer):
     def _plain_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as `transformers.Trainer` does; routers add no noise meanwhile."""
+        with router_noise_off(self._plain_model, self.description):
+            return super().train(*args, **kwargs)
+
     def compute_loss(
         self,
         model: Any,
@@ -161,7 +166,8 @@ class ExpertMaskingTrainer(Trainer):
         )  # (C,)
         targets = labels[predicts].to(logits.device)
         weight = self._token_weights(inputs["token_position"][predicts].to(logits.device))  # (C,)
-        loss = logits.sum() * 0.0
+        # Zero, and differentiable where no row has a loss; a sum over all logits overflows in float16.
+        loss = logits[:0].float().sum()
         if is_refusal.any() and self.weights.refusal:
             per_token = F.cross_entropy(
                 logits[is_refusal].float(), targets[is_refusal], reduction="none"
