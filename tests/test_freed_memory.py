@@ -1,3 +1,7 @@
+"""Freed memory goes back to the operating system, and only when it is worth it."""
+
+from __future__ import annotations
+
 import gc
 import sys
 from pathlib import Path
@@ -46,7 +50,24 @@ def test_a_training_pass_gives_memory_back_once_and_other_passes_never(
     assert len(trims) == 2
 
 
-def test_another_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_system_is_not_even_asked_for_its_allocator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
     monkeypatch.setattr(freed_memory.sys, "platform", "darwin")
-    monkeypatch.setattr(freed_memory.ctypes, "CDLL", None)
+    monkeypatch.setattr(freed_memory.ctypes, "CDLL", asked.append)
     give_back_freed_memory()
+    assert asked == []
+
+
+def test_an_allocator_that_cannot_trim_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def library(name: object) -> object:
+        asked.append(name)
+        return object()  # musl has no malloc_trim
+
+    monkeypatch.setattr(freed_memory.sys, "platform", "linux")
+    monkeypatch.setattr(freed_memory.ctypes, "CDLL", library)
+    give_back_freed_memory()
+    assert asked == [None]
