@@ -394,7 +394,7 @@ def test_models_lists_architectures_and_describes_one(
     assert steermoe("models") == 0
     for name in ("olmoe", "mixtral", "qwen3_moe", "gpt_oss", "llama4"):
         assert re.search(rf"\b{name}\b", steermoe.out), name
-    assert int(re.search(r"(\d+) supported architectures", steermoe.out)[1]) >= 40  # type: ignore[index]
+    assert int(re.search(r"(\d+) supported architectures", steermoe.out)[1]) >= 40
     assert steermoe("models", str(checkpoint)) == 0
     assert re.search(r"experts of a layer\s+8, of which 2", steermoe.out)
     assert "MixtralForCausalLM" in steermoe.out

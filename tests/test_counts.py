@@ -132,4 +132,4 @@ def test_selecting_responses_keeps_rows_together() -> None:
     assert chosen.layer_indices == (4,)
     assert counts.segment("generation")[0][0].tolist() == [[2, 3]]
     with pytest.raises(RoutingError, match="unknown segment"):
-        counts.segment("both")  # type: ignore[arg-type]
+        counts.segment("both")

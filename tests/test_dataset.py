@@ -39,7 +39,7 @@ def row(
     completion: tuple[int, ...] = (3, 4),
     label: Label = Label.SAFE,
 ) -> TrainingRow:
-    return TrainingRow(name, label, batch_idx, objective, USER, "text", prompt, completion)  # type: ignore[arg-type]
+    return TrainingRow(name, label, batch_idx, objective, USER, "text", prompt, completion)
 
 
 def output(prompt: tuple[int, ...], reply: tuple[int, ...]) -> Output:
@@ -114,8 +114,8 @@ def test_a_text_a_list_or_a_callable_may_be_the_target() -> None:
 
 def test_a_callable_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("my_refusals")
-    module.polite = lambda prompt: f"Kindly no: {prompt}"  # type: ignore[attr-defined]
-    module.number = 3  # type: ignore[attr-defined]
+    module.polite = lambda prompt: f"Kindly no: {prompt}"
+    module.number = 3
     monkeypatch.setitem(sys.modules, "my_refusals", module)
     assert resolve_target("my_refusals:polite")("x", 0) == "Kindly no: x"
     for name in ("my_refusals:missing", "no_such_module_here:polite", "my_refusals:number"):

@@ -165,7 +165,7 @@ def test_a_resample_without_one_class_counts_for_nothing() -> None:
 def test_input_that_no_estimator_can_use_is_refused() -> None:
     counts, unsafe, batches = random_counts(0)
     with pytest.raises(RoutingError, match="unknown estimator 'median'; choose one of mean_over_b"):
-        estimate_risk_diff(counts, unsafe, batches, estimator="median")  # type: ignore[arg-type]
+        estimate_risk_diff(counts, unsafe, batches, estimator="median")
     with pytest.raises(RoutingError, match="no mixed batch has tokens of both classes"):
         estimate_risk_diff(counts, unsafe, np.full(len(counts), -1))
     with pytest.raises(RoutingError, match="no stratum of responses has tokens of both classes"):

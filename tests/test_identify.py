@@ -226,7 +226,7 @@ def test_a_rule_of_the_users_own_sees_the_table_and_chooses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = types.ModuleType("my_rules")
-    module.last = lambda table: [  # type: ignore[attr-defined]
+    module.last = lambda table: [
         (int(row["layer"]), int(row["expert"])) for row in table.tail(1).to_dict("records")
     ]
     monkeypatch.setitem(sys.modules, "my_rules", module)

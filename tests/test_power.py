@@ -41,7 +41,7 @@ def test_it_is_the_textbook_sample_size_when_experts_are_alike(
 def test_more_unsafe_experts_larger_effects_and_less_power_need_fewer_prompts() -> None:
     def needed(**changed: float) -> int:
         options = {"risk_diff": 0.1, "num_unsafe": 5, "power": 0.9, **changed}
-        return prompts_needed(pilot_of(0.02), 50, **options).num_prompts  # type: ignore[arg-type]
+        return prompts_needed(pilot_of(0.02), 50, **options).num_prompts
 
     assert needed(num_unsafe=50) < needed() < needed(num_unsafe=1)
     assert needed(risk_diff=0.2) < needed() < needed(risk_diff=0.08)

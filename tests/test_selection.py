@@ -140,7 +140,7 @@ def test_random_experts_overlap_the_selected_only_where_a_layer_has_no_others() 
 
 def use_module(monkeypatch: pytest.MonkeyPatch, rule: object) -> None:
     module = types.ModuleType("my_rules")
-    module.rule = rule  # type: ignore[attr-defined]
+    module.rule = rule
     monkeypatch.setitem(sys.modules, "my_rules", module)
 
 

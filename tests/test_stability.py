@@ -16,7 +16,7 @@ TINY = RoutingModel(num_layers=2, num_experts=16, top_k=4)
 
 
 def stability_of(run: SimulatedRun, **options: object) -> Stability:
-    return selection_stability(run.counts, run.is_unsafe, run.goals, run.batch_idx, **options)  # type: ignore[arg-type]
+    return selection_stability(run.counts, run.is_unsafe, run.goals, run.batch_idx, **options)
 
 
 @pytest.mark.parametrize("design", ["paired", "unpaired", "clustered"])

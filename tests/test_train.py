@@ -243,7 +243,7 @@ def test_the_target_response_may_be_a_text_a_list_or_a_callable(
     ready: Ready, monkeypatch: pytest.MonkeyPatch, target: Any
 ) -> None:
     module = types.ModuleType("my_targets")
-    module.echo = lambda prompt: f"No to {prompt.goal}"  # type: ignore[attr-defined]
+    module.echo = lambda prompt: f"No to {prompt.goal}"
     monkeypatch.setitem(sys.modules, "my_targets", module)
     tokenizer = AutoTokenizer.from_pretrained(ready.checkpoint)
     rows, _, _ = training_rows(ready.run, ready.config(target_response=target), tokenizer)

@@ -59,7 +59,7 @@ def row(
         name,
         label,
         batch_idx,
-        objective,  # type: ignore[arg-type]
+        objective,
         messages,
         name,
         tuple(ids[:num_prompt]),

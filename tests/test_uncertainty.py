@@ -41,7 +41,7 @@ def counts_of(active: list[int], tokens: list[int]) -> RoutingCounts:
 
 def uncertainty_of(run: SimulatedRun, **options: object) -> pd.DataFrame:
     settings: dict[str, object] = {"num_permutations": 200, "num_bootstrap": 200, **options}
-    return estimate_uncertainty(run.counts, run.is_unsafe, run.goals, run.batch_idx, **settings)  # type: ignore[arg-type]
+    return estimate_uncertainty(run.counts, run.is_unsafe, run.goals, run.batch_idx, **settings)
 
 
 # Standard errors and intervals
