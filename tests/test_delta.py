@@ -30,6 +30,9 @@ from steermoe.moe.stored import stored_tensors
 PER_EXPERT, ALL_IN_ONE = "olmoe", "gpt_oss"
 """One architecture that stores a tensor for each expert, and one that stores a layer's experts together."""
 
+IMAGE_TEXT = "mistral4"
+"""One that transformers knows as an image-text model only."""
+
 
 class NoTokenizer:
     """Saves a file, as a tokenizer would."""
@@ -233,9 +236,12 @@ def test_a_delta_of_another_base_is_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["delta", "other"]
 
 
-def test_a_base_stored_in_another_dtype_is_saved_again_to_be_compared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [PER_EXPERT, IMAGE_TEXT])
+def test_a_base_stored_in_another_dtype_is_saved_again_to_be_compared(
+    tmp_path: Path, name: str
+) -> None:
     """An fp32 checkpoint that was trained, and saved, in bfloat16."""
-    model = BY_NAME[PER_EXPERT].build()
+    model = BY_NAME[name].build()
     save_hardened(model, NoTokenizer(), tmp_path / "base")
     model = model.to(torch.bfloat16)
     harden(model, EXPERTS)
