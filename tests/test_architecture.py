@@ -22,7 +22,7 @@ FLOORS = (
     {"run"},
     {"rundir", "loading"},
     {"training", "engines", "judges", "prompts"},
-    {"analysis", "moe", "chat", "reporter"},
+    {"analysis", "moe", "chat", "reporter", "response_tables"},
     {"records", "config"},
     {"errors"},
 )

@@ -18,7 +18,8 @@ import pytest
 from steermoe.config import Config, validate
 from steermoe.errors import RoutingError, SelectionError, SteerMoEError
 from steermoe.records import LOOK_ALIKE, PLAIN_GOAL, Label, Output, Prompt, Split, Verdict
-from steermoe.rundir import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory, shard_row
+from steermoe.response_tables import shard_row
+from steermoe.rundir import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
 from steermoe.stages.evidence import pairs_without_contrast
 from steermoe.stages.identify import identify, selected_experts
 from tiny import Listener

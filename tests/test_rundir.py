@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from steermoe.errors import RunDirectoryError
 from steermoe.records import Label, Output, Prompt, Split, Verdict
+from steermoe.response_tables import shard_row
 from steermoe.rundir import (
     PROMPTS,
     RESPONSES,
@@ -29,7 +30,6 @@ from steermoe.rundir import (
     TOKENS,
     UNSAFE_EXPERTS,
     RunDirectory,
-    shard_row,
 )
 
 METADATA = {"layer_indices": "[1, 3]", "top_k": "2", "num_experts": "4", "model": "tiny"}
@@ -218,7 +218,8 @@ def test_routing_that_does_not_fit_the_disk_is_refused_and_not_a_crash(
     script = f"""
         import numpy as np
         from steermoe.records import *
-        from steermoe.rundir import RunDirectory, shard_row
+        from steermoe.response_tables import shard_row
+        from steermoe.rundir import RunDirectory
         from steermoe.errors import RunDirectoryError
         directory = RunDirectory({str(place / "run")!r})
         rows = [

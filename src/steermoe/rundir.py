@@ -2,7 +2,7 @@
 
 Every file is written whole: under a temporary name first, then renamed. Nothing here is ever pickled.
 
-Shape legend: N responses, S segments (prompt, generation), L MoE layers, E experts, K top-k.
+Shape legend: L MoE layers, E experts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import errno
 import json
 import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +18,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +26,14 @@ from safetensors import SafetensorError, safe_open
 
 from steermoe.analysis.counts import RoutingCounts, count_response
 from steermoe.errors import RunDirectoryError
-from steermoe.records import IntArray, Label, Message, Output, Prompt, Split, Verdict
+from steermoe.records import Label, Output, Prompt, Split
+from steermoe.response_tables import (
+    RESPONSES_SCHEMA,
+    SHARD_SCHEMA,
+    TOKENS_SCHEMA,
+    create_counts_file,
+    unpack_routed_experts,
+)
 
 SCHEMA_VERSION = 1
 
@@ -51,39 +56,6 @@ REPORT = "report.html"
 SHARDS = "shards"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
-
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-
-RESPONSES_SCHEMA = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("label", pa.string()),
-        ("split", pa.string()),
-        ("batch_idx", pa.int32()),
-        ("in_batch_idx", pa.int32()),
-        ("messages", _MESSAGES),
-        ("generated_text", pa.string()),
-        ("num_prompt_tokens", pa.int32()),
-        ("num_generated_tokens", pa.int32()),
-        ("verdict", pa.string()),
-    ]
-)
-
-TOKENS_SCHEMA = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("prompt", pa.string()),
-        ("prompt_token_ids", pa.list_(pa.int32())),
-        ("generated_token_ids", pa.list_(pa.int32())),
-        ("routed_experts", pa.large_binary()),
-        ("routed_experts_dtype", pa.string()),
-    ]
-)
-"""The tokens behind a response, and their routed experts `(P + G - 1, L, K)` in C order."""
-
-SHARD_SCHEMA = pa.schema(
-    [*RESPONSES_SCHEMA, *[TOKENS_SCHEMA.field(i) for i in range(1, len(TOKENS_SCHEMA))]]
-)
 
 
 class RunDirectory:
@@ -346,7 +318,7 @@ class RunDirectory:
             self.writing(TOKENS) as tokens_path,
             self.writing(ROUTING) as routing_path,
         ):
-            arrays = _create_safetensors(routing_path, tensors, metadata)
+            arrays = create_counts_file(routing_path, tensors, metadata)
             at = 0
             with (
                 pq.ParquetWriter(responses_path, RESPONSES_SCHEMA) as responses,
@@ -357,7 +329,7 @@ class RunDirectory:
                     responses.write_table(table.select(RESPONSES_SCHEMA.names))
                     tokens.write_table(table.select(TOKENS_SCHEMA.names))
                     for row in table.to_pylist():
-                        routed = _unpack_routed_experts(row, num_layers, top_k)
+                        routed = unpack_routed_experts(row, num_layers, top_k)
                         counted = count_response(routed, row["num_prompt_tokens"], num_experts)
                         arrays["active"][at], arrays["num_tokens"][at] = counted
                         at += 1
@@ -413,7 +385,7 @@ class RunDirectory:
                 generated_text=row["generated_text"],
                 prompt_token_ids=tuple(token_row["prompt_token_ids"]),
                 generated_token_ids=tuple(token_row["generated_token_ids"]),
-                routed_experts=_unpack_routed_experts(token_row, len(layer_indices), top_k),
+                routed_experts=unpack_routed_experts(token_row, len(layer_indices), top_k),
                 layer_indices=layer_indices,
             )
             yield row, output
@@ -494,67 +466,3 @@ def disk_error(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and ("iostream" in text or "inline_container" in text):
         return "torch could not write it all"
     return None
-
-
-def shard_row(
-    prompt: Prompt, output: Output, batch_idx: int, in_batch_idx: int, verdict: Verdict
-) -> dict[str, Any]:
-    """One response as a row of `SHARD_SCHEMA`."""
-    routed = np.ascontiguousarray(output.routed_experts)
-    return {
-        "prompt_id": prompt.prompt_id,
-        "label": prompt.label,
-        "split": prompt.split,
-        "batch_idx": batch_idx,
-        "in_batch_idx": in_batch_idx,
-        "messages": [dict(message) for message in output.messages],
-        "generated_text": output.generated_text,
-        "num_prompt_tokens": len(output.prompt_token_ids),
-        "num_generated_tokens": len(output.generated_token_ids),
-        "verdict": verdict,
-        "prompt": output.prompt,
-        "prompt_token_ids": list(output.prompt_token_ids),
-        "generated_token_ids": list(output.generated_token_ids),
-        "routed_experts": routed.tobytes(),
-        "routed_experts_dtype": routed.dtype.str,
-    }
-
-
-def _unpack_routed_experts(row: Mapping[str, Any], num_layers: int, top_k: int) -> IntArray:
-    flat = np.frombuffer(row["routed_experts"], dtype=np.dtype(row["routed_experts_dtype"]))
-    return flat.reshape(-1, num_layers, top_k)
-
-
-def _create_safetensors(
-    path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> dict[str, np.memmap[Any, Any]]:
-    """Lay out an int32 safetensors file and map its tensors, so that they are filled without holding them."""
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    end = 0
-    for name, (dtype, shape) in tensors.items():
-        start, end = end, end + 4 * int(np.prod(shape))
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header, ensure_ascii=False).encode("utf-8")
-    encoded += b" " * (-len(encoded) % 8)  # the format wants aligned data
-    with path.open("wb") as out:
-        out.write(struct.pack("<Q", len(encoded)) + encoded)
-        size = 8 + len(encoded) + end
-        out.truncate(size)
-        if hasattr(os, "posix_fallocate"):
-            # A full disk must be an error here, not a bus error when the map is written.
-            os.posix_fallocate(out.fileno(), 0, size)
-    return {
-        name: np.memmap(
-            path,
-            np.int32,
-            "r+",
-            offset=8 + len(encoded) + header[name]["data_offsets"][0],
-            shape=shape,
-        )
-        for name, (_, shape) in tensors.items()
-    }
-
-
-def messages_of(row: Mapping[str, Any]) -> tuple[Message, ...]:
-    """The chat turns of a row of `responses.parquet`."""
-    return tuple(row["messages"])

@@ -33,8 +33,9 @@ from steermoe.records import (
     Split,
 )
 from steermoe.reporter import Reporter
+from steermoe.response_tables import shard_row
 from steermoe.run import make_mixed_batch
-from steermoe.rundir import RunDirectory, shard_row
+from steermoe.rundir import RunDirectory
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from steermoe.moe.slices import attach_expert_slices
 from steermoe.prompts.goals import normalised_goal
 from steermoe.records import Label, Output, Prompt, Sampling, Split, Verdict
 from steermoe.reporter import Reporter
-from steermoe.rundir import EVALUATION, HARDENED_RESPONSES, MODEL, RunDirectory, shard_row
+from steermoe.response_tables import shard_row
+from steermoe.rundir import EVALUATION, HARDENED_RESPONSES, MODEL, RunDirectory
 from steermoe.stages.collect import group_sampling, plan_groups, sampling_of
 from steermoe.stages.identify import selected_experts
 from steermoe.training.base_replies import only_positions

@@ -1,0 +1,98 @@
+"""Refusal against over-refusal on the dev prompts, with part of what training changed.
+
+    python -m benchmarks.refusal_curve runs/smollm2-moe [--shares 1 0.9 0.8 0.7 0.6]
+
+For each share s the hardened weights are `base + s * (hardened - base)`. The run is copied, never changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.statistics import show
+from steermoe.config import load_config
+from steermoe.loading import model_source
+from steermoe.pipeline import run_pipeline
+from steermoe.run import load_run
+from steermoe.rundir import MODEL
+
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.4)
+
+
+def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint."""
+    found: dict[str, Tensor] = {}
+    for file in sorted(checkpoint.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def write_share(base: dict[str, Tensor], hardened: Path, share: float, to: Path) -> None:
+    """A checkpoint with a share of the change, in the files and the layout of the hardened one."""
+    shutil.copytree(hardened, to, ignore=shutil.ignore_patterns("*.safetensors"))
+    for file in sorted(hardened.glob("*.safetensors")):
+        tensors = load_file(file)
+        for name, after in tensors.items():
+            before = base[name]
+            if not before.equal(after):
+                mixed = before.float().lerp(after.float(), share)
+                tensors[name] = mixed.to(after.dtype)
+        save_file(tensors, to / file.name, metadata={"format": "pt"})
+
+
+def points(run_dir: Path, shares: list[float]) -> Iterator[dict[str, object]]:
+    """The figures of each share."""
+    source = load_run(run_dir)
+    settings = load_config(overrides=source.state["config"])
+    base = tensors_of(Path(model_source(settings.model)))
+    for share in shares:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "run"
+            shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns(MODEL, ".lock"))
+            write_share(base, run_dir / MODEL, share, copy / MODEL)
+            config = settings.model_copy(
+                update={
+                    "run": str(copy),
+                    "evaluate": settings.evaluate.model_copy(update={"split": "dev"}),
+                }
+            )
+            figures = run_pipeline(config, only="evaluate").evaluation
+        hardened = figures["hardened"]
+        yield (
+            {"share of the change": share}
+            | {
+                heading: f"{100 * hardened[name]['value']:.0f}"
+                for heading, name in (
+                    ("refusal", "refusal_rate"),
+                    ("look-alikes", "over_refusal_rate_look_alike"),
+                    ("benign", "over_refusal_rate"),
+                )
+            }
+            | {"KL": f"{figures['paired']['kl_per_token']['value']:.3f}"}
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.refusal_curve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
+    chosen = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    rows = points(chosen.run, chosen.shares)
+    show(list(rows))
+
+
+if __name__ == "__main__":
+    main()
