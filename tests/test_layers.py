@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,28 @@ def test_experts_outside_the_interface_are_refused_when_no_table_knows_them() ->
 
     with pytest.raises(ModelError, match="do not use the common fused interface"):
         find_moe_layers(Experts())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "has_shared_experts"),
+    [
+        ("granitemoeshared", {"shared_intermediate_size": 0}, False),
+        ("granitemoe_swa", {"shared_intermediate_size": 16}, True),
+        ("granitemoehybrid", {"shared_intermediate_size": 0}, False),
+        ("cohere2_moe", {"num_shared_experts": 1}, True),
+        ("ernie4_5_moe", {"moe_num_shared_experts": 0}, False),
+        ("deepseek_v3", {"n_shared_experts": 0}, False),
+        ("glm4_moe", {"n_shared_experts": 0}, False),
+        ("mimo_v2_flash", {"n_shared_experts": 4}, False),  # its code never reads the setting
+    ],
+)
+def test_shared_experts_are_those_that_the_config_asks_for(
+    name: str, options: dict[str, int], has_shared_experts: bool
+) -> None:
+    architecture = BY_NAME[name]
+    changed = replace(architecture, options=architecture.options | options)
+    for layer in describe_config(changed.config()).layers:
+        assert layer.has_shared_experts == has_shared_experts
 
 
 def test_layers_with_different_numbers_of_experts_are_refused() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class MoELayer:
         top_k: K, experts chosen for each token.
         hidden_size: D, width of what an expert reads and writes.
         expert_hidden_size: F, width inside an expert.
-        has_shared_experts: Whether the block also has experts that every token passes through.
+        has_shared_experts: Whether every token also passes through an MLP beside the routed experts.
         is_hash_routed: Whether the token's id decides which experts it gets, not what the router reads.
         has_gate: Whether experts are gated (`gate_up_proj`) or plain (`up_proj`).
         has_bias: Whether both projections carry a bias.
@@ -205,7 +206,9 @@ def describe_config(config: PretrainedConfig, trust_remote_code: bool = False) -
     refuse_by_name(config.model_type)
     auto = auto_model_class(config)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            # Shared experts of width 0 are how some configs say that there are none.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             model = auto.from_config(config, trust_remote_code=trust_remote_code)
     except (TypeError, ValueError, AttributeError, ImportError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
@@ -320,8 +323,9 @@ def _describe_layer(modules: dict[str, nn.Module], experts_name: str) -> MoELaye
     transposed = bool(experts.is_transposed)
     num_experts = up.shape[0]
     hidden, width = (up.shape[1], up.shape[2]) if transposed else (up.shape[2], up.shape[1])
+    decoder_layer_name, index = _decoder_layer(experts_name)
     return MoELayer(
-        index=_decoder_index(experts_name),
+        index=index,
         block_name=block_name,
         experts_name=experts_name,
         router_name=f"{block_name}.{router_names[0]}",
@@ -329,7 +333,11 @@ def _describe_layer(modules: dict[str, nn.Module], experts_name: str) -> MoELaye
         top_k=_top_k(router, block),
         hidden_size=hidden,
         expert_hidden_size=width // 2 if has_gate else width,
-        has_shared_experts=any("shared" in name for name, _ in block.named_children()),
+        has_shared_experts=any(
+            _is_shared(name, module, experts)
+            for owner in (block, modules[decoder_layer_name])
+            for name, module in owner.named_children()
+        ),
         is_hash_routed="input_ids" in inspect.signature(router.forward).parameters,
         has_gate=has_gate,
         has_bias=bool(experts.has_bias),
@@ -344,12 +352,25 @@ def post_expert_norm(experts: Any) -> Any:
     return experts.post_expert_norm if getattr(experts, "has_post_expert_norm", False) else None
 
 
-def _decoder_index(name: str) -> int:
-    """The decoder layer of a module path: the integer in it."""
-    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
+def _is_shared(name: str, module: nn.Module, experts: nn.Module) -> bool:
+    """Whether a neighbour of the routed experts is an MLP that every token passes through.
+
+    It lies inside the block (`shared_experts` of DeepSeek, `shared_expert` of Qwen2-MoE), beside the block
+    (`shared_mlp` of Granite), or, where the decoder layer is itself the block, it is the layer's `mlp`
+    (Gemma 4). One of width 0, without a number in it, is how some configs say that there is none.
+    """
+    if "shared" not in name and name != "mlp":
+        return False
+    holds_experts = any(part is experts for part in module.modules())
+    return not holds_experts and any(parameter.numel() for parameter in module.parameters())
+
+
+def _decoder_layer(name: str) -> tuple[str, int]:
+    """Path and index of the decoder layer in a module path: up to the integer in it."""
+    numbers = list(re.finditer(r"(?:^|\.)(\d+)(?=\.|$)", name))
     if len(numbers) != 1:
         raise ModelError(f"{name} does not name one decoder layer; this layout is not understood")
-    return int(numbers[0])
+    return name[: numbers[0].end()], int(numbers[0][1])
 
 
 def _top_k(router: nn.Module, block: nn.Module) -> int:
