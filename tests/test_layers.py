@@ -11,7 +11,6 @@ import torch
 from transformers import (
     AutoConfig,
     LlamaConfig,
-    MixtralConfig,
     OlmoeConfig,
     PretrainedConfig,
     Qwen3VLMoeConfig,
@@ -157,8 +156,12 @@ def test_architectures_outside_the_interface_are_refused_by_name(model_type: str
 
 
 def test_experts_outside_the_interface_are_refused_when_no_table_knows_them() -> None:
+    class HomemadeConfig(PretrainedConfig):
+        model_type = "homemade"
+        num_experts: int = 8
+
     class Experts(torch.nn.Module):
-        config = MixtralConfig(num_local_experts=8)
+        config = HomemadeConfig()
 
     with pytest.raises(ModelError, match="do not use the common fused interface"):
         find_moe_layers(Experts())
@@ -245,7 +248,7 @@ def test_a_model_is_described_from_its_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_config_is_a_users_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"^the config of .* cannot be read: ") as caught:
+    with pytest.raises(ModelError, match=f"^{tmp_path} has no config.json") as caught:
         load_description(tmp_path, local_files_only=True)
     assert "\n" not in str(caught.value)
 

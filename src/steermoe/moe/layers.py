@@ -19,14 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.models.auto import modeling_auto
 
 from steermoe.errors import ModelError
+from steermoe.moe.configs import (
+    CHOSEN_COUNTS,
+    check_config,
+    read_config,
+    reason_not_built,
+    reason_without_experts,
+)
 from steermoe.moe.quantization import check_quantization, quantization_method
-from steermoe.moe.support import refusal
+from steermoe.moe.support import has_fused_experts, refusal
 
 EXPERTS_FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 """What `use_experts_implementation` sets on every fused experts module, in every release."""
@@ -179,7 +185,7 @@ def find_moe_layers(model: nn.Module) -> MoEDescription:
             "load it without a tp_plan"
         )
     if not names:
-        raise ModelError(_reason_without_experts(model_type, config))
+        raise ModelError(reason_without_experts(model_type, config, has_fused_experts(model_type)))
     names = _of_the_language_model(model, modules, names)
     layers = sorted((_describe_layer(modules, name) for name in names), key=lambda x: x.index)
     description = MoEDescription(
@@ -205,14 +211,16 @@ def describe_config(config: PretrainedConfig, trust_remote_code: bool = False) -
     """
     refuse_by_name(config.model_type)
     auto = auto_model_class(config)
+    check_config(config)
     try:
         with torch.device("meta"), warnings.catch_warnings():
             # Shared experts of width 0 are how some configs say that there are none.
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             model = auto.from_config(config, trust_remote_code=trust_remote_code)
-    except (TypeError, ValueError, AttributeError, ImportError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ModelError(f"no {config.model_type} model fits its config: {reason}") from error
+    except Exception as error:  # building raises whatever a wrong value leads to
+        raise ModelError(
+            f"no {config.model_type} model fits its config: {reason_not_built(error)}"
+        ) from error
     return find_moe_layers(model)
 
 
@@ -236,21 +244,12 @@ def load_description(
         ModelError: As `describe_config`, or if the config cannot be read, or if the weights are packed
             and `dequantize` is off or impossible.
     """
+    config = read_config(model, revision, trust_remote_code, local_files_only)
     try:
-        config = AutoConfig.from_pretrained(
-            str(model),
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            local_files_only=local_files_only,
-        )
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(f"the config of {model} cannot be read: {first_line}") from error
-    description = describe_config(config, trust_remote_code)
-    try:
+        description = describe_config(config, trust_remote_code)
         check_quantization(description.quantization, dequantize, description.bytes_in_bfloat16)
     except ModelError as error:
-        raise ModelError(f"{model} cannot be used: {error}") from None
+        raise ModelError(f"{model} cannot be used: {error}") from error
     return description
 
 
@@ -375,12 +374,16 @@ def _decoder_layer(name: str) -> tuple[str, int]:
 
 def _top_k(router: nn.Module, block: nn.Module) -> int:
     """How many experts a router chooses."""
+    unset = []
     for owner in (router, block, getattr(router, "config", None), getattr(block, "config", None)):
-        for name in ("top_k", "num_experts_per_tok", "top_k_experts", "moe_topk"):
+        for name in CHOSEN_COUNTS:
             value = getattr(owner, name, None)
             if isinstance(value, int):
                 return value
-    raise ModelError(f"{type(router).__name__} does not say how many experts it chooses")
+            if isinstance(owner, PretrainedConfig) and hasattr(owner, name):
+                unset.append(name)
+    why = f": its config leaves out {unset[0]}" if unset else ""
+    raise ModelError(f"{type(router).__name__} does not say how many experts it chooses{why}")
 
 
 def _check_layers(description: MoEDescription) -> None:
@@ -398,15 +401,10 @@ def _check_layers(description: MoEDescription) -> None:
                 f"{description.architecture} has MoE layers that differ in {what} ({values}); "
                 "only equal layers are supported"
             )
-
-
-def _reason_without_experts(model_type: str, config: object) -> str:
-    """Why a model without fused experts cannot be used."""
-    text_config = config.get_text_config() if isinstance(config, PretrainedConfig) else config
-    counts = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    if any((getattr(text_config, name, None) or 0) > 1 for name in counts):
-        return (
-            f"{model_type} is not supported: its experts do not use the common fused interface of "
-            "transformers, so single experts cannot be trained"
+    if description.parameters_per_expert < 1:
+        raise ModelError(f"{description.architecture} has experts of width 0 by its config")
+    if not 1 <= description.top_k <= description.num_experts:
+        raise ModelError(
+            f"{description.architecture} has {description.num_experts} routed experts in a layer and chooses "
+            f"{description.top_k} of them for a token; correct these two numbers in its config"
         )
-    return f"{model_type} is not supported: it is dense, it has no routed experts"
