@@ -73,17 +73,14 @@ def check_config(config: PretrainedConfig) -> None:
     Raises:
         ModelError: With the setting and its value.
     """
-    text_config = language_config(config)
+    given = _integers(language_config(config))
     for name in SIZES:
-        size = getattr(text_config, name, None)
-        if isinstance(size, int) and size < 1:
+        if given.get(name, 1) < 1:
             raise ModelError(
-                f"no {config.model_type} model fits its config: {name} = {size}, and must be at least 1"
+                f"no {config.model_type} model fits its config: {name} = {given[name]}, and must be at least 1"
             )
     for names in (EXPERT_COUNTS, CHOSEN_COUNTS):
-        counts = _integers(text_config, names)
-        negative = {name: count for name, count in counts.items() if count < 0}
-        if negative:
+        if negative := {name: given[name] for name in names if given.get(name, 0) < 0}:
             raise ModelError(
                 f"no {config.model_type} model fits its config: {_equations(negative)}, and cannot be negative"
             )
@@ -116,8 +113,9 @@ def reason_not_built(error: Exception) -> str:
 
 def _unset_settings(config: PretrainedConfig, source: str) -> list[str]:
     """Settings that a piece of source reads from a config, and that are None there."""
+    values = _settings(config)
     names = dict.fromkeys(re.findall(r"\bconfig(?:\.|, *[\"'])(\w+)", source))
-    unset = (name for name in names if getattr(config, name, "") is None)
+    unset = (name for name in names if name in values and values[name] is None)
     return [config.attribute_map.get(name, name) for name in unset]
 
 
@@ -129,8 +127,8 @@ def reason_without_experts(model_type: str, config: object, has_fused_kin: bool)
         config: Its config, if it has one.
         has_fused_kin: Whether other models of this architecture have fused experts.
     """
-    text_config = language_config(config) if isinstance(config, PretrainedConfig) else config
-    counts = _integers(text_config, EXPERT_COUNTS)
+    given = _integers(language_config(config)) if isinstance(config, PretrainedConfig) else {}
+    counts = {name: given[name] for name in EXPERT_COUNTS if name in given}
     if has_fused_kin:
         values = f" ({_equations(counts)})" if counts else ""
         return f"this {model_type} model is dense: its config{values} gives no layer routed experts"
@@ -210,9 +208,18 @@ def _check_packing(settings: Any, model: str | Path) -> None:
         )
 
 
-def _integers(config: object, names: tuple[str, ...]) -> dict[str, int]:
-    values = {name: getattr(config, name, None) for name in names}
-    return {name: value for name, value in values.items() if isinstance(value, int)}
+def _settings(config: PretrainedConfig) -> dict[str, Any]:
+    """Every setting of a config under each of its names.
+
+    Attributes are not read: where layers differ in a setting, reading it raises.
+    """
+    values = config.to_dict()
+    aliases = config.attribute_map.items()
+    return values | {alias: values[name] for alias, name in aliases if name in values}
+
+
+def _integers(config: PretrainedConfig) -> dict[str, int]:
+    return {name: value for name, value in _settings(config).items() if isinstance(value, int)}
 
 
 def _equations(values: dict[str, int]) -> str:

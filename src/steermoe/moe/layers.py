@@ -278,9 +278,8 @@ def auto_model_class(config: PretrainedConfig) -> Any:
         return modeling_auto.AutoModelForMultimodalLM
     if hasattr(config, "auto_map"):  # model code that ships with the checkpoint
         return modeling_auto.AutoModelForCausalLM
-    raise ModelError(
-        f"{config.model_type} is not supported: transformers has no text-generation class for it"
-    )
+    name = config.model_type or type(config).__name__
+    raise ModelError(f"{name} is not supported: transformers has no text-generation class for it")
 
 
 def _of_the_language_model(
