@@ -11,6 +11,7 @@ import inspect
 import json
 import linecache
 import re
+from contextlib import suppress
 from pathlib import Path
 from traceback import walk_tb
 from typing import Any
@@ -60,9 +61,8 @@ def read_config(
             trust_remote_code=trust_remote_code,
             local_files_only=local_files_only,
         )
-    except (
-        Exception
-    ) as error:  # a config's class raises whatever a value of the wrong kind leads to
+    except Exception as error:
+        # A config's class raises whatever a value of the wrong kind leads to.
         raise ModelError(f"the config of {model} cannot be read: {one_line(error)}") from error
     return config
 
@@ -104,9 +104,9 @@ def reason_not_built(error: Exception) -> str:
     for frame, line in reversed(list(walk_tb(error.__traceback__))):
         config = frame.f_locals.get("config")
         if isinstance(error, TypeError) and isinstance(config, PretrainedConfig):
-            failed = linecache.getline(frame.f_code.co_filename, line)
-            unset = _unset_settings(config, failed)
-            unset = unset or _unset_settings(config, inspect.getsource(frame.f_code))
+            unset = _unset_settings(config, linecache.getline(frame.f_code.co_filename, line))
+            with suppress(OSError):  # there may be no source to read
+                unset = unset or _unset_settings(config, inspect.getsource(frame.f_code))
             return f"{reason} (unset: {', '.join(unset)})" if unset else reason
     return reason
 

@@ -4,8 +4,9 @@ Shape legend: E experts, K top-k, D width of an expert's input, F expert hidden 
 
 Every fused experts class of transformers 5 is decorated with `use_experts_implementation`, which leaves
 flags on the module: `has_gate`, `has_bias`, `is_transposed`, `is_concatenated`, `has_post_expert_norm`.
-Those flags and the shapes of the tensors are all that is read here, so an architecture that transformers
-adds tomorrow is found without a line of new code. Names appear only in the table of refusals.
+Those flags, the shapes of the tensors and the usual names of routers and shared experts are all that is read
+here, so an architecture that transformers adds tomorrow is found without a line of new code. Names of
+architectures appear only in the table of refusals.
 """
 
 from __future__ import annotations
