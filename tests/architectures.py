@@ -182,6 +182,7 @@ _ALL = (
             "vocab_size_per_layer_input": VOCABULARY,
             "hidden_size_per_layer_input": 8,
         },
+        **SHARED,  # the dense MLP of each layer, added to what the routed experts give
     ),
     Architecture(
         "mistral4",
@@ -201,7 +202,7 @@ _ALL = (
     Architecture("gpt_oss", LOCAL_EXPERTS),
     Architecture("granitemoe", LOCAL_EXPERTS),
     Architecture("granitemoe_swa", LOCAL_EXPERTS),
-    Architecture("granitemoeshared", LOCAL_EXPERTS),
+    Architecture("granitemoeshared", {**LOCAL_EXPERTS, "shared_intermediate_size": 16}, **SHARED),
     Architecture(
         "granitemoehybrid",
         {
@@ -213,6 +214,7 @@ _ALL = (
             "mamba_chunk_size": 16,
             "shared_intermediate_size": 16,
         },
+        **SHARED,
     ),
     Architecture(
         "aria_text", {"moe_num_experts": 8, "moe_topk": 2, "moe_num_shared_experts": 1}, **SHARED

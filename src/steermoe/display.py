@@ -11,7 +11,7 @@ from rich.text import Text
 
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import Expert
-from steermoe.config import Config, ModelSection
+from steermoe.config import Config, load_config
 from steermoe.display_evidence import HELD_OUT, ablation, replication_table, with_held_out
 from steermoe.errors import RunDirectoryError
 from steermoe.loading import describe_model, model_source
@@ -179,11 +179,12 @@ def all_models() -> Group:
 
 def one_model(model: str, revision: str | None) -> Table:
     """What a model looks like, from its config alone."""
-    settings = ModelSection(id=model, revision=revision, dequantize=True)
+    own = {"id": model, "revision": revision, "dequantize": True}
+    settings = load_config(overrides={"model": own}).model
     description = describe_model(settings, model_source(settings))
     layers = description.layers
     table = Table(
-        title=f"{model} ({description.architecture})",
+        title=Text(f"{model} ({description.architecture})"),
         title_justify="left",
         show_header=False,
         box=None,
@@ -195,9 +196,16 @@ def one_model(model: str, revision: str | None) -> Table:
         "experts of a layer",
         f"{description.num_experts}, of which {description.top_k} run for a token",
     )
-    table.add_row("shared experts", "yes" if layers[0].has_shared_experts else "no")
+    shares = any(layer.has_shared_experts for layer in layers)
+    table.add_row("shared experts", "yes" if shares else "no")
     table.add_row("parameters of an expert", f"{description.parameters_per_expert:,}")
-    table.add_row("all weights in bfloat16", gigabytes(description.bytes_in_bfloat16))
+    unpacked = gigabytes(description.bytes_in_bfloat16)
+    table.add_row("all weights in bfloat16", unpacked)
+    if description.quantization is not None:
+        table.add_row(
+            "weights are packed as", f"{description.quantization}; packed experts cannot be trained"
+        )
+        table.add_row("to unpack them", f"model.dequantize=true, with {unpacked} of memory for all")
     cost = description.bytes_to_train(TRAINED_COSTS)
     table.add_row(
         f"{TRAINED_COSTS} trained experts",

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
 from steermoe.chat import ensure_chat_template
 from steermoe.config import EMBEDDED_MODEL, ModelSection
 from steermoe.errors import ConfigError, ModelError
+from steermoe.moe.configs import read_config
 from steermoe.moe.embedded import embedded_model_path
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.layers import (
@@ -50,11 +51,13 @@ def model_source(settings: ModelSection, report: Report | None = None) -> str:
     """Directory or hub id of a model; the embedded one is built here if it is not cached.
 
     Raises:
-        ModelError: The path does not exist.
+        ModelError: The path does not exist, or is a file.
     """
     if settings.id == EMBEDDED_MODEL:
         return str(embedded_model_path(report=report))
     path = Path(settings.id).expanduser()
+    if path.is_file():
+        raise ModelError(f"model {settings.id!r} is a file: give the directory of the checkpoint")
     looks_like_path = (
         path.is_absolute() or settings.id.startswith((".", "~")) or settings.id.count("/") != 1
     )
@@ -138,7 +141,8 @@ def load_model(
                 f"unpacking {description.quantization} weights: {gigabytes:.1f} GiB of memory in bfloat16"
             )
     try:
-        model_class = auto_model_class(_read_config(settings, source))
+        config = read_config(source, settings.revision, settings.trust_remote_code)
+        model_class = auto_model_class(config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             read: Any = model_class.from_pretrained(source, output_loading_info=True, **arguments)
@@ -175,12 +179,6 @@ def _let_go_of_files(model: Any, description: MoEDescription) -> None:
         if tensor.device.type == "cpu" and id(tensor) not in experts:
             tensor.data = tensor.data.clone()
     give_back_freed_memory()
-
-
-def _read_config(settings: ModelSection, source: str) -> Any:
-    return AutoConfig.from_pretrained(
-        source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
-    )
 
 
 def pick_device(name: str) -> torch.device:

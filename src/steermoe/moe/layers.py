@@ -4,28 +4,36 @@ Shape legend: E experts, K top-k, D width of an expert's input, F expert hidden 
 
 Every fused experts class of transformers 5 is decorated with `use_experts_implementation`, which leaves
 flags on the module: `has_gate`, `has_bias`, `is_transposed`, `is_concatenated`, `has_post_expert_norm`.
-Those flags and the shapes of the tensors are all that is read here, so an architecture that transformers
-adds tomorrow is found without a line of new code. Names appear only in the table of refusals.
+Those flags, the shapes of the tensors and the usual names of routers and shared experts are all that is read
+here, so an architecture that transformers adds tomorrow is found without a line of new code. Names of
+architectures appear only in the table of refusals.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.models.auto import modeling_auto
 
 from steermoe.errors import ModelError
+from steermoe.moe.configs import (
+    CHOSEN_COUNTS,
+    check_config,
+    read_config,
+    reason_not_built,
+    reason_without_experts,
+)
 from steermoe.moe.quantization import check_quantization, quantization_method
-from steermoe.moe.support import refusal
+from steermoe.moe.support import has_fused_experts, refusal
 
 EXPERTS_FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 """What `use_experts_implementation` sets on every fused experts module, in every release."""
@@ -50,7 +58,7 @@ class MoELayer:
         top_k: K, experts chosen for each token.
         hidden_size: D, width of what an expert reads and writes.
         expert_hidden_size: F, width inside an expert.
-        has_shared_experts: Whether the block also has experts that every token passes through.
+        has_shared_experts: Whether every token also passes through an MLP beside the routed experts.
         is_hash_routed: Whether the token's id decides which experts it gets, not what the router reads.
         has_gate: Whether experts are gated (`gate_up_proj`) or plain (`up_proj`).
         has_bias: Whether both projections carry a bias.
@@ -178,7 +186,7 @@ def find_moe_layers(model: nn.Module) -> MoEDescription:
             "load it without a tp_plan"
         )
     if not names:
-        raise ModelError(_reason_without_experts(model_type, config))
+        raise ModelError(reason_without_experts(model_type, config, has_fused_experts(model_type)))
     names = _of_the_language_model(model, modules, names)
     layers = sorted((_describe_layer(modules, name) for name in names), key=lambda x: x.index)
     description = MoEDescription(
@@ -204,12 +212,16 @@ def describe_config(config: PretrainedConfig, trust_remote_code: bool = False) -
     """
     refuse_by_name(config.model_type)
     auto = auto_model_class(config)
+    check_config(config)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            # Shared experts of width 0 are how some configs say that there are none.
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             model = auto.from_config(config, trust_remote_code=trust_remote_code)
-    except (TypeError, ValueError, AttributeError, ImportError) as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ModelError(f"no {config.model_type} model fits its config: {reason}") from error
+    except Exception as error:  # building raises whatever a wrong value leads to
+        raise ModelError(
+            f"no {config.model_type} model fits its config: {reason_not_built(error)}"
+        ) from error
     return find_moe_layers(model)
 
 
@@ -233,21 +245,12 @@ def load_description(
         ModelError: As `describe_config`, or if the config cannot be read, or if the weights are packed
             and `dequantize` is off or impossible.
     """
+    config = read_config(model, revision, trust_remote_code, local_files_only)
     try:
-        config = AutoConfig.from_pretrained(
-            str(model),
-            revision=revision,
-            trust_remote_code=trust_remote_code,
-            local_files_only=local_files_only,
-        )
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ModelError(f"the config of {model} cannot be read: {first_line}") from error
-    description = describe_config(config, trust_remote_code)
-    try:
+        description = describe_config(config, trust_remote_code)
         check_quantization(description.quantization, dequantize, description.bytes_in_bfloat16)
     except ModelError as error:
-        raise ModelError(f"{model} cannot be used: {error}") from None
+        raise ModelError(f"{model} cannot be used: {error}") from error
     return description
 
 
@@ -276,9 +279,8 @@ def auto_model_class(config: PretrainedConfig) -> Any:
         return modeling_auto.AutoModelForMultimodalLM
     if hasattr(config, "auto_map"):  # model code that ships with the checkpoint
         return modeling_auto.AutoModelForCausalLM
-    raise ModelError(
-        f"{config.model_type} is not supported: transformers has no text-generation class for it"
-    )
+    name = config.model_type or type(config).__name__
+    raise ModelError(f"{name} is not supported: transformers has no text-generation class for it")
 
 
 def _of_the_language_model(
@@ -320,8 +322,9 @@ def _describe_layer(modules: dict[str, nn.Module], experts_name: str) -> MoELaye
     transposed = bool(experts.is_transposed)
     num_experts = up.shape[0]
     hidden, width = (up.shape[1], up.shape[2]) if transposed else (up.shape[2], up.shape[1])
+    decoder_layer_name, index = _decoder_layer(experts_name)
     return MoELayer(
-        index=_decoder_index(experts_name),
+        index=index,
         block_name=block_name,
         experts_name=experts_name,
         router_name=f"{block_name}.{router_names[0]}",
@@ -329,7 +332,11 @@ def _describe_layer(modules: dict[str, nn.Module], experts_name: str) -> MoELaye
         top_k=_top_k(router, block),
         hidden_size=hidden,
         expert_hidden_size=width // 2 if has_gate else width,
-        has_shared_experts=any("shared" in name for name, _ in block.named_children()),
+        has_shared_experts=any(
+            _is_shared(name, module, experts)
+            for owner in (block, modules[decoder_layer_name])
+            for name, module in owner.named_children()
+        ),
         is_hash_routed="input_ids" in inspect.signature(router.forward).parameters,
         has_gate=has_gate,
         has_bias=bool(experts.has_bias),
@@ -344,22 +351,39 @@ def post_expert_norm(experts: Any) -> Any:
     return experts.post_expert_norm if getattr(experts, "has_post_expert_norm", False) else None
 
 
-def _decoder_index(name: str) -> int:
-    """The decoder layer of a module path: the integer in it."""
-    numbers = re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)
+def _is_shared(name: str, module: nn.Module, experts: nn.Module) -> bool:
+    """Whether a neighbour of the routed experts is an MLP that every token passes through.
+
+    It lies inside the block (`shared_experts` of DeepSeek, `shared_expert` of Qwen2-MoE), beside the block
+    (`shared_mlp` of Granite), or, where the decoder layer is itself the block, it is the layer's `mlp`
+    (Gemma 4). One of width 0, without a number in it, is how some configs say that there is none.
+    """
+    if "shared" not in name and name != "mlp":
+        return False
+    holds_experts = any(part is experts for part in module.modules())
+    return not holds_experts and any(parameter.numel() for parameter in module.parameters())
+
+
+def _decoder_layer(name: str) -> tuple[str, int]:
+    """Path and index of the decoder layer in a module path: up to the integer in it."""
+    numbers = list(re.finditer(r"(?:^|\.)(\d+)(?=\.|$)", name))
     if len(numbers) != 1:
         raise ModelError(f"{name} does not name one decoder layer; this layout is not understood")
-    return int(numbers[0])
+    return name[: numbers[0].end()], int(numbers[0][1])
 
 
 def _top_k(router: nn.Module, block: nn.Module) -> int:
     """How many experts a router chooses."""
+    unset = []
     for owner in (router, block, getattr(router, "config", None), getattr(block, "config", None)):
-        for name in ("top_k", "num_experts_per_tok", "top_k_experts", "moe_topk"):
+        for name in CHOSEN_COUNTS:
             value = getattr(owner, name, None)
             if isinstance(value, int):
                 return value
-    raise ModelError(f"{type(router).__name__} does not say how many experts it chooses")
+            if isinstance(owner, PretrainedConfig) and hasattr(owner, name):
+                unset.append(name)
+    why = f": its config leaves out {unset[0]}" if unset else ""
+    raise ModelError(f"{type(router).__name__} does not say how many experts it chooses{why}")
 
 
 def _check_layers(description: MoEDescription) -> None:
@@ -377,15 +401,10 @@ def _check_layers(description: MoEDescription) -> None:
                 f"{description.architecture} has MoE layers that differ in {what} ({values}); "
                 "only equal layers are supported"
             )
-
-
-def _reason_without_experts(model_type: str, config: object) -> str:
-    """Why a model without fused experts cannot be used."""
-    text_config = config.get_text_config() if isinstance(config, PretrainedConfig) else config
-    counts = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    if any((getattr(text_config, name, None) or 0) > 1 for name in counts):
-        return (
-            f"{model_type} is not supported: its experts do not use the common fused interface of "
-            "transformers, so single experts cannot be trained"
+    if description.parameters_per_expert < 1:
+        raise ModelError(f"{description.architecture} has experts of width 0 by its config")
+    if not 1 <= description.top_k <= description.num_experts:
+        raise ModelError(
+            f"{description.architecture} has {description.num_experts} routed experts in a layer and chooses "
+            f"{description.top_k} of them for a token; correct these two numbers in its config"
         )
-    return f"{model_type} is not supported: it is dense, it has no routed experts"

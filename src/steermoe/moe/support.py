@@ -63,6 +63,11 @@ def refusal(model_type: str) -> str | None:
     return REFUSED_ARCHITECTURES.get(model_type_to_module_name(model_type))
 
 
+def has_fused_experts(model_type: str) -> bool:
+    """Whether some models of an architecture have experts of the common interface."""
+    return model_type_to_module_name(model_type) in _modules_with_fused_experts()
+
+
 @cache
 def supported_architectures() -> tuple[ArchitectureSupport, ...]:
     """Every architecture with experts that the installed transformers has, by name.
@@ -83,14 +88,15 @@ def supported_architectures() -> tuple[ArchitectureSupport, ...]:
     return tuple(found)
 
 
-def _modules_with_fused_experts() -> set[str]:
+@cache
+def _modules_with_fused_experts() -> frozenset[str]:
     """Names of the model folders of transformers whose modeling file carries the decorator."""
     folder = Path(transformers.__file__).parent / "models"
-    return {
+    return frozenset(
         path.parent.name
         for path in folder.glob("*/modeling_*.py")
         if DECORATOR in path.read_text(encoding="utf-8")
-    }
+    )
 
 
 def _generating_class(model_type: str) -> str:
