@@ -11,7 +11,7 @@ import pandas as pd
 from steermoe.config import EMBEDDED_MODEL, ModelSection
 from steermoe.errors import ConfigError, RunDirectoryError
 from steermoe.loading import model_source
-from steermoe.moe.checkpoint import apply_delta, save_delta
+from steermoe.moe.delta import apply_delta, save_delta
 from steermoe.run import Run, load_run
 from steermoe.rundir import MODEL, RESPONSES, RISK, RISK_PER_BATCH
 
