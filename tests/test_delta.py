@@ -18,11 +18,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from architectures import ARCHITECTURES, BY_NAME, Architecture, token_ids
+from steermoe.config import EMBEDDED_MODEL
 from steermoe.errors import ModelError, TrainingError
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
 from steermoe.moe.delta import apply_delta, read_delta_header, save_delta
 from steermoe.moe.slices import attach_expert_slices
 from steermoe.moe.stored import hash_checkpoint, stored_tensors
+from tiny import CommandLine
 
 PER_EXPERT, ALL_IN_ONE = "olmoe", "gpt_oss"
 """One architecture that stores a tensor for each expert, and one that stores a layer's experts together."""
@@ -545,3 +547,92 @@ def test_rows_of_stacked_experts_that_do_not_fit_are_refused(
     save_delta(base, hardened, EXPERTS, delta)
     forge(delta, {}, put(name, lambda tensor: torch.cat([tensor, tensor])))
     assert f"{name} in {delta} is BF16 [4, 16, 32]" in refused(base, delta)
+
+
+# ---- the command, and where it finds the base model ---------------------------------------------------
+
+
+def test_the_command_refuses_in_one_line_and_writes_nothing(
+    pairs: Callable[[str], tuple[Path, Path]], whole: bytes, tmp_path: Path, steermoe: CommandLine
+) -> None:
+    other = shutil.copytree(pairs(PER_EXPERT)[0], tmp_path / "other")
+    tamper(other, "model.norm.weight", _flip_one_number)
+    delta, damaged = tmp_path / "x.safetensors", tmp_path / "damaged.safetensors"
+    delta.write_bytes(whole)
+    damaged.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    (tmp_path / "file").write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, word in (
+        (["--apply", delta, "--model", other, "-o", "made"], "is not the base model of"),
+        (["--apply", damaged, "--model", other, "-o", "made"], "damaged.safetensors is damaged"),
+        (["--apply", delta, "-o", "made"], "was a local directory, base; give it with --model"),
+        (["--apply", delta, "--model", other, "-o", "file"], "file is not empty"),
+        (["--model", other], "--model and --revision belong to --apply"),
+        (["--revision", "main"], "--model and --revision belong to --apply"),
+    ):
+        assert word in steermoe.refusal("export", *arguments)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_delta_of_the_embedded_model_needs_no_name(
+    pairs: Callable[[str], tuple[Path, Path]],
+    tmp_path: Path,
+    steermoe: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base, hardened = pairs(PER_EXPERT)
+    delta = tmp_path / "x.safetensors"
+    monkeypatch.setattr("steermoe.loading.embedded_model_path", lambda report=None: base)
+    save_delta(base, hardened, EXPERTS, delta, name=EMBEDDED_MODEL)
+    assert read_delta_header(delta).base == "smollm2-moe"
+    assert steermoe("export", "--apply", delta, "-o", "made") == 0, steermoe.err
+    assert hash_checkpoint(tmp_path / "made") == hash_checkpoint(hardened)
+
+
+@pytest.fixture
+def on_the_hub(
+    pairs: Callable[[str], tuple[Path, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, bool], Path]:
+    """Puts the base model of `PER_EXPERT`, or another one, into the hub's local cache under a commit."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    model = cache / "models--owner--name"
+
+    def put_there(commit: str, is_base: bool) -> Path:
+        snapshot = shutil.copytree(pairs(PER_EXPERT)[0], model / "snapshots" / commit)
+        if not is_base:
+            tamper(snapshot, "model.norm.weight", _flip_one_number)
+        (model / "refs").mkdir(exist_ok=True)
+        (model / "refs" / "main").write_text(commit)
+        return Path(snapshot)
+
+    return put_there
+
+
+FIRST, SECOND = "a" * 40, "b" * 40
+"""Commits; `main` is the last one that was put there."""
+
+
+def test_a_delta_finds_its_base_on_the_hub_by_the_commit_it_was_made_of(
+    pairs: Callable[[str], tuple[Path, Path]],
+    on_the_hub: Callable[[str, bool], Path],
+    tmp_path: Path,
+    steermoe: CommandLine,
+) -> None:
+    hardened, delta = pairs(PER_EXPERT)[1], tmp_path / "x.safetensors"
+    on_the_hub(FIRST, True)
+    save_delta("owner/name", hardened, EXPERTS, delta)
+    header = read_delta_header(delta)
+    assert (header.base, header.revision) == ("owner/name", FIRST)
+
+    on_the_hub(SECOND, False)
+    named = ["--model", "owner/name"]
+    for i, options in enumerate(([], named, [*named, "--revision", FIRST])):
+        assert steermoe("export", "--apply", delta, "-o", f"made-{i}", *options) == 0, steermoe.err
+        assert hash_checkpoint(tmp_path / f"made-{i}") == hash_checkpoint(hardened)
+    for revision in ("main", SECOND):
+        arguments = ["--apply", delta, "-o", "none", "--revision", revision]
+        assert "is not the base model of" in steermoe.refusal("export", *arguments)
+    arguments = ["--apply", delta, "-o", "none", "--revision", "v2"]
+    assert "owner/name at revision v2 is neither" in steermoe.refusal("export", *arguments)
+    assert not (tmp_path / "none").exists()
