@@ -24,7 +24,11 @@ from transformers import AutoConfig
 
 from steermoe.errors import TrainingError
 from steermoe.moe.layers import auto_model_class, load_description
-from steermoe.moe.quantization import dequantization_arguments, quantization_method
+from steermoe.moe.quantization import (
+    dequantization_arguments,
+    forget_quantization,
+    quantization_method,
+)
 from steermoe.moe.slices import STACK_NAME, ExpertId
 from steermoe.moe.stored import StoredTensor, local_folder, stored_tensors
 
@@ -197,10 +201,13 @@ def _first_unlike(before: dict[str, StoredTensor], after: dict[str, StoredTensor
 def save_again(base: Path, folder: Path, dtype: str) -> None:
     """Load a model and save it as transformers does, unpacked and in one dtype."""
     config = AutoConfig.from_pretrained(base, local_files_only=True)
+    packed_as = quantization_method(config)
     model = auto_model_class(config).from_pretrained(
         base,
         dtype=getattr(torch, dtype),
         local_files_only=True,
-        **dequantization_arguments(quantization_method(config)),
+        **dequantization_arguments(packed_as),
     )
+    if packed_as is not None:
+        forget_quantization(model)
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
