@@ -261,7 +261,21 @@ def export(
             "--apply", metavar="DELTA", help="Put a delta onto its base model, into --output."
         ),
     ] = None,
-    model: ModelOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="ID_OR_PATH",
+            help="With --apply: the base model. [default: the one that the delta names]",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            "--revision",
+            help="With --apply: branch, tag or commit of a hub model. [default: the delta's]",
+        ),
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Write a run's tables and trained experts in other formats, or apply a delta."""
@@ -272,7 +286,9 @@ def export(
             raise ConfigError(
                 "--apply needs --output DIR, the directory of the hardened model to write"
             )
-        written = [apply_delta_file(apply, output, model)]
+        written = [apply_delta_file(apply, output, model, revision)]
+    elif model is not None or revision is not None:
+        raise ConfigError("--model and --revision belong to --apply DELTA; a run knows its model")
     else:
         written = export_run(
             run_dir if run_dir is not None else Path("runs/smollm2-moe"), formats or ["csv"], output

@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 
 from steermoe.config import EMBEDDED_MODEL, ModelSection
-from steermoe.errors import ConfigError, RunDirectoryError
+from steermoe.errors import ConfigError, ModelError, RunDirectoryError
 from steermoe.loading import model_source
-from steermoe.moe.checkpoint import apply_delta, save_delta
+from steermoe.moe.delta import apply_delta, read_delta_header, save_delta
 from steermoe.run import Run, load_run
-from steermoe.rundir import MODEL, RESPONSES, RISK, RISK_PER_BATCH
+from steermoe.rundir import MODEL, RESPONSES, RISK, RISK_PER_BATCH, disk_error
 
 TABLES = (RISK, RISK_PER_BATCH, RESPONSES)
 DELTA = "delta.safetensors"
@@ -77,26 +77,43 @@ def export_run(
     return written
 
 
-def apply_delta_file(delta: Path, output: Path, model: str | None = None) -> Path:
+def apply_delta_file(
+    delta: Path, output: Path, model: str | None = None, revision: str | None = None
+) -> Path:
     """Put a delta onto its base model and save the hardened model.
 
     Args:
         delta: A file that `steermoe export --format delta` wrote.
         output: Directory to write; it must not hold anything yet.
-        model: The base model; the embedded one by default. Its content hash must be the delta's.
+        model: The base model; by default the one that the delta names. Its content hash must be the delta's.
+        revision: Branch, tag or commit of a hub model; by default the commit that the delta names.
 
     Returns:
         The directory.
 
     Raises:
-        ModelError: The base model is another one.
-        RunDirectoryError: The directory is not empty.
+        ModelError: The delta is damaged, or the base model is another one or cannot be found.
+        RunDirectoryError: The directory is not empty, or cannot be written.
     """
-    if output.exists() and any(output.iterdir()):
+    header = read_delta_header(delta)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunDirectoryError(f"{output} is not empty; choose a new directory with --output")
-    source = model_source(ModelSection(id=model if model is not None else EMBEDDED_MODEL))
-    apply_delta(source, delta, output)
-    return output
+    if model is None and header.revision is None and header.base != EMBEDDED_MODEL:
+        raise ModelError(
+            f"the base model of {delta} was a local directory, {header.base}; give it with --model"
+        )
+    if model in (None, header.base) and revision is None:
+        revision = header.revision
+    source = model_source(ModelSection(id=model if model is not None else header.base))
+    try:
+        return apply_delta(source, delta, output, revision=revision)
+    except Exception as error:
+        reason = disk_error(error)
+        if reason is None:
+            raise
+        raise RunDirectoryError(
+            f"{output} cannot be written: {reason}; choose another --output"
+        ) from None
 
 
 def _export_tables(run: Run, name: str, folder: Path) -> list[Path]:
@@ -122,6 +139,11 @@ def _export_delta(run: Run, folder: Path) -> Path:
     path = folder / DELTA
     settings = run.config.model
     save_delta(
-        model_source(settings), hardened, run.trained_experts, path, revision=settings.revision
+        model_source(settings),
+        hardened,
+        run.trained_experts,
+        path,
+        revision=settings.revision,
+        name=EMBEDDED_MODEL if settings.id == EMBEDDED_MODEL else None,
     )
     return path

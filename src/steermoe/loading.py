@@ -25,7 +25,8 @@ from steermoe.moe.layers import (
     find_moe_layers,
     load_description,
 )
-from steermoe.moe.quantization import dequantization_arguments
+from steermoe.moe.quantization import check_blocks, dequantization_arguments, forget_quantization
+from steermoe.moe.stored import local_folder
 
 Report = Callable[[str], None]
 
@@ -133,13 +134,9 @@ def load_model(
         arguments["attn_implementation"] = settings.attn_implementation
     if settings.device_map:
         arguments["device_map"] = settings.device_map
-    if description.quantization is not None:
-        arguments |= dequantization_arguments(description.quantization)
-        if report is not None:
-            gigabytes = description.bytes_in_bfloat16 / 2**30
-            report(
-                f"unpacking {description.quantization} weights: {gigabytes:.1f} GiB of memory in bfloat16"
-            )
+    is_packed = description.quantization is not None
+    if is_packed:
+        arguments |= _unpacking(settings, source, description, report)
     try:
         config = read_config(source, settings.revision, settings.trust_remote_code)
         model_class = auto_model_class(config)
@@ -156,12 +153,30 @@ def load_model(
             f"model {source} cannot be loaded: its files lack {len(missing)} tensors, the first of them "
             f"{missing[0]}; fetch them again"
         )
+    if is_packed:
+        if not Path(source).is_dir():  # a hub's files are here only now
+            check_blocks(_read_config(settings, source), local_folder(source, settings.revision))
+        forget_quantization(model)
     if not settings.device_map:
         model.to(pick_device(settings.device))
     model.eval().requires_grad_(False)
     description = find_moe_layers(model)
     _let_go_of_files(model, description)
     return LoadedModel(model, tokenizer, description, source)
+
+
+def _unpacking(
+    settings: ModelSection, source: str, description: MoEDescription, report: Report | None
+) -> dict[str, Any]:
+    """Arguments with which packed weights are unpacked, once it is sure that they will be unpacked right."""
+    if Path(source).is_dir():
+        check_blocks(_read_config(settings, source), source)
+    if report is not None:
+        gigabytes = description.bytes_in_bfloat16 / 2**30
+        report(
+            f"unpacking {description.quantization} weights: {gigabytes:.1f} GiB of memory in bfloat16"
+        )
+    return dequantization_arguments(description.quantization)
 
 
 def _let_go_of_files(model: Any, description: MoEDescription) -> None:

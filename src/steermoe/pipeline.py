@@ -23,7 +23,7 @@ from typing import Any
 from steermoe.config import BUILTIN_PROMPTS, Config
 from steermoe.errors import RunDirectoryError, SteerMoEError
 from steermoe.loading import describe_model, model_source
-from steermoe.moe.checkpoint import hash_checkpoint
+from steermoe.moe.stored import hash_checkpoint
 from steermoe.reporter import Reporter, silent
 from steermoe.run import Run
 from steermoe.rundir import CHECKPOINTS, SHARDS, RunDirectory

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: save a hardened one, prove what differs from the base, and carry only that.
+"""Checkpoints on disk: save a hardened one, and prove what differs from the base.
 
 Checkpoints are read tensor by tensor, as bytes (`stored.py`), and no model is held. They keep the names that
 their architecture was published with: mostly one tensor for each expert and matrix
@@ -6,58 +6,35 @@ their architecture was published with: mostly one tensor for each expert and mat
 first axis. Which expert a tensor or a row of it belongs to is read off its name and shape alone, and a
 difference that cannot be put down to a selected expert is an error: a mistake here can refuse a good
 checkpoint, never pass a bad one.
-
-A delta is a safetensors file with the selected experts' tensors under their names in the checkpoint (of a
-tensor that holds all experts, the selected rows), and in its header what it belongs to.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers import AutoConfig
 
-from steermoe.errors import ModelError, TrainingError
+from steermoe.errors import TrainingError
 from steermoe.moe.layers import auto_model_class, load_description
-from steermoe.moe.quantization import dequantization_arguments, quantization_method
-from steermoe.moe.slices import STACK_NAME, ExpertId
-from steermoe.moe.stored import (
-    INDEX_NAME,
-    StoredTensor,
-    hash_checkpoint,
-    local_folder,
-    read_header,
-    stored_tensors,
+from steermoe.moe.quantization import (
+    dequantization_arguments,
+    forget_quantization,
+    quantization_method,
 )
-
-__all__ = [
-    "Comparison",
-    "apply_delta",
-    "hash_checkpoint",
-    "read_delta_header",
-    "save_delta",
-    "save_hardened",
-    "verify_only_selected_changed",
-]
+from steermoe.moe.slices import STACK_NAME, ExpertId
+from steermoe.moe.stored import StoredTensor, local_folder, stored_tensors
 
 SHARD_SIZE = "2GB"
 """Largest file of a saved checkpoint: writing a file holds a second copy of its tensors."""
 
-DELTA_FORMAT = "steermoe-delta-1"
-
-_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)$|\.index\.json$")
 _LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
@@ -115,124 +92,22 @@ def verify_only_selected_changed(
     Raises:
         TrainingError: Names the first tensor that differs and should not, or that the base lacks.
     """
-    with _comparable(local_folder(base, revision), Path(hardened)) as (before, after, _):
-        return _compare(before, after, _Owners.of(hardened, experts))
-
-
-def save_delta(
-    base: str | Path,
-    hardened: str | Path,
-    experts: Iterable[ExpertId],
-    path: str | Path,
-    *,
-    revision: str | None = None,
-) -> Comparison:
-    """Write the selected experts of a hardened checkpoint to one small file.
-
-    Args:
-        base: Directory or hub name of the base model.
-        hardened: Directory of the hardened one.
-        experts: The selected `(decoder layer, expert)` pairs.
-        path: File to write.
-        revision: Branch, tag or commit of the base on the hub.
-
-    Raises:
-        TrainingError: If anything else differs: the delta would not be the whole change.
-    """
-    path, folder = Path(path), local_folder(base, revision)
-    owners = _Owners.of(hardened, experts)
-    with _comparable(folder, Path(hardened)) as (before, after, resaved_as):
-        comparison = _compare(before, after, owners)
-    tensors: dict[str, Tensor] = {}
-    rows_of: dict[str, list[int]] = {}
-    for name, stored in sorted(after.items()):
-        owned = owners.owned(name, stored.shape)
-        if None in owned:
-            tensors[name] = stored.read()
-        elif owned:
-            rows_of[name] = [row for row in owned if row is not None]
-            tensors[name] = stored.read(rows_of[name])
-    header = {
-        "format": DELTA_FORMAT,
-        "base": str(base) if not Path(base).is_dir() else Path(base).name,
-        "base_hash": hash_checkpoint(folder),
-        "base_resaved_as": resaved_as,
-        "experts": sorted(owners.experts),
-        "rows": rows_of,
-    }
-    # One entry: safetensors writes several in no fixed order.
-    metadata = {"steermoe": json.dumps(header, sort_keys=True)}
-    unfinished = path.with_name(path.name + ".tmp")
-    save_file(tensors, unfinished, metadata=metadata)
-    os.replace(unfinished, path)
-    return comparison
-
-
-def read_delta_header(path: str | Path) -> dict[str, Any]:
-    """What a delta belongs to: `base`, `base_hash`, `base_resaved_as`, `experts`, `rows`.
-
-    Raises:
-        ModelError: If the file is no delta.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"{path} does not exist; give the file that holds the delta")
-    header = json.loads(read_header(path)[1].get("steermoe", "{}"))
-    if not isinstance(header, dict) or header.get("format") != DELTA_FORMAT:
-        raise ModelError(f"{path} is not a {DELTA_FORMAT} file; write one with steermoe export")
-    return header
-
-
-def apply_delta(
-    base: str | Path, delta: str | Path, output: str | Path, *, revision: str | None = None
-) -> Path:
-    """Write the hardened checkpoint that a delta makes of its base model.
-
-    Args:
-        base: Directory or hub name of the base model.
-        delta: File that `save_delta` wrote.
-        output: Directory to make; it may exist if it is empty.
-        revision: Branch, tag or commit of the base on the hub.
-
-    Returns:
-        The directory.
-
-    Raises:
-        ModelError: If the base model is not the one that the delta was made of.
-    """
-    header, folder, output = read_delta_header(delta), local_folder(base, revision), Path(output)
-    found = hash_checkpoint(folder)
-    if found != header["base_hash"]:
-        raise ModelError(
-            f"{base} is not the base model of {delta}: that is {header['base']} with content hash "
-            f"{header['base_hash'][:12]}, not {found[:12]}"
-        )
-    changes = read_header(Path(delta))[0]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as staging:
-        made = Path(staging) / "model"
-        _copy_checkpoint(folder, made, header["base_resaved_as"])
-        targets = stored_tensors(made)
-        for name, change in changes.items():
-            _write_change(targets[name], change, header["rows"].get(name))
-        if output.is_dir():
-            output.rmdir()
-        made.rename(output)
-    return output
+    with comparable(local_folder(base, revision), Path(hardened)) as (before, after, _):
+        return compare(before, after, Owners.of(hardened, experts))
 
 
 @dataclass(frozen=True, slots=True)
-class _Owners:
+class Owners:
     """Which tensors, and rows of tensors, of a checkpoint belong to selected experts."""
 
     experts: frozenset[ExpertId]
     num_experts: int
 
     @staticmethod
-    def of(folder: str | Path, experts: Iterable[ExpertId]) -> _Owners:
+    def of(folder: str | Path, experts: Iterable[ExpertId]) -> Owners:
         """For the checkpoint in a directory, whose config says how many experts a layer has."""
         description = load_description(folder, local_files_only=True)
-        return _Owners(frozenset(experts), description.num_experts)
+        return Owners(frozenset(experts), description.num_experts)
 
     def owned(self, name: str, shape: Sequence[int]) -> dict[int | None, ExpertId]:
         """The selected expert of each row; under None, of the whole tensor; empty if none has a part.
@@ -253,9 +128,18 @@ class _Owners:
             return {}
         return {e: (i, e) for i, e in sorted(self.experts) if i == index}
 
+    def parts(self, tensors: Mapping[str, StoredTensor]) -> dict[str, list[int] | None]:
+        """What belongs to selected experts: rows by tensor, None where it is the whole tensor."""
+        found: dict[str, list[int] | None] = {}
+        for name, tensor in sorted(tensors.items()):
+            owned = self.owned(name, tensor.shape)
+            if owned:
+                found[name] = None if None in owned else [row for row in owned if row is not None]
+        return found
 
-def _compare(
-    before: dict[str, StoredTensor], after: dict[str, StoredTensor], owners: _Owners
+
+def compare(
+    before: Mapping[str, StoredTensor], after: Mapping[str, StoredTensor], owners: Owners
 ) -> Comparison:
     """Compare tensor by tensor; raises for the first difference that no selected expert explains."""
     changed_experts: set[ExpertId] = set()
@@ -285,7 +169,7 @@ def _compare(
 
 
 @contextmanager
-def _comparable(
+def comparable(
     base: Path, hardened: Path
 ) -> Iterator[tuple[dict[str, StoredTensor], dict[str, StoredTensor], str | None]]:
     """Tensors of both under the same names, and the dtype in which the base was saved again if it was."""
@@ -295,7 +179,7 @@ def _comparable(
         return
     dtype = str(json.loads((hardened / "config.json").read_text("utf-8"))["dtype"])
     with tempfile.TemporaryDirectory(dir=hardened.parent, prefix=".base-") as folder:
-        _resave(base, Path(folder), dtype)
+        save_again(base, Path(folder), dtype)
         before = stored_tensors(folder)
         if (name := _first_unlike(before, after)) is not None:
             raise TrainingError(
@@ -314,40 +198,16 @@ def _first_unlike(before: dict[str, StoredTensor], after: dict[str, StoredTensor
     return None
 
 
-def _resave(base: Path, folder: Path, dtype: str) -> None:
+def save_again(base: Path, folder: Path, dtype: str) -> None:
     """Load a model and save it as transformers does, unpacked and in one dtype."""
     config = AutoConfig.from_pretrained(base, local_files_only=True)
+    packed_as = quantization_method(config)
     model = auto_model_class(config).from_pretrained(
         base,
         dtype=getattr(torch, dtype),
         local_files_only=True,
-        **dequantization_arguments(quantization_method(config)),
+        **dequantization_arguments(packed_as),
     )
+    if packed_as is not None:
+        forget_quantization(model)
     model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
-
-
-def _copy_checkpoint(base: Path, folder: Path, resaved_as: str | None) -> None:
-    """Make a copy of a checkpoint that can be written into: weights, config, tokenizer, licence."""
-    folder.mkdir()
-    if resaved_as is not None:
-        _resave(base, folder, resaved_as)
-        weights = set()
-    else:
-        weights = {tensor.file.name for tensor in stored_tensors(base).values()} | {INDEX_NAME}
-    for file in sorted(base.iterdir()):
-        if not file.is_file() or file.name == "README.md" or (folder / file.name).exists():
-            continue
-        if file.name in weights or not _WEIGHTS.search(file.name):
-            shutil.copyfile(file, folder / file.name)
-
-
-def _write_change(target: StoredTensor, change: StoredTensor, rows: list[int] | None) -> None:
-    """Overwrite a tensor, or the given rows of it, in its file."""
-    expected = target.shape if rows is None else (len(rows), *target.shape[1:])
-    assert (change.dtype, change.shape) == (target.dtype, expected), change
-    spans = [(target.start, target.end)] if rows is None else [target.row(row) for row in rows]
-    with target.file.open("r+b") as handle, change.file.open("rb") as source:
-        source.seek(change.start)
-        for start, end in spans:
-            handle.seek(start)
-            handle.write(source.read(end - start))

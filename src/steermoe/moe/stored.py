@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from steermoe.errors import ModelError
@@ -56,17 +56,19 @@ class StoredTensor:
             part = file.get_slice(self.name)
             return torch.cat([part[row : row + 1] for row in rows])
 
-    def chunks(self) -> Iterator[bytes]:
-        """The tensor's bytes, some megabytes at a time."""
+    def chunks(self, rows: Sequence[int] | None = None) -> Iterator[bytes]:
+        """The bytes of the tensor, or only of the given rows, some megabytes at a time."""
+        spans = [(self.start, self.end)] if rows is None else [self.row(row) for row in rows]
         with self.file.open("rb") as handle:
-            handle.seek(self.start)
-            left = self.end - self.start
-            while left:
-                chunk = handle.read(min(_CHUNK_SIZE, left))
-                if not chunk:
-                    raise ModelError(f"{self.file} is cut short; copy the checkpoint again")
-                left -= len(chunk)
-                yield chunk
+            for start, end in spans:
+                handle.seek(start)
+                left = end - start
+                while left:
+                    chunk = handle.read(min(_CHUNK_SIZE, left))
+                    if not chunk:
+                        raise ModelError(f"{self.file} is cut short; copy it again")
+                    left -= len(chunk)
+                    yield chunk
 
     def row(self, index: int) -> tuple[int, int]:
         """First byte of a row along the first axis, and the byte after it."""
@@ -100,8 +102,13 @@ def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
     """
     folder = Path(folder)
     if (folder / INDEX_NAME).is_file():
-        weight_map = json.loads((folder / INDEX_NAME).read_text("utf-8"))["weight_map"]
-        files = sorted(set(weight_map.values()))
+        try:
+            weight_map = json.loads((folder / INDEX_NAME).read_text("utf-8"))["weight_map"]
+            files = sorted(set(weight_map.values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"{folder / INDEX_NAME} cannot be read; copy the checkpoint again"
+            ) from error
     else:
         weight_map, files = None, [_WHOLE_NAME]
     found: dict[str, StoredTensor] = {}
@@ -115,11 +122,16 @@ def stored_tensors(folder: str | Path) -> dict[str, StoredTensor]:
 
 
 def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Tensors and metadata of one safetensors file, from its header: a length, then that much JSON."""
+    """Tensors and metadata of one safetensors file, from its header: a length, then that much JSON.
+
+    Raises:
+        ModelError: If it is no safetensors file, or its tensors do not fill it exactly.
+    """
     try:
         with file.open("rb") as handle:
             length = int.from_bytes(handle.read(8), "little")
-            if length > file.stat().st_size:
+            size = file.stat().st_size
+            if 8 + length > size:
                 raise ValueError
             entries = json.loads(handle.read(length))
         metadata = entries.pop("__metadata__", {})
@@ -134,13 +146,18 @@ def read_header(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             )
             for name, entry in entries.items()
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if any(tensor.end > size for tensor in tensors.values()):
+            raise ModelError(f"{file} is cut short; copy it again")
+        # The library knows the size of every dtype, and insists on tensors without gap or overlap.
+        with safe_open(file, framework="pt"):
+            pass
+    except (ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(f"{file} is not a safetensors file; copy it again") from error
     return tensors, metadata
 
 
 def hash_checkpoint(source: str | Path, revision: str | None = None) -> str:
-    """Hash of a checkpoint's weights: every name, dtype, shape and value, however split into files.
+    """Hash of a checkpoint's weights, as `hash_tensors`, however they are split into files.
 
     Args:
         source: Directory, or name on the model hub of a model that is in the local cache.
@@ -149,10 +166,27 @@ def hash_checkpoint(source: str | Path, revision: str | None = None) -> str:
     Returns:
         SHA-256 in hexadecimal digits.
     """
+    return hash_tensors(stored_tensors(local_folder(source, revision)))
+
+
+def hash_tensors(
+    tensors: Mapping[str, StoredTensor], rows_of: Mapping[str, Sequence[int] | None] | None = None
+) -> str:
+    """Hash of tensors: every name, dtype, shape and value, in the order of their names.
+
+    Args:
+        tensors: The tensors, by name.
+        rows_of: The rows that count of a tensor, as if it had no others; None or nothing for all.
+
+    Returns:
+        SHA-256, in hexadecimal digits, of each tensor's `["name", "dtype", [shape]]` in JSON and its bytes.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(stored_tensors(local_folder(source, revision)).items()):
-        digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode("utf-8"))
-        for chunk in tensor.chunks():
+    for name, tensor in sorted(tensors.items()):
+        rows = None if rows_of is None else rows_of.get(name)
+        shape = tensor.shape if rows is None else (len(rows), *tensor.shape[1:])
+        digest.update(json.dumps([name, tensor.dtype, shape]).encode("utf-8"))
+        for chunk in tensor.chunks(rows):
             digest.update(chunk)
     return digest.hexdigest()
 
@@ -164,6 +198,7 @@ def local_folder(source: str | Path, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(str(source), revision=revision, local_files_only=True))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError) as error:
+        which = str(source) if revision is None else f"{source} at revision {revision}"
         raise ModelError(
-            f"{source} is neither a directory nor in the local cache of the model hub; download it first"
+            f"{which} is neither a directory nor in the local cache of the model hub; download it first"
         ) from error
