@@ -135,10 +135,10 @@ def load_model(
     if settings.device_map:
         arguments["device_map"] = settings.device_map
     is_packed = description.quantization is not None
+    config = read_config(source, settings.revision, settings.trust_remote_code)
     if is_packed:
-        arguments |= _unpacking(settings, source, description, report)
+        arguments |= _unpacking(config, source, description, report)
     try:
-        config = read_config(source, settings.revision, settings.trust_remote_code)
         model_class = auto_model_class(config)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
@@ -155,7 +155,7 @@ def load_model(
         )
     if is_packed:
         if not Path(source).is_dir():  # a hub's files are here only now
-            check_blocks(_read_config(settings, source), local_folder(source, settings.revision))
+            check_blocks(config, local_folder(source, settings.revision))
         forget_quantization(model)
     if not settings.device_map:
         model.to(pick_device(settings.device))
@@ -166,11 +166,11 @@ def load_model(
 
 
 def _unpacking(
-    settings: ModelSection, source: str, description: MoEDescription, report: Report | None
+    config: Any, source: str, description: MoEDescription, report: Report | None
 ) -> dict[str, Any]:
     """Arguments with which packed weights are unpacked, once it is sure that they will be unpacked right."""
     if Path(source).is_dir():
-        check_blocks(_read_config(settings, source), source)
+        check_blocks(config, source)
     if report is not None:
         gigabytes = description.bytes_in_bfloat16 / 2**30
         report(
