@@ -18,6 +18,7 @@ from conftest import TinyCheckpoint
 from steermoe.analysis.rates import wilson
 from steermoe.config import Config
 from steermoe.engines.transformers import TransformersEngine
+from steermoe.export import export_run
 from steermoe.pipeline import run_pipeline
 from steermoe.records import Sampling, Verdict
 from steermoe.run import load_run
@@ -83,6 +84,20 @@ def test_divergence_equals_a_plain_loop(finished: Path, checkpoint: Path) -> Non
     assert metric["value"] == pytest.approx(total / num_tokens, rel=1e-3)
     assert metric["value"] > 1e-3
     assert metric["ci_low"] <= metric["value"] <= metric["ci_high"]
+
+
+@pytest.mark.parametrize("rule", ["lowest", "random"])
+def test_a_selection_made_after_training_leaves_the_figures_and_the_delta_as_they_were(
+    run: RunDirectory, mixtral: Path, small_prompts: Path, rule: str
+) -> None:
+    before, experts = run.read_evaluation(), load_run(run.path).trained_experts
+    config = tiny_config(mixtral, run.path, small_prompts, identify={"rule": rule, "top_k": 2})
+    run_pipeline(config, only="identify")
+    assert set(load_run(run.path).unsafe_experts) != set(experts)
+    run_pipeline(config, only="evaluate", force=True)
+    assert run.read_evaluation() == before
+    assert load_run(run.path).trained_experts == experts
+    assert export_run(run.path, ["delta"])
 
 
 def test_divergence_is_the_same_however_many_replies_go_at_once(
@@ -169,6 +184,9 @@ def test_divergence_of_a_baseline_equals_a_plain_loop(
             if parameters == "everything" or name.endswith("gate.weight"):
                 parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
     hardened.save_pretrained(run.file(MODEL))
+    state = run.read_run()
+    state["stages"]["train"]["figures"]["trained_experts"] = []
+    run.write_run(state)
     evaluate(run, config, Listener())
     total, num_tokens = kl_by_hand(
         AutoModelForCausalLM.from_pretrained(mixtral), hardened, benign_test_replies(run.path)

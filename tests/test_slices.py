@@ -321,6 +321,20 @@ def test_steps_too_small_for_bfloat16_add_up_in_the_masters() -> None:
         assert 0.02 < moved.median() < 0.05  # 64 / 2048 = 3.1 %
 
 
+def test_a_share_of_the_change_can_be_folded_in() -> None:
+    model = BY_NAME["olmoe"].build()
+    experts = model.model.layers[0].mlp.experts
+    before = experts.down_proj.detach().clone()
+    slices = attach_expert_slices(model, [(0, 1)])
+    with torch.no_grad():
+        for parameter in slices.parameters():
+            parameter += 1.0
+    slices.fold(kept_change=0.75)
+    torch.testing.assert_close(experts.down_proj[1], before[1] + 0.75)
+    others = [expert for expert in range(len(before)) if expert != 1]
+    assert torch.equal(experts.down_proj[others], before[others])
+
+
 def test_stepping_during_the_backward_pass_equals_stepping_after_it() -> None:
     results = []
     for during in (False, True):

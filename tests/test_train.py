@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import TinyCheckpoint
-from steermoe.config import Config
+from steermoe.config import Config, load_config
 from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError, TrainingError
 from steermoe.run import load_run
 from steermoe.rundir import CHECKPOINTS, MODEL, SFT_DATASET, UNSAFE_EXPERTS, RunDirectory
@@ -264,7 +264,7 @@ def test_nothing_selected_trains_nothing_and_says_so(ready: Ready) -> None:
     (ready.run.path / MODEL).mkdir()
     ready.run.write_json_lines(SFT_DATASET, [])
     ready.select()
-    assert ready.train() == {"num_trained_experts": 0}
+    assert ready.train() == {"num_trained_experts": 0, "trained_experts": []}
     assert "no unsafe experts were selected, so nothing is trained" in ready.listener.text
     # What an earlier training wrote would be taken for this one's.
     assert not ready.run.file(MODEL).exists() and not ready.run.file(SFT_DATASET).exists()
@@ -274,8 +274,27 @@ def test_the_union_of_the_batches_trains_and_its_size_is_said(ready: Ready) -> N
     ready.select((0, 1), b0=[[0, 2], [1, 3]], b1=[[1, 3]], b2=[[1, 5]])
     figures = ready.train(experts="union", epochs=1)
     assert figures["num_trained_experts"] == 3
-    assert ready.changed() == {(0, 2), (1, 3), (1, 5)}
+    assert ready.changed() == {(0, 2), (1, 3), (1, 5)} == set(figures["trained_experts"])
     assert re.search(r"union.*3 experts", ready.listener.text)
+
+
+def test_half_of_the_change_lies_half_way_between_both_models(ready: Ready) -> None:
+    ready.select((0, 1))
+    found = []
+    for share in (1.0, 0.5):
+        ready.train(epochs=1, kept_change=share)
+        found.append(tensors(ready.run.file(MODEL)))
+    whole, half = found
+    base = tensors(ready.checkpoint)
+    moved = [name for name in base if not torch.equal(base[name], whole[name])]
+    assert moved
+    for name in moved:
+        torch.testing.assert_close(half[name], (base[name] + whole[name]) / 2)
+
+
+def test_a_baseline_keeps_its_whole_change() -> None:
+    with pytest.raises(ConfigError, match=r"kept_change is 0\.5, but only experts"):
+        load_config(settings=["train.kept_change=0.5", "train.parameters=routers"])
 
 
 @pytest.mark.parametrize("scope", ["unsafe", "all"])

@@ -258,6 +258,12 @@ class TrainSection(Section):
         ge=0,
         description="Benign prompts added to each mixed batch, other ones each epoch; empty spreads all over an epoch.",
     )
+    kept_change: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Share of what training changed that the hardened experts keep: weights between both models.",
+    )
     mask_scope: Literal["off", "unsafe", "all"] = Field(
         "off",
         description="Expert masking while training: not at all, for unsafe samples, or for every sample.",
@@ -270,6 +276,15 @@ class TrainSection(Section):
     report_to: tuple[str, ...] = Field(
         (), description="Experiment trackers, as transformers names them: tensorboard, wandb, ..."
     )
+
+    @model_validator(mode="after")
+    def _only_experts_lie_between(self) -> TrainSection:
+        if self.kept_change < 1 and self.parameters != "experts":
+            raise ValueError(
+                f"kept_change is {self.kept_change:g}, but only experts can lie between both models: set it to 1 with "
+                f"parameters = {self.parameters}"
+            )
+        return self
 
 
 class EvaluateSection(Section):

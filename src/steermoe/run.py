@@ -79,10 +79,12 @@ class Run:
 
     @property
     def trained_experts(self) -> list[tuple[int, int]]:
-        """The `(layer, expert)` pairs that training changed: the global selection, or the batches' union."""
-        if self.config.train.experts == "union":
-            return [(int(x), int(e)) for x, e in self.directory.read_unsafe_experts()["union"]]
-        return self.unsafe_experts
+        """The `(layer, expert)` pairs that the hardened model was trained on; empty for a baseline, or without one.
+
+        A selection that was made after training has no part in it.
+        """
+        figures = self.state["stages"].get("train", {}).get("figures", {})
+        return [(int(layer), int(expert)) for layer, expert in figures.get("trained_experts", [])]
 
     @property
     def evaluation(self) -> dict[str, Any]:

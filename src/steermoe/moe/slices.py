@@ -213,15 +213,23 @@ class ExpertSlices:
         return optimizers
 
     @torch.no_grad()
-    def fold(self) -> None:
+    def fold(self, kept_change: float = 1.0) -> None:
         """Write the trained experts into the fused tensors, rounded to the weights' dtype.
 
         After it the base model's weights are gone: switched off, the model is the hardened one too.
+
+        Args:
+            kept_change: What becomes of an expert is `base + kept_change * (trained - base)`: weights between
+                the two models often trade the gain of training for what it cost better than either (Wortsman
+                et al. 2022, arXiv:2109.01903).
         """
         for module, stack in self._stacks.values():
             for name, fused in fused_parameters(module).items():
                 weights = _whole(fused)
-                weights[stack.expert_ids] = _whole(stack.get_parameter(name)).to(weights.dtype)
+                trained = _whole(stack.get_parameter(name))
+                if kept_change != 1:
+                    trained = weights[stack.expert_ids].to(trained.dtype).lerp(trained, kept_change)
+                weights[stack.expert_ids] = trained.to(weights.dtype)
                 _assign(fused, weights)
 
     def detach(self) -> None:

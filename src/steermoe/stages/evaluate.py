@@ -25,9 +25,9 @@ from steermoe.prompts.goals import normalised_goal
 from steermoe.records import Label, Output, Prompt, Sampling, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.response_tables import shard_row
+from steermoe.run import Run
 from steermoe.rundir import EVALUATION, HARDENED_RESPONSES, MODEL, RunDirectory
 from steermoe.stages.collect import group_sampling, plan_groups, sampling_of
-from steermoe.stages.identify import selected_experts
 from steermoe.training.base_replies import only_positions
 from steermoe.training.dataset import TrainingRow, collate, retention_row
 from steermoe.training.trainer import kl_to_base
@@ -199,15 +199,16 @@ def _base_side(
 ) -> tuple[list[TrainingRow], Any]:
     """What is compared, and with what: the base model's greedy replies to benign prompts, and the base model.
 
-    Of the base model, its selected experts are enough; for the baselines it is kept whole.
+    Of the base model, the experts that were trained are enough; for the baselines it is kept whole.
     """
     base = load_model(config.model, model_source(config.model))
     benign = {i: p for i, p in prompts.items() if p.label is Label.BENIGN}
     replies = greedy_replies(run, config, base, benign)
     rows = [retention_row(prompt_id, Label.BENIGN, 0, output) for prompt_id, output in replies]
-    if config.train.parameters != "experts":
+    experts = Run(run).trained_experts
+    if not experts:
         return rows, base.model
-    slices = attach_expert_slices(base.model, selected_experts(run, config.train.experts))
+    slices = attach_expert_slices(base.model, experts)
     kept = {name: tensor.clone() for name, tensor in slices.state_dict().items()}
     del base, slices
     gc.collect()
@@ -247,7 +248,7 @@ def _kl_per_token(
     as_hardened: Callable[[], AbstractContextManager[Any]] = nullcontext
     if isinstance(base_experts, dict):
         # One model serves as both: its stacks hold the base model's experts, so switched off it is the hardened one.
-        slices = attach_expert_slices(hardened.model, selected_experts(run, config.train.experts))
+        slices = attach_expert_slices(hardened.model, Run(run).trained_experts)
         slices.load_state_dict(base_experts)
         base, as_hardened = hardened.model, slices.switched_off
     totals: list[float] = []

@@ -37,6 +37,7 @@ tags: [steermoe, mixture-of-experts, safety]
 | selection | {selection} |
 | prompts | {", ".join(config.prompts.sources)} |
 | epochs, learning rate | {config.train.epochs:g}, {config.train.learning_rate:g} |
+| share of the change that is kept | {config.train.kept_change:g} |
 | seed | {config.seed} |
 | steermoe | {__version__} |
 

@@ -77,9 +77,13 @@ class Material:
 
     @property
     def experts(self) -> list[Expert]:
-        """The experts that training is about, largest risk difference first."""
+        """The experts that were trained, or are to be; largest risk difference first."""
         if self.selection is None:
             return []
+        trained = self.state["stages"].get("train", {}).get("figures", {}).get("trained_experts")
+        if self.is_trained and trained:
+            of_model = set(map(tuple, trained))
+            return [pair for pair in self._ranked() if pair in of_model]
         if self.config.train.experts == "union":
             chosen = {(int(layer), int(expert)) for layer, expert in self.selection["union"]}
             return [pair for pair in self._ranked() if pair in chosen]

@@ -60,7 +60,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, An
         run.remove(MODEL)
         run.remove(SFT_DATASET)
         reporter.note("no unsafe experts were selected, so nothing is trained")
-        return {"num_trained_experts": 0}
+        return {"num_trained_experts": 0, "trained_experts": []}
     source = model_source(config.model, reporter.line)
     loaded = load_model(config.model, source, report=reporter.line)
     rows, benign, left_out = training_rows(run, config, loaded.tokenizer)
@@ -80,7 +80,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, An
     gc.collect()  # the trainer and its moments sit in reference cycles, and saving needs room
     num_parameters = slices.num_parameters if slices is not None else None
     if slices is not None:
-        slices.fold()
+        slices.fold(config.train.kept_change)
         slices.detach()
     with run.writing_folder(MODEL) as folder:
         save_hardened(loaded.model, loaded.tokenizer, folder)
@@ -95,6 +95,8 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, An
     run.remove(CHECKPOINTS)
     return {
         "num_trained_experts": len(experts) if config.train.parameters == "experts" else None,
+        # Another selection may be made later; the hardened model stays what it is.
+        "trained_experts": experts if config.train.parameters == "experts" else [],
         "num_trained_parameters": num_parameters,
         "history": history,
     }
