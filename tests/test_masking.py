@@ -12,7 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    checkpoint_wrapper,
+)
 
 from architectures import ARCHITECTURES, BY_NAME, Architecture, enable_checkpointing, token_ids
 from routing_references import (
@@ -30,6 +33,7 @@ from routing_references import (
 from steermoe.errors import ModelError, TrainingError
 from steermoe.moe.layers import MoEDescription, MoELayer, find_moe_layers
 from steermoe.moe.masking import masked_experts, masks_of_samples, router_noise_off
+from steermoe.moe.slices import attach_expert_slices
 
 # Every routing family, with the constants that the tiny configs leave at their defaults.
 IN_GROUPS = {"num_groups": 2}
@@ -380,45 +384,97 @@ def test_a_group_with_one_allowed_expert_can_win_by_that_expert_alone() -> None:
     assert ((weights > 0).sum(dim=-1) == 1).all()
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss", "gemma4_text", "nemotron_h"])
-def test_a_recomputed_pass_sees_the_mask_of_its_first_run(name: str, use_reentrant: bool) -> None:
-    plain, checkpointed = BY_NAME[name].build().train(), BY_NAME[name].build().train()
-    enable_checkpointing(checkpointed, use_reentrant)
-    checkpointed.enable_input_require_grads()
-    ids = token_ids(2, 6)
-    allowed = some_allowed(find_moe_layers(plain), 2)
-    other = some_allowed(find_moe_layers(plain), 3, seed=5)
-    for model in (plain, checkpointed):
-        with masked_experts(model, allowed):
-            masked = loss_of(model, ids)
+def gradients_of(
+    model: torch.nn.Module, allowed: np.ndarray, backward: str, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Gradients of a masked pass and an unmasked one before it, with the backward pass somewhere."""
+    ids = token_ids(2, 6, seed)
+    other = some_allowed(find_moe_layers(model), 3, seed=5)
+    with router_noise_off(model):
         unmasked = loss_of(model, ids)
-        # Backward runs outside of the first mask, and inside of one that no pass here was run under.
-        with masked_experts(model, other):
-            (masked + 2 * unmasked).backward()
-    theirs = dict(checkpointed.named_parameters())
-    for parameter_name, parameter in plain.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(
-                theirs[parameter_name].grad, parameter.grad, rtol=1e-4, atol=1e-7
-            )
+        with masked_experts(model, allowed):
+            loss = loss_of(model, ids) + 2 * unmasked
+            if backward == "inside":
+                loss.backward()
+        if backward == "outside":
+            loss.backward()
+        if backward == "inside another mask":
+            with masked_experts(model, other):
+                loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_layers_that_torch_checkpoints_see_their_mask_again() -> None:
+@pytest.mark.parametrize("trained", ["everything", "experts of the last layer"])
+@pytest.mark.parametrize("backward", ["inside", "outside", "inside another mask"])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize(
+    "name", ["mixtral", "deepseek_v3", "gpt_oss", "gemma4_text", "nemotron_h", "afmoe", "phimoe"]
+)
+def test_a_recomputed_pass_is_masked_as_its_first_run(
+    name: str, use_reentrant: bool, backward: str, trained: str
+) -> None:
+    gradients = []
+    for is_checkpointed in (False, True):
+        model = BY_NAME[name].build().train()
+        description = find_moe_layers(model)
+        if trained != "everything":
+            attach_expert_slices(model, [(description.layer_indices[-1], e) for e in (1, 2, 5)])
+        if is_checkpointed:
+            enable_checkpointing(model, use_reentrant)
+            if use_reentrant:
+                model.enable_input_require_grads()
+        gradients.append(gradients_of(model, some_allowed(description, 2), backward))
+    plain, recomputed = gradients
+    assert plain.keys() <= recomputed.keys()
+    assert any(gradient.abs().max() > 1e-5 for gradient in plain.values())
+    for parameter, gradient in plain.items():
+        torch.testing.assert_close(recomputed[parameter], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("backward", ["inside", "outside", "inside another mask"])
+@pytest.mark.parametrize(
+    ("implementation", "is_nested"),
+    [
+        (CheckpointImpl.NO_REENTRANT, False),
+        (CheckpointImpl.NO_REENTRANT, True),
+        (CheckpointImpl.REENTRANT, True),
+    ],
+)
+def test_layers_that_torch_checkpoints_see_their_mask_again(
+    implementation: CheckpointImpl, is_nested: bool, backward: str
+) -> None:
     plain, wrapped = BY_NAME["mixtral"].build().train(), BY_NAME["mixtral"].build().train()
+    wrapped.enable_input_require_grads()
+    if is_nested:
+        enable_checkpointing(wrapped)
     layers = wrapped.model.layers
     for position, layer in enumerate(layers):
-        layers[position] = checkpoint_wrapper(layer)
+        layers[position] = checkpoint_wrapper(layer, implementation)
     description = find_moe_layers(wrapped)
     assert description.layer_indices == (0, 1)
     allowed = some_allowed(description, 2)
+    expected = gradients_of(plain, allowed, backward)
+    found = gradients_of(wrapped, allowed, backward)
+    for name, gradient in found.items():
+        unwrapped = name.replace("_checkpoint_wrapped_module.", "")
+        torch.testing.assert_close(gradient, expected[unwrapped], rtol=1e-4, atol=1e-7)
+    assert len(found) == len(expected)
+
+
+def test_two_masks_at_once_are_both_seen_again() -> None:
+    # Experts that the outer mask and the inner one allow: 1 and 2 of 0..2 and 1..3.
+    outer, inner, both = (np.zeros((2, 8), dtype=bool) for _ in range(3))
+    outer[:, :3] = inner[:, 1:4] = both[:, 1:3] = True
+    plain, nested = BY_NAME["mixtral"].build().train(), BY_NAME["mixtral"].build().train()
+    enable_checkpointing(nested)
     ids = token_ids(2, 6)
-    for model in (plain, wrapped):
-        with masked_experts(model, allowed):
-            loss = loss_of(model, ids)
+    with masked_experts(plain, both):
+        loss_of(plain, ids).backward()
+    with masked_experts(nested, outer):
+        with masked_experts(nested, inner):
+            loss = loss_of(nested, ids)
         loss.backward()
-    pairs = zip(plain.parameters(), wrapped.parameters(), strict=True)
-    for parameter, theirs in pairs:
+    for parameter, theirs in zip(plain.parameters(), nested.parameters(), strict=True):
         torch.testing.assert_close(theirs.grad, parameter.grad, rtol=1e-4, atol=1e-7)
 
 

@@ -62,12 +62,7 @@ def masked_experts(
     """
     description = find_moe_layers(model) if description is None else description
     mask = _ExpertMask(model, description, _allowed_by_layer(allowed, rows, description))
-    with ExitStack() as stack:
-        for module in model.modules():
-            for name in _CHECKPOINT_FUNCTIONS:
-                if callable(getattr(module, name, None)):
-                    stack.enter_context(_replaced(module, name, mask.checkpointing))
-        stack.enter_context(mask.applied())
+    with mask.applied():
         yield
 
 
@@ -143,11 +138,19 @@ def _allowed_by_layer(
 
 
 class _ExpertMask:
-    """One mask of one model: which experts each MoE layer may use, and how its modules are told."""
+    """One mask of one model: which experts each MoE layer may use, and how its modules are told.
+
+    A recomputed pass must be masked exactly as its first run was, and backward may run inside this
+    mask's context, after it, or inside that of another mask. So a pass whose first run is masked
+    remembers its masks: the function that checkpoints it is wrapped, and the wrapper applies them
+    again. While backward runs, a mask that is applied masks only the passes that remember it.
+    """
 
     def __init__(
         self, model: nn.Module, description: MoEDescription, allowed: list[Tensor]
     ) -> None:
+        self._model = model
+        self._is_applied = False
         self._is_recomputing = False
         self._layers: list[tuple[MoELayer, nn.Module, nn.Module, Tensor]] = []
         for layer, allowed_E in zip(description.layers, allowed, strict=True):
@@ -165,8 +168,20 @@ class _ExpertMask:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Mask every forward pass inside, recomputations of other passes excepted."""
+        """Mask every forward pass inside, recomputations of other passes excepted.
+
+        It is applied once: a recomputation inside the context finds it in place.
+        """
+        if self._is_applied:
+            yield
+            return
         with ExitStack() as stack:
+            self._is_applied = True
+            stack.callback(setattr, self, "_is_applied", False)
+            for module in self._model.modules():
+                for name in _CHECKPOINT_FUNCTIONS:
+                    if callable(getattr(module, name, None)):
+                        stack.enter_context(_replaced(module, name, self._remembered))
             for layer, router, experts, allowed in self._layers:
                 classes = num_classes(router, layer.num_experts)
                 wrapper = self._masked_router(allowed, layer.num_experts, classes)
@@ -175,14 +190,17 @@ class _ExpertMask:
                 stack.callback(hook.remove)
             yield
 
-    def checkpointing(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-        """A checkpointing function whose recomputation sees this mask again."""
+    def _remembered(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        """A checkpointing function whose recomputations are masked as the first run is."""
 
         def masked_checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if self._is_off():
+                return checkpoint(function, *args, **kwargs)
+
             def run(*inputs: Any, **named_inputs: Any) -> Any:
                 if not in_backward():
                     return function(*inputs, **named_inputs)
-                with self._recomputing():
+                with self._recomputing(), self.applied():
                     return function(*inputs, **named_inputs)
 
             return checkpoint(run, *args, **kwargs)
@@ -193,8 +211,7 @@ class _ExpertMask:
     def _recomputing(self) -> Iterator[None]:
         before, self._is_recomputing = self._is_recomputing, True
         try:
-            with self.applied():
-                yield
+            yield
         finally:
             self._is_recomputing = before
 
