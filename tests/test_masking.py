@@ -33,7 +33,9 @@ from routing_references import (
 from steermoe.errors import ModelError, TrainingError
 from steermoe.moe.layers import MoEDescription, MoELayer, find_moe_layers
 from steermoe.moe.masking import masked_experts, masks_of_samples, router_noise_off
+from steermoe.moe.routing import RoutingRecorder
 from steermoe.moe.slices import attach_expert_slices
+from steermoe.records import NO_EXPERT
 
 # Every routing family, with the constants that the tiny configs leave at their defaults.
 IN_GROUPS = {"num_groups": 2}
@@ -228,6 +230,51 @@ def test_masked_routing_is_ordinary_routing_over_the_allowed_experts(
     for layer, allowed_E in zip(description.layers, allowed, strict=True):
         if not layer.is_hash_routed:
             assert_as_reference(architecture, model, layer, seen, [allowed_E] * ids.numel())
+
+
+@each_architecture
+@pytest.mark.parametrize("count", [3, 1])
+@pytest.mark.parametrize("recorder_first", [True, False])
+def test_what_is_recorded_under_a_mask_is_what_is_chosen_and_spare_slots_hold_no_expert(
+    architecture: Architecture, count: int, recorder_first: bool
+) -> None:
+    model = architecture.build()
+    description = find_moe_layers(model)
+    allowed = some_allowed(description, count)
+    recorder = RoutingRecorder(model)
+    contexts = [recorder, masked_experts(model, allowed)]
+    with (
+        torch.no_grad(),
+        watching(model, description) as seen,
+        contexts[not recorder_first],
+        contexts[recorder_first],
+    ):
+        model(token_ids(2, 5))
+    (recorded,) = recorder.take()
+    for position, layer in enumerate(description.layers):
+        if layer.is_hash_routed:
+            continue
+        tokens = tokens_of(model, layer, seen.hidden[layer.index], allowed[position])
+        for token, slots in zip(tokens, recorded[:, position].tolist(), strict=True):
+            chosen = sorted(ROUTINGS[architecture.name](token))
+            spare = [NO_EXPERT] * (layer.top_k - len(chosen))
+            assert sorted(slots) == spare + chosen
+
+
+def test_a_slot_is_spare_where_any_of_two_masks_says_so() -> None:
+    model = BY_NAME["mixtral"].build()
+    outer, inner = np.zeros((2, 8), dtype=bool), np.zeros((2, 8), dtype=bool)
+    outer[:, [2, 5]] = inner[:, [5, 6]] = True
+    with torch.no_grad(), RoutingRecorder(model) as recorder:
+        with masked_experts(model, outer):
+            with masked_experts(model, inner):
+                model(token_ids(1, 4))
+            model(token_ids(1, 4))
+        model(token_ids(1, 4))
+    both, one, none = (recorded.sort(dim=-1).values.tolist() for recorded in recorder.take())
+    assert both == [[[NO_EXPERT, 5]] * 2] * 4
+    assert one == [[[2, 5]] * 2] * 4
+    assert all(0 <= slots[0] < slots[1] for token in none for slots in token)
 
 
 @each_architecture
@@ -516,6 +563,7 @@ def test_nothing_is_left_behind_even_after_an_error() -> None:
     assert layer._gradient_checkpointing_func is before
     assert "forward" not in vars(layer.mlp.gate)
     assert not layer.mlp.experts._forward_pre_hooks
+    assert "spare_slots" not in vars(layer.mlp.experts)
 
 
 def test_bfloat16_routers_are_masked_too() -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from steermoe.errors import ModelError, TrainingError
 from steermoe.moe.layers import MoEDescription, MoELayer, find_moe_layers
-from steermoe.moe.routers import LOGIT_FUNCTIONS, num_classes, replaced_forward
+from steermoe.moe.routers import LOGIT_FUNCTIONS, SPARE_SLOTS, num_classes, replaced_forward
 from steermoe.moe.routing import eager, in_backward
 from steermoe.records import BoolArray
 
@@ -47,7 +48,8 @@ def masked_experts(
     """Route over the allowed experts only, in every forward pass inside the context.
 
     A pass that gradient checkpointing runs again, even after the context has ended, is masked as it was
-    the first time. Passes outside the context are never masked.
+    the first time. Passes outside the context are never masked. Where a token may use fewer experts than
+    top-k, the slots that are left weigh nothing, and are recorded as `NO_EXPERT`.
 
     Args:
         model: The model; its weights are not touched.
@@ -188,6 +190,7 @@ class _ExpertMask:
                 stack.enter_context(replaced_forward(router, wrapper))
                 hook = experts.register_forward_pre_hook(self._zero_forbidden(allowed))
                 stack.callback(hook.remove)
+                stack.enter_context(_announced(experts, partial(_spare_slots, allowed)))
             yield
 
     def _remembered(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
@@ -240,8 +243,7 @@ class _ExpertMask:
             if self._is_off():
                 return None
             hidden, index_TK, weight_TK, *rest = args
-            allowed_TE = _expand(allowed, index_TK).expand(*index_TK.shape[:-1], -1)
-            weight_TK = weight_TK.masked_fill(~allowed_TE.gather(-1, index_TK), 0.0)
+            weight_TK = weight_TK.masked_fill(_is_forbidden(allowed, index_TK), 0.0)
             return (hidden, index_TK, weight_TK, *rest)
 
         return eager(hook)
@@ -331,6 +333,37 @@ def _expand(allowed: Tensor, like: Tensor) -> Tensor:
         )
     allowed = allowed.repeat_interleave(tokens // samples, dim=0)
     return allowed if like.dim() == 2 else allowed.unsqueeze(1)
+
+
+def _is_forbidden(allowed: Tensor, index_TK: Tensor) -> Tensor:
+    """Which of the chosen experts `(T, K)` may not be chosen."""
+    allowed_TE = _expand(allowed, index_TK).expand(*index_TK.shape[:-1], -1)
+    return ~allowed_TE.gather(-1, index_TK)
+
+
+def _spare_slots(allowed: Tensor, index_TK: Tensor) -> Tensor:
+    """Which slots `(T, K)` were left without an expert.
+
+    Forbidden experts fill them, or, where a router chooses one expert after the other, an expert that an
+    earlier slot of the token holds.
+    """
+    same_TKK = index_TK.unsqueeze(-1) == index_TK.unsqueeze(-2)
+    is_repeated = same_TKK.tril(diagonal=-1).any(dim=-1)
+    return _is_forbidden(allowed, index_TK) | is_repeated
+
+
+@contextmanager
+def _announced(experts: nn.Module, is_spare: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Tell those who record what an experts module is given which of its slots are spare."""
+    before = getattr(experts, SPARE_SLOTS, ())
+    setattr(experts, SPARE_SLOTS, (*before, is_spare))
+    try:
+        yield
+    finally:
+        if before:
+            setattr(experts, SPARE_SLOTS, before)
+        else:
+            delattr(experts, SPARE_SLOTS)
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from steermoe.errors import RoutingError
 from steermoe.moe.layers import MoEDescription, find_moe_layers
-from steermoe.moe.routers import CaptureLogits, num_classes, replaced_forward
+from steermoe.moe.routers import SPARE_SLOTS, CaptureLogits, num_classes, replaced_forward
+from steermoe.records import NO_EXPERT
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -129,12 +130,20 @@ class _ExpertsWatcher:
                 return
             by_name = (kwargs[name] for name in _INDEX_NAMES if name in kwargs)
             top_k_index = args[1] if len(args) > 1 else next(by_name)
-            self._on_layer(position, top_k_index.detach())
+            self._on_layer(position, _without_spare_slots(module, top_k_index.detach()))
 
         return eager(hook)
 
     def _on_layer(self, position: int, top_k_index: Tensor) -> None:
         raise NotImplementedError
+
+
+def _without_spare_slots(experts: nn.Module, index_TK: Tensor) -> Tensor:
+    """The chosen experts, `NO_EXPERT` where an expert mask left a slot without one."""
+    spare = [is_spare(index_TK) for is_spare in getattr(experts, SPARE_SLOTS, ())]
+    if not spare:
+        return index_TK
+    return index_TK.masked_fill(torch.stack(spare).any(dim=0), NO_EXPERT)
 
 
 class RoutingRecorder(_ExpertsWatcher):
@@ -145,7 +154,8 @@ class RoutingRecorder(_ExpertsWatcher):
         prefill, *steps = recorder.take()    # (B * P, L, K), then (B, L, K) for each decode step
 
     Tokens are in the order in which the model was fed, batch first, padding included: reshape a pass to
-    `(B, S, L, K)` and drop the padding. Ids are int64, on the model's device.
+    `(B, S, L, K)` and drop the padding. Ids are int64, on the model's device. Under an expert mask, a slot
+    for which a token had no expert left holds `NO_EXPERT`.
 
     Args:
         model: The model to watch.
