@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from architectures import BY_NAME, token_ids
+from steermoe.errors import TrainingError
 from steermoe.moe.slices import ExpertSlices, attach_expert_slices
 
 EXPERTS = [(0, 1), (0, 4), (0, 7), (1, 2)]
@@ -62,8 +63,9 @@ def shard(model: torch.nn.Module) -> torch.nn.Module:
     return fully_shard(model)
 
 
-def work(kind: str, dtype: torch.dtype) -> None:
-    """What each process does; asserts inside it fail the test."""
+def work(kind: str, dtype_name: str) -> None:
+    """Two steps on a plain loss; asserts fail the test."""
+    dtype = getattr(torch, dtype_name)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     model, slices = build(dtype)
@@ -92,12 +94,45 @@ def work(kind: str, dtype: torch.dtype) -> None:
         folded = wrapped(token_ids(2, 9)).logits
     torch.testing.assert_close(folded, logits, rtol=10 * tolerance, atol=10 * tolerance)
     assert not torch.allclose(base, folded, atol=1e-3)
-    dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["ddp", "fully_shard"])
-def test_two_processes_train_as_one(kind: str, dtype: str, tmp_path: Path) -> None:
+def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def work_stepping_during_backward() -> None:
+    """Copies would drift apart and are refused, however early; sharded masters step on the mean."""
+    early_model, early = build(torch.float32)
+    early.step_during_backward(sgd)
+    dist.init_process_group("gloo")
+    ids = batches()[dist.get_rank()]
+    with pytest.raises(TrainingError, match="the copies of 2 processes would drift apart"):
+        loss_of(DistributedDataParallel(early_model), ids).backward()
+
+    model, slices = build(torch.float32)
+    wrapped = DistributedDataParallel(model)
+    with pytest.raises(TrainingError, match="the copies of 2 processes would drift") as caught:
+        slices.step_during_backward(sgd)
+    assert "\n" not in str(caught.value)
+    loss_of(wrapped, ids).backward()  # nothing was registered
+    assert all(p.grad is not None for p in slices.parameters())
+
+    model, slices = build(torch.float32)
+    wrapped = shard(model)
+    slices.step_during_backward(sgd)
+    loss_of(wrapped, ids).backward()
+    plain, expected = build(torch.float32)
+    optimizer = sgd(list(expected.parameters()))
+    for each in batches():
+        (loss_of(plain, each) / WORLD_SIZE).backward()
+    optimizer.step()
+    masters = expected.state_dict()
+    for name, tensor in slices.state_dict().items():
+        torch.testing.assert_close(tensor, masters[name], rtol=1e-5, atol=1e-6)
+
+
+def run_in_two_processes(work: str, *arguments: str) -> None:
+    """Run one of the functions above in both processes; what it asserts is asserted here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -111,7 +146,7 @@ def test_two_processes_train_as_one(kind: str, dtype: str, tmp_path: Path) -> No
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, kind, dtype],
+            [sys.executable, __file__, work, *arguments],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -128,5 +163,17 @@ def test_two_processes_train_as_one(kind: str, dtype: str, tmp_path: Path) -> No
         assert process.returncode == 0, output[-4000:]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["ddp", "fully_shard"])
+def test_two_processes_train_as_one(kind: str, dtype: str) -> None:
+    run_in_two_processes("work", kind, dtype)
+
+
+def test_copies_of_the_masters_are_not_stepped_during_backward_and_shards_are() -> None:
+    run_in_two_processes("work_stepping_during_backward")
+
+
 if __name__ == "__main__":
-    work(sys.argv[1], getattr(torch, sys.argv[2]))
+    globals()[sys.argv[1]](*sys.argv[2:])
+    if dist.is_initialized():
+        dist.destroy_process_group()
