@@ -415,6 +415,72 @@ def test_one_layer_can_be_masked_while_another_is_not(name: str) -> None:
         assert_as_reference(BY_NAME[name], model, layer, seen, [expected] * 10)
 
 
+SEVERAL_GROUPS = {"num_groups": 4, "kept": 2}
+GROUPED: dict[str, Routing] = {
+    "deepseek_v2": softmax_in_groups(normalise=False, members=1, **SEVERAL_GROUPS),
+    "mistral4": softmax_in_groups(normalise=True, members=2, **SEVERAL_GROUPS),
+    "deepseek_v3": scores_plus_bias(scale=2.5, **SEVERAL_GROUPS),
+    "glm4_moe": scores_plus_bias(**SEVERAL_GROUPS),
+    "dots1": scores_plus_bias(normalise=False, **SEVERAL_GROUPS),
+    "nemotron_h": scores_plus_bias(**SEVERAL_GROUPS),
+}
+
+
+@pytest.mark.parametrize("count", [16, 11, 6, 2, 1])
+@pytest.mark.parametrize("name", GROUPED)
+def test_two_of_four_groups_are_chosen_by_their_allowed_experts(name: str, count: int) -> None:
+    groups = {"n_group": 4, "topk_group": 2, "n_routed_experts": 16, "num_experts_per_tok": 3}
+    model = dataclasses.replace(BY_NAME[name], options=BY_NAME[name].options | groups).build()
+    description = find_moe_layers(model)
+    allowed = some_allowed(description, count, samples=3)
+    with (
+        torch.no_grad(),
+        masked_experts(model, allowed),
+        watching(model, description) as seen,
+        RoutingRecorder(model) as recorder,
+    ):
+        model(token_ids(3, 6))
+    (recorded,) = recorder.take()
+    for position, layer in enumerate(description.layers):
+        dense = seen.dense_weights(layer.index, 16)
+        for place, weights in enumerate(dense):
+            hidden = seen.hidden[layer.index][place : place + 1]
+            (token,) = tokens_of(model, layer, hidden, allowed[place // 6, position])
+            expected = torch.zeros(16, dtype=torch.float64)
+            chosen = GROUPED[name](token)
+            for expert, weight in chosen.items():
+                expected[expert] = weight
+            torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
+            spare = [NO_EXPERT] * (3 - len(chosen))
+            assert sorted(recorded[place, position].tolist()) == spare + sorted(chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
+def test_a_compiled_model_is_masked_and_differentiated_alike(name: str) -> None:
+    ids = token_ids(2, 6)
+    gradients = []
+    for is_compiled in (False, True):
+        model = BY_NAME[name].build().train()
+        allowed = some_allowed(find_moe_layers(model), 2, samples=2)
+        run = torch.compile(model, backend="aot_eager") if is_compiled else model
+        with torch.no_grad():
+            plain = run(ids).logits  # compiled before there is a mask
+        with masked_experts(model, allowed, rows=[True, False]):
+            masked = run(ids).logits
+        masked.square().mean().backward()
+        with torch.no_grad():
+            assert torch.equal(run(ids).logits, plain)  # and after it
+        assert (masked[0] - plain[0]).abs().max() > 1e-4
+        torch.testing.assert_close(masked[1], plain[1], rtol=1e-4, atol=1e-5)
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    eager, compiled = gradients
+    assert eager.keys() == compiled.keys()
+    for parameter, gradient in eager.items():
+        torch.testing.assert_close(compiled[parameter], gradient, rtol=1e-4, atol=1e-7)
+
+
 def test_a_group_with_one_allowed_expert_can_win_by_that_expert_alone() -> None:
     # Two groups of four, one kept; experts 0 and 5 are allowed, each alone in its group. Whatever
     # the forbidden experts score, the token goes to the better of the two, with the whole weight.
