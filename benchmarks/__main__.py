@@ -17,6 +17,7 @@ MEASURES = (
     "full_size",
     "lora",
     "masked",
+    "trainer_step",
     "counting",
     "recording",
 )

@@ -29,7 +29,8 @@ from benchmarks.sides import (
     some_experts,
     tokens,
 )
-from steermoe.moe.routing import count_routed_experts
+from benchmarks.training import trainer_step as trainer_step
+from steermoe.analysis.counts import count_active
 from steermoe.moe.slices import attach_expert_slices
 
 FEW_LAYERS, FEW_EXPERTS = 4, 12
@@ -154,14 +155,16 @@ def masked(repeats: int = REPEATS) -> list[Row]:
 
 
 def counting(repeats: int = REPEATS) -> list[Row]:
-    """Counting routed experts against one `numpy.bincount` of the same ids."""
+    """Counting routed experts, as a run counts them, against one `numpy.bincount` of the same ids."""
     shape, num_experts = (1_000_000, 48, 8), 128
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(num_experts, shape, dtype=torch.uint8, generator=generator)
-    flat = ids.numpy().reshape(-1)
+    generator = np.random.default_rng(0)
+    # Eight experts in a row, anywhere in the ring of all of them: no token chooses one twice.
+    first = generator.integers(num_experts, size=(*shape[:2], 1), dtype=np.uint8)
+    ids = (first + np.arange(shape[2], dtype=np.uint8)) % num_experts
+    flat = ids.reshape(-1)
     seconds = take_turns(
         {
-            "count": lambda: count_routed_experts(ids, num_experts),
+            "count": lambda: count_active(ids, num_experts),
             "bincount": lambda: np.bincount(flat, minlength=num_experts),
         },
         repeats,

@@ -101,10 +101,10 @@ def best_groups(
     return [e for e in choice if e // size in groups]
 
 
-def softmax_in_groups(normalise: bool, members: int) -> Routing:
+def softmax_in_groups(normalise: bool, members: int, num_groups: int = 2, kept: int = 1) -> Routing:
     def route(token: Token) -> Weights:
         probabilities = softmax({e: token.logits[e] for e in token.allowed})
-        inside = best_groups(probabilities, len(token.logits), 2, 1, members)
+        inside = best_groups(probabilities, len(token.logits), num_groups, kept, members)
         chosen = largest({e: probabilities[e] for e in inside}, token.top_k)
         weights = {e: probabilities[e] for e in chosen}
         return normalised(weights) if normalise else weights
@@ -116,6 +116,7 @@ def scores_plus_bias(
     normalise: bool = True,
     scale: float = 1.0,
     num_groups: int = 1,
+    kept: int = 1,
     score: Callable[[float], float] = sigmoid,
     biased: bool = True,
 ) -> Routing:
@@ -123,7 +124,7 @@ def scores_plus_bias(
         scores = {e: score(token.logits[e]) for e in token.allowed}
         choice = {e: s + (token.bias[e] if biased else 0.0) for e, s in scores.items()}
         if num_groups > 1:
-            inside = best_groups(choice, len(token.logits), num_groups, 1, members=2)
+            inside = best_groups(choice, len(token.logits), num_groups, kept, members=2)
             choice = {e: choice[e] for e in inside}
         weights = {e: scores[e] for e in largest(choice, token.top_k)}
         return scaled(normalised(weights) if normalise else weights, scale)

@@ -51,7 +51,14 @@ def test_a_layers_counts_sum_to_tokens_times_top_k(
     assert (active.sum(axis=1) == num_tokens * top_k).all()
 
 
-@pytest.mark.parametrize("bad_id", [-1, 4, 255])
+def test_spare_slots_are_counted_for_no_expert() -> None:
+    # Two tokens, two layers, top-2 of 3; the second layer leaves one slot of each token spare.
+    routed = np.array([[[0, 1], [2, -1]], [[1, 2], [-1, 0]]])
+    assert count_active(routed, 3).tolist() == [[1, 2, 1], [1, 0, 1]]
+    assert count_active(np.full((2, 1, 2), -1), 3).tolist() == [[0, 0, 0]]
+
+
+@pytest.mark.parametrize("bad_id", [-2, 4, 255])
 def test_an_id_outside_the_layer_is_refused_not_counted_elsewhere(bad_id: int) -> None:
     routed = np.array([[[0], [bad_id]], [[1], [2]]])
     with pytest.raises(RoutingError, match=rf"id {bad_id}, but the layers have 4 experts"):

@@ -17,9 +17,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import TinyCheckpoint
+from steermoe.analysis.counts import count_response
 from steermoe.chat import encode
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.errors import PromptError, RoutingError
+from steermoe.moe.masking import masked_experts
 from steermoe.records import Message, Output, Sampling
 
 NEAR_TIE = 1e-4
@@ -183,6 +185,22 @@ def test_text_alone_is_the_same_text(engine: TransformersEngine) -> None:
     for with_routes, without in zip(recorded, bare.generate(CONVERSATIONS, GREEDY), strict=True):
         assert with_routes.generated_token_ids == without.generated_token_ids
         assert len(without.routed_experts) == 0
+
+
+def test_a_masked_reply_counts_its_spare_slots_for_no_expert(engine: TransformersEngine) -> None:
+    allowed = np.zeros((2, 8), dtype=bool)
+    allowed[0, 3] = True  # one expert for two slots; the other layer is not masked
+    with masked_experts(engine.model, allowed):
+        outputs = engine.generate(CONVERSATIONS, GREEDY)
+    for output in outputs:
+        first, second = output.routed_experts[:, 0], output.routed_experts[:, 1]
+        assert np.sort(first, axis=-1).tolist() == [[-1, 3]] * len(first)
+        assert second.min() >= 0
+        counts, num_tokens = count_response(
+            output.routed_experts, len(output.prompt_token_ids), engine.num_experts
+        )
+        assert counts[:, 0].sum(axis=-1).tolist() == counts[:, 0, 3].tolist() == num_tokens.tolist()
+        assert counts[:, 1].sum(axis=-1).tolist() == (2 * num_tokens).tolist()
 
 
 # ---- where a reply ends -------------------------------------------------------------------------------

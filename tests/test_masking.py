@@ -12,7 +12,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    checkpoint_wrapper,
+)
 
 from architectures import ARCHITECTURES, BY_NAME, Architecture, enable_checkpointing, token_ids
 from routing_references import (
@@ -30,6 +33,9 @@ from routing_references import (
 from steermoe.errors import ModelError, TrainingError
 from steermoe.moe.layers import MoEDescription, MoELayer, find_moe_layers
 from steermoe.moe.masking import masked_experts, masks_of_samples, router_noise_off
+from steermoe.moe.routing import RoutingRecorder
+from steermoe.moe.slices import attach_expert_slices
+from steermoe.records import NO_EXPERT
 
 # Every routing family, with the constants that the tiny configs leave at their defaults.
 IN_GROUPS = {"num_groups": 2}
@@ -227,6 +233,51 @@ def test_masked_routing_is_ordinary_routing_over_the_allowed_experts(
 
 
 @each_architecture
+@pytest.mark.parametrize("count", [3, 1])
+@pytest.mark.parametrize("recorder_first", [True, False])
+def test_what_is_recorded_under_a_mask_is_what_is_chosen_and_spare_slots_hold_no_expert(
+    architecture: Architecture, count: int, recorder_first: bool
+) -> None:
+    model = architecture.build()
+    description = find_moe_layers(model)
+    allowed = some_allowed(description, count)
+    recorder = RoutingRecorder(model)
+    contexts = [recorder, masked_experts(model, allowed)]
+    with (
+        torch.no_grad(),
+        watching(model, description) as seen,
+        contexts[not recorder_first],
+        contexts[recorder_first],
+    ):
+        model(token_ids(2, 5))
+    (recorded,) = recorder.take()
+    for position, layer in enumerate(description.layers):
+        if layer.is_hash_routed:
+            continue
+        tokens = tokens_of(model, layer, seen.hidden[layer.index], allowed[position])
+        for token, slots in zip(tokens, recorded[:, position].tolist(), strict=True):
+            chosen = sorted(ROUTINGS[architecture.name](token))
+            spare = [NO_EXPERT] * (layer.top_k - len(chosen))
+            assert sorted(slots) == spare + chosen
+
+
+def test_a_slot_is_spare_where_any_of_two_masks_says_so() -> None:
+    model = BY_NAME["mixtral"].build()
+    outer, inner = np.zeros((2, 8), dtype=bool), np.zeros((2, 8), dtype=bool)
+    outer[:, [2, 5]] = inner[:, [5, 6]] = True
+    with torch.no_grad(), RoutingRecorder(model) as recorder:
+        with masked_experts(model, outer):
+            with masked_experts(model, inner):
+                model(token_ids(1, 4))
+            model(token_ids(1, 4))
+        model(token_ids(1, 4))
+    both, one, none = (recorded.sort(dim=-1).values.tolist() for recorded in recorder.take())
+    assert both == [[[NO_EXPERT, 5]] * 2] * 4
+    assert one == [[[2, 5]] * 2] * 4
+    assert all(0 <= slots[0] < slots[1] for token in none for slots in token)
+
+
+@each_architecture
 def test_each_sample_has_its_own_mask_and_the_others_are_untouched(
     architecture: Architecture,
 ) -> None:
@@ -364,6 +415,72 @@ def test_one_layer_can_be_masked_while_another_is_not(name: str) -> None:
         assert_as_reference(BY_NAME[name], model, layer, seen, [expected] * 10)
 
 
+SEVERAL_GROUPS = {"num_groups": 4, "kept": 2}
+GROUPED: dict[str, Routing] = {
+    "deepseek_v2": softmax_in_groups(normalise=False, members=1, **SEVERAL_GROUPS),
+    "mistral4": softmax_in_groups(normalise=True, members=2, **SEVERAL_GROUPS),
+    "deepseek_v3": scores_plus_bias(scale=2.5, **SEVERAL_GROUPS),
+    "glm4_moe": scores_plus_bias(**SEVERAL_GROUPS),
+    "dots1": scores_plus_bias(normalise=False, **SEVERAL_GROUPS),
+    "nemotron_h": scores_plus_bias(**SEVERAL_GROUPS),
+}
+
+
+@pytest.mark.parametrize("count", [16, 11, 6, 2, 1])
+@pytest.mark.parametrize("name", GROUPED)
+def test_two_of_four_groups_are_chosen_by_their_allowed_experts(name: str, count: int) -> None:
+    groups = {"n_group": 4, "topk_group": 2, "n_routed_experts": 16, "num_experts_per_tok": 3}
+    model = dataclasses.replace(BY_NAME[name], options=BY_NAME[name].options | groups).build()
+    description = find_moe_layers(model)
+    allowed = some_allowed(description, count, samples=3)
+    with (
+        torch.no_grad(),
+        masked_experts(model, allowed),
+        watching(model, description) as seen,
+        RoutingRecorder(model) as recorder,
+    ):
+        model(token_ids(3, 6))
+    (recorded,) = recorder.take()
+    for position, layer in enumerate(description.layers):
+        dense = seen.dense_weights(layer.index, 16)
+        for place, weights in enumerate(dense):
+            hidden = seen.hidden[layer.index][place : place + 1]
+            (token,) = tokens_of(model, layer, hidden, allowed[place // 6, position])
+            expected = torch.zeros(16, dtype=torch.float64)
+            chosen = GROUPED[name](token)
+            for expert, weight in chosen.items():
+                expected[expert] = weight
+            torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
+            spare = [NO_EXPERT] * (3 - len(chosen))
+            assert sorted(recorded[place, position].tolist()) == spare + sorted(chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
+def test_a_compiled_model_is_masked_and_differentiated_alike(name: str) -> None:
+    ids = token_ids(2, 6)
+    gradients = []
+    for is_compiled in (False, True):
+        model = BY_NAME[name].build().train()
+        allowed = some_allowed(find_moe_layers(model), 2, samples=2)
+        run = torch.compile(model, backend="aot_eager") if is_compiled else model
+        with torch.no_grad():
+            plain = run(ids).logits  # compiled before there is a mask
+        with masked_experts(model, allowed, rows=[True, False]):
+            masked = run(ids).logits
+        masked.square().mean().backward()
+        with torch.no_grad():
+            assert torch.equal(run(ids).logits, plain)  # and after it
+        assert (masked[0] - plain[0]).abs().max() > 1e-4
+        torch.testing.assert_close(masked[1], plain[1], rtol=1e-4, atol=1e-5)
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    eager, compiled = gradients
+    assert eager.keys() == compiled.keys()
+    for parameter, gradient in eager.items():
+        torch.testing.assert_close(compiled[parameter], gradient, rtol=1e-4, atol=1e-7)
+
+
 def test_a_group_with_one_allowed_expert_can_win_by_that_expert_alone() -> None:
     # Two groups of four, one kept; experts 0 and 5 are allowed, each alone in its group. Whatever
     # the forbidden experts score, the token goes to the better of the two, with the whole weight.
@@ -380,45 +497,97 @@ def test_a_group_with_one_allowed_expert_can_win_by_that_expert_alone() -> None:
     assert ((weights > 0).sum(dim=-1) == 1).all()
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
-@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss", "gemma4_text", "nemotron_h"])
-def test_a_recomputed_pass_sees_the_mask_of_its_first_run(name: str, use_reentrant: bool) -> None:
-    plain, checkpointed = BY_NAME[name].build().train(), BY_NAME[name].build().train()
-    enable_checkpointing(checkpointed, use_reentrant)
-    checkpointed.enable_input_require_grads()
-    ids = token_ids(2, 6)
-    allowed = some_allowed(find_moe_layers(plain), 2)
-    other = some_allowed(find_moe_layers(plain), 3, seed=5)
-    for model in (plain, checkpointed):
-        with masked_experts(model, allowed):
-            masked = loss_of(model, ids)
+def gradients_of(
+    model: torch.nn.Module, allowed: np.ndarray, backward: str, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Gradients of a masked pass and an unmasked one before it, with the backward pass somewhere."""
+    ids = token_ids(2, 6, seed)
+    other = some_allowed(find_moe_layers(model), 3, seed=5)
+    with router_noise_off(model):
         unmasked = loss_of(model, ids)
-        # Backward runs outside of the first mask, and inside of one that no pass here was run under.
-        with masked_experts(model, other):
-            (masked + 2 * unmasked).backward()
-    theirs = dict(checkpointed.named_parameters())
-    for parameter_name, parameter in plain.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(
-                theirs[parameter_name].grad, parameter.grad, rtol=1e-4, atol=1e-7
-            )
+        with masked_experts(model, allowed):
+            loss = loss_of(model, ids) + 2 * unmasked
+            if backward == "inside":
+                loss.backward()
+        if backward == "outside":
+            loss.backward()
+        if backward == "inside another mask":
+            with masked_experts(model, other):
+                loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def test_layers_that_torch_checkpoints_see_their_mask_again() -> None:
+@pytest.mark.parametrize("trained", ["everything", "experts of the last layer"])
+@pytest.mark.parametrize("backward", ["inside", "outside", "inside another mask"])
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize(
+    "name", ["mixtral", "deepseek_v3", "gpt_oss", "gemma4_text", "nemotron_h", "afmoe", "phimoe"]
+)
+def test_a_recomputed_pass_is_masked_as_its_first_run(
+    name: str, use_reentrant: bool, backward: str, trained: str
+) -> None:
+    gradients = []
+    for is_checkpointed in (False, True):
+        model = BY_NAME[name].build().train()
+        description = find_moe_layers(model)
+        if trained != "everything":
+            attach_expert_slices(model, [(description.layer_indices[-1], e) for e in (1, 2, 5)])
+        if is_checkpointed:
+            enable_checkpointing(model, use_reentrant)
+            if use_reentrant:
+                model.enable_input_require_grads()
+        gradients.append(gradients_of(model, some_allowed(description, 2), backward))
+    plain, recomputed = gradients
+    assert plain.keys() <= recomputed.keys()
+    assert any(gradient.abs().max() > 1e-5 for gradient in plain.values())
+    for parameter, gradient in plain.items():
+        torch.testing.assert_close(recomputed[parameter], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("backward", ["inside", "outside", "inside another mask"])
+@pytest.mark.parametrize(
+    ("implementation", "is_nested"),
+    [
+        (CheckpointImpl.NO_REENTRANT, False),
+        (CheckpointImpl.NO_REENTRANT, True),
+        (CheckpointImpl.REENTRANT, True),
+    ],
+)
+def test_layers_that_torch_checkpoints_see_their_mask_again(
+    implementation: CheckpointImpl, is_nested: bool, backward: str
+) -> None:
     plain, wrapped = BY_NAME["mixtral"].build().train(), BY_NAME["mixtral"].build().train()
+    wrapped.enable_input_require_grads()
+    if is_nested:
+        enable_checkpointing(wrapped)
     layers = wrapped.model.layers
     for position, layer in enumerate(layers):
-        layers[position] = checkpoint_wrapper(layer)
+        layers[position] = checkpoint_wrapper(layer, implementation)
     description = find_moe_layers(wrapped)
     assert description.layer_indices == (0, 1)
     allowed = some_allowed(description, 2)
+    expected = gradients_of(plain, allowed, backward)
+    found = gradients_of(wrapped, allowed, backward)
+    for name, gradient in found.items():
+        unwrapped = name.replace("_checkpoint_wrapped_module.", "")
+        torch.testing.assert_close(gradient, expected[unwrapped], rtol=1e-4, atol=1e-7)
+    assert len(found) == len(expected)
+
+
+def test_two_masks_at_once_are_both_seen_again() -> None:
+    # Experts that the outer mask and the inner one allow: 1 and 2 of 0..2 and 1..3.
+    outer, inner, both = (np.zeros((2, 8), dtype=bool) for _ in range(3))
+    outer[:, :3] = inner[:, 1:4] = both[:, 1:3] = True
+    plain, nested = BY_NAME["mixtral"].build().train(), BY_NAME["mixtral"].build().train()
+    enable_checkpointing(nested)
     ids = token_ids(2, 6)
-    for model in (plain, wrapped):
-        with masked_experts(model, allowed):
-            loss = loss_of(model, ids)
+    with masked_experts(plain, both):
+        loss_of(plain, ids).backward()
+    with masked_experts(nested, outer):
+        with masked_experts(nested, inner):
+            loss = loss_of(nested, ids)
         loss.backward()
-    pairs = zip(plain.parameters(), wrapped.parameters(), strict=True)
-    for parameter, theirs in pairs:
+    for parameter, theirs in zip(plain.parameters(), nested.parameters(), strict=True):
         torch.testing.assert_close(theirs.grad, parameter.grad, rtol=1e-4, atol=1e-7)
 
 
@@ -460,6 +629,7 @@ def test_nothing_is_left_behind_even_after_an_error() -> None:
     assert layer._gradient_checkpointing_func is before
     assert "forward" not in vars(layer.mlp.gate)
     assert not layer.mlp.experts._forward_pre_hooks
+    assert "spare_slots" not in vars(layer.mlp.experts)
 
 
 def test_bfloat16_routers_are_masked_too() -> None:

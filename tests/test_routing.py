@@ -9,18 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from architectures import ARCHITECTURES, BY_NAME, Architecture, enable_checkpointing, token_ids
 from steermoe.errors import RoutingError
 from steermoe.moe.layers import find_moe_layers
-from steermoe.moe.routing import (
-    RoutingCounter,
-    RoutingRecorder,
-    count_routed_experts,
-    segment_rows,
-)
+from steermoe.moe.masking import masked_experts
+from steermoe.moe.routing import RoutingCounter, RoutingRecorder
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda x: x.name)
 
@@ -146,7 +140,7 @@ def test_a_recomputed_pass_is_not_counted_twice(name: str, use_reentrant: bool) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["olmoe", "deepseek_v3"])
-def test_compiled_models_are_recorded(name: str) -> None:
+def test_compiled_models_are_recorded_and_counted(name: str) -> None:
     model = BY_NAME[name].build()
     ids = token_ids(2, 5)
     with torch.no_grad():
@@ -154,9 +148,18 @@ def test_compiled_models_are_recorded(name: str) -> None:
             model(ids)
         logits, expected = recorder.logits[0], recorder.take()[0]
         compiled = torch.compile(model, backend="aot_eager")
-        with RoutingRecorder(model, router_logits=True) as recorder:
+        whole = torch.zeros(2, 5, dtype=torch.int64)
+        with (
+            RoutingRecorder(model, router_logits=True) as recorder,
+            RoutingCounter(model, num_responses=1) as counter,
+            counter.tokens(whole, whole, whole == 0),
+        ):
             compiled(ids)
             compiled(ids)
+    for layer in range(expected.shape[1]):
+        chosen = torch.bincount(expected[:, layer].flatten(), minlength=8)
+        assert torch.equal(counter.active_NSLE[0, 0, layer], 2 * chosen)
+    assert counter.num_tokens.tolist() == [[20, 0]]
     torch.testing.assert_close(recorder.logits, [logits, logits])
     assert all(torch.equal(recorded, expected) for recorded in recorder.take())
 
@@ -234,59 +237,6 @@ def test_router_logits_are_kept_in_fp32_without_a_gradient() -> None:
     assert not recorder.logits[0].requires_grad
 
 
-def test_counting_by_hand() -> None:
-    # Two tokens, one layer, top-2 of 3 experts: expert 0 twice, experts 1 and 2 once each.
-    routed = torch.tensor([[[0, 1]], [[2, 0]]])
-    assert count_routed_experts(routed, 3).tolist() == [[2, 1, 1]]
-
-
-@given(data=st.data())
-@settings(max_examples=50, deadline=None)
-def test_counts_are_those_of_a_plain_loop(data: st.DataObject) -> None:
-    tokens = data.draw(st.integers(0, 5))
-    layers = data.draw(st.integers(1, 3))
-    experts = data.draw(st.integers(1, 6))
-    k = data.draw(st.integers(1, experts))
-    kind = data.draw(st.sampled_from([torch.uint8, torch.uint16, torch.int32, torch.int64]))
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 1000)))
-    scores = torch.rand(tokens, layers, experts, generator=generator)
-    routed = scores.topk(k, dim=-1).indices
-    expected = np.zeros((layers, experts), dtype=int)
-    for token in routed.tolist():
-        for layer, chosen in enumerate(token):
-            for expert in chosen:
-                expected[layer, expert] += 1
-    counts = count_routed_experts(routed.to(kind), experts)
-    assert counts.dtype == torch.int64
-    assert counts.tolist() == expected.tolist()
-    assert int(counts.sum()) == tokens * layers * k
-
-
-@pytest.mark.parametrize("expert", [-1, 3])
-def test_an_expert_that_does_not_exist_is_refused(expert: int) -> None:
-    with pytest.raises(RoutingError, match=rf"expert id {expert} is outside 0 \.\. 2"):
-        count_routed_experts(torch.tensor([[[0, expert]]]), 3)
-
-
-def test_routes_of_another_shape_are_refused() -> None:
-    with pytest.raises(RoutingError, match=r"\(tokens, layers, top_k\), not \(2, 2\)"):
-        count_routed_experts(torch.zeros(2, 2, dtype=torch.int64), 3)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "generated", "expected"),
-    [
-        (3, 4, (slice(0, 3), slice(3, 6))),
-        (3, 1, (slice(0, 3), slice(3, 3))),
-        (2, 0, (slice(0, 2), slice(2, 2))),
-    ],
-)
-def test_the_last_generated_token_has_no_row(
-    prompt: int, generated: int, expected: tuple[slice, slice]
-) -> None:
-    assert segment_rows(prompt, generated) == expected
-
-
 @each_architecture
 def test_counting_on_the_device_equals_counting_what_was_recorded(
     architecture: Architecture,
@@ -319,6 +269,122 @@ def test_counting_on_the_device_equals_counting_what_was_recorded(
     assert counter.active_NSLE.tolist() == expected.tolist()
     assert counter.num_tokens.tolist() == tokens.tolist()
     assert not counter.active_NSLE.is_floating_point()
+
+
+def counts_in_a_loop(
+    prompts: list[list[list[list[int]]]],
+    steps: list[list[list[list[int]]]],
+    replies: list[list[int]],
+    padding: list[int],
+    stops: set[int],
+    shape: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of replies, token by token: `prompts` and `steps` hold the routes of each row's fed tokens."""
+    active = np.zeros((len(replies), 2, *shape), dtype=int)
+    num_tokens = np.zeros((len(replies), 2), dtype=int)
+    for row, reply in enumerate(replies):
+        length = next((i for i, token in enumerate(reply) if token in stops), len(reply) - 1) + 1
+        fed = [(0, routes) for routes in prompts[row][padding[row] :]]
+        fed += [(1, step[row]) for step in steps[: length - 1]]
+        for segment, routes in fed:
+            num_tokens[row, segment] += 1
+            for layer, chosen in enumerate(routes):
+                for expert in chosen:
+                    active[row, segment, layer, expert] += 1
+    return active, num_tokens
+
+
+@each_architecture
+def test_counting_while_generating_leaves_out_padding_and_what_follows_the_end(
+    architecture: Architecture,
+) -> None:
+    model = architecture.build()
+    ids = token_ids(3, 6)
+    mask = torch.ones_like(ids)
+    for row, padding in enumerate((0, 2, 4)):
+        ids[row, :padding], mask[row, :padding] = PAD, 0
+    options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False, "pad_token_id": PAD}
+    # What the first row says second ends a reply, there and wherever else it is said.
+    stop = int(model.generate(ids, eos_token_id=None, **options)[0, 7])
+    with (
+        RoutingRecorder(model) as recorder,
+        RoutingCounter(model, num_responses=3) as counter,
+        counter.generation(mask, [stop]),
+    ):
+        tokens = model.generate(ids, eos_token_id=stop, **options)
+    prefill, *steps = recorder.take()
+    layers, experts = len(architecture.layer_indices), architecture.num_experts
+    expected, num_tokens = counts_in_a_loop(
+        prefill.unflatten(0, (3, 6)).tolist(),
+        [step.tolist() for step in steps],
+        tokens[:, 6:].tolist(),
+        [0, 2, 4],
+        {stop},
+        (layers, experts),
+    )
+    assert num_tokens[:, 0].tolist() == [6, 4, 2] and num_tokens[0, 1] <= 1
+    assert counter.num_tokens.tolist() == num_tokens.tolist()
+    assert counter.active_NSLE.tolist() == expected.tolist()
+
+
+def test_prompts_may_be_fed_in_pieces_and_counted_for_any_response() -> None:
+    model = BY_NAME["olmoe"].build()
+    ids = token_ids(2, 6)
+    mask = torch.ones_like(ids)
+    options = {"attention_mask": mask, "max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    counts = []
+    for pieces, response in ({}, None), ({"prefill_chunk_size": 4}, torch.tensor([3, 1])):
+        with (
+            RoutingCounter(model, num_responses=4) as counter,
+            counter.generation(mask, [2], response),
+        ):
+            model.generate(ids, **options, **pieces)
+        counts.append(counter.active_NSLE)
+    assert counter.num_tokens.tolist() == [[0, 0], [6, 2], [0, 0], [6, 2]]
+    assert torch.equal(counts[0][:2], counts[1][[3, 1]])
+
+
+def test_generation_without_a_cache_is_not_counted_but_refused() -> None:
+    model = BY_NAME["olmoe"].build()
+    ids = token_ids(2, 3)
+    mask = torch.ones_like(ids)
+    with (
+        RoutingCounter(model, num_responses=2) as counter,
+        pytest.raises(RoutingError, match="a pass feeds 4 tokens of each reply"),
+        counter.generation(mask, [2]),
+    ):
+        model.generate(ids, attention_mask=mask, max_new_tokens=3, use_cache=False, do_sample=False)
+
+
+def test_spare_slots_of_a_masked_pass_are_not_counted() -> None:
+    model = BY_NAME["olmoe"].build()
+    allowed = np.zeros((2, 8), dtype=bool)
+    allowed[0, 3] = True  # one expert for two slots; the other layer is not masked
+    whole = torch.zeros(1, 4, dtype=torch.int64)
+    with (
+        torch.no_grad(),
+        RoutingCounter(model, num_responses=1) as counter,
+        masked_experts(model, allowed),
+        counter.tokens(whole, whole, whole == 0),
+    ):
+        model(token_ids(1, 4))
+    assert counter.active_NSLE[0, 0, 0].tolist() == [0, 0, 0, 4, 0, 0, 0, 0]
+    assert counter.active_NSLE[0, 0].sum(dim=-1).tolist() == [4, 8]
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_recomputed_pass_adds_nothing_to_the_counts(use_reentrant: bool) -> None:
+    model = BY_NAME["mixtral"].build().train()
+    enable_checkpointing(model, use_reentrant)
+    model.enable_input_require_grads()
+    whole = torch.zeros(2, 5, dtype=torch.int64)
+    with (
+        RoutingCounter(model, num_responses=1) as counter,
+        counter.tokens(whole, whole, whole == 0),
+    ):
+        model(token_ids(2, 5)).logits.sum().backward()
+    assert counter.active_NSLE.sum(dim=-1).tolist() == [[[20, 20], [0, 0]]]
+    assert counter.num_tokens.tolist() == [[10, 0]]
 
 
 def test_counts_add_up_over_passes() -> None:

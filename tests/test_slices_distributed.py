@@ -15,9 +15,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from transformers import TrainingArguments
 
-from architectures import BY_NAME, token_ids
+from architectures import BY_NAME, enable_checkpointing, token_ids
+from steermoe.analysis.selection import create_expert_mask
+from steermoe.errors import TrainingError
 from steermoe.moe.slices import ExpertSlices, attach_expert_slices
+from steermoe.records import Label
+from steermoe.training.dataset import MicroBatches, Objective, TrainingRow, collate
+from steermoe.training.trainer import ExpertMaskingTrainer
 
 EXPERTS = [(0, 1), (0, 4), (0, 7), (1, 2)]
 """Three rows in one layer and one in the other: neither divides evenly between two processes."""
@@ -62,8 +68,9 @@ def shard(model: torch.nn.Module) -> torch.nn.Module:
     return fully_shard(model)
 
 
-def work(kind: str, dtype: torch.dtype) -> None:
-    """What each process does; asserts inside it fail the test."""
+def work(kind: str, dtype_name: str) -> None:
+    """Two steps on a plain loss; asserts fail the test."""
+    dtype = getattr(torch, dtype_name)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     model, slices = build(dtype)
@@ -92,12 +99,99 @@ def work(kind: str, dtype: torch.dtype) -> None:
         folded = wrapped(token_ids(2, 9)).logits
     torch.testing.assert_close(folded, logits, rtol=10 * tolerance, atol=10 * tolerance)
     assert not torch.allclose(base, folded, atol=1e-3)
-    dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["ddp", "fully_shard"])
-def test_two_processes_train_as_one(kind: str, dtype: str, tmp_path: Path) -> None:
+def row(name: str, objective: Objective, label: Label, lengths: tuple[int, int]) -> TrainingRow:
+    ids = token_ids(1, sum(lengths), seed=len(name))[0].tolist()
+    messages = ({"role": "user", "content": name},)
+    prompt, completion = tuple(ids[: lengths[0]]), tuple(ids[lengths[0] :])
+    return TrainingRow(name, label, 0, objective, messages, name, prompt, completion)
+
+
+def micro_batches() -> list[list[TrainingRow]]:
+    """One micro-batch a process, each with refusals, one of them masked, and replies to keep."""
+    first = [
+        row("unsafe", "refusal", Label.UNSAFE, (4, 6)),
+        row("plain goal", "refusal", Label.SAFE, (5, 3)),
+        row("benign reply", "retention", Label.BENIGN, (3, 5)),
+    ]
+    return [first, [row("other unsafe one", "refusal", Label.UNSAFE, (3, 4)), first[2]]]
+
+
+def build_trainer(folder: str) -> tuple[torch.nn.Module, ExpertSlices, ExpertMaskingTrainer]:
+    """A model whose trained experts have moved away from the base, and its trainer, under a mask."""
+    model, slices = build(torch.float32)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in slices.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    trainer = ExpertMaskingTrainer(
+        model=model,
+        args=TrainingArguments(output_dir=folder, use_cpu=True, report_to="none"),
+        train_dataset=MicroBatches(micro_batches()[0]),
+        expert_mask=create_expert_mask(2, 8, EXPERTS),
+        mask_scope="unsafe",
+        slices=slices,
+    )
+    return model.train(), slices, trainer
+
+
+def work_with_the_trainer(kind: str, folder: str) -> None:
+    """The trainer's loss, masked and checkpointed: gradients are the mean of the processes' own."""
+    model, slices, trainer = build_trainer(folder)  # which starts the process group
+    expected_model, expected, plain = build_trainer(folder)
+    for rows in micro_batches():
+        (plain.compute_loss(expected_model, collate([rows], 0)) / WORLD_SIZE).backward()
+    enable_checkpointing(model)
+    wrapped = DistributedDataParallel(model) if kind == "ddp" else shard(model)
+    rows = micro_batches()[dist.get_rank()]
+    trainer.compute_loss(wrapped, collate([rows], 0)).backward()
+    masters = dict(slices.named_parameters())
+    for name, master in expected.named_parameters():
+        gradient = masters[name].grad
+        assert isinstance(gradient, DTensor) == (kind == "fully_shard")
+        gradient = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+        assert master.grad.abs().max() > 1e-4
+        torch.testing.assert_close(gradient, master.grad, rtol=1e-4, atol=1e-6)
+
+
+def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def work_stepping_during_backward() -> None:
+    """Copies would drift apart and are refused, however early; sharded masters step on the mean."""
+    early_model, early = build(torch.float32)
+    early.step_during_backward(sgd)
+    dist.init_process_group("gloo")
+    ids = batches()[dist.get_rank()]
+    with pytest.raises(TrainingError, match="the copies of 2 processes would drift apart"):
+        loss_of(DistributedDataParallel(early_model), ids).backward()
+
+    model, slices = build(torch.float32)
+    wrapped = DistributedDataParallel(model)
+    with pytest.raises(TrainingError, match="the copies of 2 processes would drift") as caught:
+        slices.step_during_backward(sgd)
+    assert "\n" not in str(caught.value)
+    loss_of(wrapped, ids).backward()  # nothing was registered
+    assert all(p.grad is not None for p in slices.parameters())
+
+    model, slices = build(torch.float32)
+    wrapped = shard(model)
+    slices.step_during_backward(sgd)
+    loss_of(wrapped, ids).backward()
+    plain, expected = build(torch.float32)
+    optimizer = sgd(list(expected.parameters()))
+    for each in batches():
+        (loss_of(plain, each) / WORLD_SIZE).backward()
+    optimizer.step()
+    masters = expected.state_dict()
+    for name, tensor in slices.state_dict().items():
+        torch.testing.assert_close(tensor, masters[name], rtol=1e-5, atol=1e-6)
+
+
+def run_in_two_processes(work: str, *arguments: str) -> None:
+    """Run one of the functions above in both processes; what it asserts is asserted here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -111,7 +205,7 @@ def test_two_processes_train_as_one(kind: str, dtype: str, tmp_path: Path) -> No
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, kind, dtype],
+            [sys.executable, __file__, work, *arguments],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -128,5 +222,24 @@ def test_two_processes_train_as_one(kind: str, dtype: str, tmp_path: Path) -> No
         assert process.returncode == 0, output[-4000:]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["ddp", "fully_shard"])
+def test_two_processes_train_as_one(kind: str, dtype: str) -> None:
+    run_in_two_processes("work", kind, dtype)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fully_shard"])
+def test_the_trainers_loss_gives_two_processes_the_mean_of_their_gradients(
+    kind: str, tmp_path: Path
+) -> None:
+    run_in_two_processes("work_with_the_trainer", kind, str(tmp_path))
+
+
+def test_copies_of_the_masters_are_not_stepped_during_backward_and_shards_are() -> None:
+    run_in_two_processes("work_stepping_during_backward")
+
+
 if __name__ == "__main__":
-    work(sys.argv[1], getattr(torch, sys.argv[2]))
+    globals()[sys.argv[1]](*sys.argv[2:])
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import TinyCheckpoint
-from steermoe.config import Config, load_config
+from steermoe.config import Config
 from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError, TrainingError
 from steermoe.run import load_run
 from steermoe.rundir import CHECKPOINTS, MODEL, SFT_DATASET, UNSAFE_EXPERTS, RunDirectory
@@ -292,9 +292,13 @@ def test_half_of_the_change_lies_half_way_between_both_models(ready: Ready) -> N
         torch.testing.assert_close(half[name], (base[name] + whole[name]) / 2)
 
 
-def test_a_baseline_keeps_its_whole_change() -> None:
-    with pytest.raises(ConfigError, match=r"kept_change is 0\.5, but only experts"):
-        load_config(settings=["train.kept_change=0.5", "train.parameters=routers"])
+def test_a_baseline_keeps_its_whole_change_and_says_so(ready: Ready) -> None:
+    ready.train(epochs=1, parameters="routers")
+    whole = tensors(ready.run.file(MODEL))
+    ready.train(epochs=1, parameters="routers", kept_change=0.5)
+    assert "0.5, but a baseline keeps its whole change" in ready.listener.text
+    again = tensors(ready.run.file(MODEL))
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 @pytest.mark.parametrize("scope", ["unsafe", "all"])

@@ -434,6 +434,33 @@ def test_each_batch_has_its_own_mask(mixtral: Any, tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("scope", ["unsafe", "all"])
+def test_rows_of_several_batches_are_each_masked_by_their_own_batchs_mask(
+    mixtral: Any, tmp_path: Path, scope: str
+) -> None:
+    masks = {3: MASKS["both layers"], 8: MASKS["one layer"]}
+    rows = mixed_rows(3)[1:] + mixed_rows(8)[:4] + mixed_rows(5)  # batch 5 has no mask
+    rows = [rows[i] for i in (4, 0, 9, 1, 5, 8, 2, 6, 10, 3, 7, 11, 12)]
+    model, slices, stock = with_moved_experts(mixtral)
+
+    @contextmanager
+    def masked(one: TrainingRow) -> Iterator[None]:
+        applies = one.objective == "refusal" and (scope == "all" or one.label is Label.UNSAFE)
+        mask = masks.get(one.batch_idx, mask_of()) if applies else mask_of()
+        with masked_router(stock, mask):
+            yield
+
+    trainer = make_trainer(
+        model, tmp_path, rows, slices=slices, expert_mask=masks, mask_scope=scope
+    )
+    loss = trainer.compute_loss(model, collate([rows], 0))
+    expected = reference_loss(stock, mixtral, rows, WEIGHTS, masked)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    loss.backward()
+    expected.backward()
+    compare_gradients(slices, stock)
+
+
 def test_a_batch_without_a_mask_trains_unmasked(mixtral: Any, tmp_path: Path) -> None:
     # The verdict filter can leave a batch without a class, and so without a selection of its own.
     model, slices, stock = with_moved_experts(mixtral)

@@ -262,7 +262,7 @@ class TrainSection(Section):
         1.0,
         gt=0,
         le=1,
-        description="Share of what training changed that the hardened experts keep: weights between both models.",
+        description="Share of what training changed that the hardened experts keep; a baseline keeps all of it.",
     )
     mask_scope: Literal["off", "unsafe", "all"] = Field(
         "off",
@@ -276,15 +276,6 @@ class TrainSection(Section):
     report_to: tuple[str, ...] = Field(
         (), description="Experiment trackers, as transformers names them: tensorboard, wandb, ..."
     )
-
-    @model_validator(mode="after")
-    def _only_experts_lie_between(self) -> TrainSection:
-        if self.kept_change < 1 and self.parameters != "experts":
-            raise ValueError(
-                f"kept_change is {self.kept_change:g}, but only experts can lie between both models: set it to 1 with "
-                f"parameters = {self.parameters}"
-            )
-        return self
 
 
 class EvaluateSection(Section):

@@ -32,6 +32,9 @@ PLAIN_GOAL = "plain_goal"
 NO_BATCH = -1
 """`batch_idx` of a response that belongs to no mixed batch."""
 
+NO_EXPERT = -1
+"""Routed expert of a spare slot: under an expert mask, a layer may allow a token fewer experts than top-k."""
+
 
 class Label(StrEnum):
     """Which side of the contrast a prompt is on; `benign` prompts are on neither."""
@@ -143,7 +146,8 @@ class Output(KeyedRecord):
         prompt_token_ids: P ids.
         generated_token_ids: G ids; the end-of-turn token, where one was generated, is the last.
         routed_experts: `(P + G - 1, L, K)` expert ids: P prompt rows, then one row for each generated
-            token but the last, which is never fed. `(P, L, K)` when nothing was generated.
+            token but the last, which is never fed. `(P, L, K)` when nothing was generated. A slot that an
+            expert mask leaves spare holds `NO_EXPERT`, and no count includes it.
         layer_indices: Decoder-layer index of each row of the layer axis.
     """
 

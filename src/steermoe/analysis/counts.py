@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steermoe.errors import RoutingError
-from steermoe.records import IntArray
+from steermoe.records import NO_EXPERT, IntArray
 
 Segment = Literal["prompt", "generation"]
 
@@ -97,15 +97,17 @@ def count_active(routed_experts: IntArray, num_experts: int) -> IntArray:
     """Count, for each layer and expert, the tokens that were routed to it.
 
     Args:
-        routed_experts: `(T, L, K)` expert ids, of any integer type; T may be 0.
+        routed_experts: `(T, L, K)` expert ids, of any integer type, or `NO_EXPERT` in spare slots; T may
+            be 0.
         num_experts: Experts of one layer, E.
 
     Returns:
-        `(L, E)` int64 counts. A layer's row sums to T * K.
+        `(L, E)` int64 counts. A layer's row sums to T * K, less its spare slots.
 
     Raises:
-        RoutingError: If the array has another shape or type, an id lies outside 0 .. E-1, or an
-            expert appears twice among the choices of a token (seen where it makes a count exceed T).
+        RoutingError: If the array has another shape or type, an id is neither `NO_EXPERT` nor in
+            0 .. E-1, or an expert appears twice among the choices of a token (seen where it makes a
+            count exceed T).
     """
     routed = np.asarray(routed_experts)
     if routed.ndim != 3 or not np.issubdtype(routed.dtype, np.integer):
@@ -122,14 +124,18 @@ def count_active(routed_experts: IntArray, num_experts: int) -> IntArray:
     keys = np.empty((min(tokens_at_a_time, num_tokens), num_layers, top_k), dtype=np.intp)
     for start in range(0, num_tokens, tokens_at_a_time):
         chunk = routed[start : start + tokens_at_a_time]
+        lowest = int(chunk.min())
         # An id past the end would silently count for the next layer.
-        if int(chunk.max()) >= num_experts or int(chunk.min()) < 0:
+        if int(chunk.max()) >= num_experts or lowest < NO_EXPERT:
             raise RoutingError(
                 f"routed experts hold the id {_first_bad_id(chunk, num_experts)}, but the layers have "
                 f"{num_experts} experts (0 .. {num_experts - 1}); check the number of experts"
             )
         np.add(chunk, first_key, out=keys[: len(chunk)], casting="unsafe")
-        counts += np.bincount(keys[: len(chunk)].ravel(), minlength=counts.size)
+        counted = keys[: len(chunk)].ravel()
+        if lowest == NO_EXPERT:
+            counted = counted[chunk.ravel() != NO_EXPERT]
+        counts += np.bincount(counted, minlength=counts.size)
     if int(counts.max()) > num_tokens:
         raise RoutingError(
             f"an expert was chosen {int(counts.max())} times for {num_tokens} tokens, so some token "
@@ -231,5 +237,5 @@ def _split(routed_experts: IntArray, num_prompt_tokens: int) -> tuple[IntArray, 
 
 
 def _first_bad_id(chunk: IntArray, num_experts: int) -> int:
-    wrong = (chunk < 0) | (chunk >= num_experts)
+    wrong = (chunk < NO_EXPERT) | (chunk >= num_experts)
     return int(chunk[wrong][0])

@@ -18,7 +18,7 @@ from steermoe.chat import encode, ensure_chat_template, render
 from steermoe.errors import PromptError, RoutingError
 from steermoe.moe.layers import MoEDescription, find_moe_layers
 from steermoe.moe.routing import RoutingRecorder
-from steermoe.records import IntArray, Message, Output, Sampling
+from steermoe.records import NO_EXPERT, IntArray, Message, Output, Sampling
 
 
 class TransformersEngine:
@@ -166,11 +166,10 @@ class TransformersEngine:
             with RoutingRecorder(self.model, self.description) as recorder:
                 ids = self.model.generate(**arguments)
         new_ids = ids[:, input_ids.shape[1] :]
-        compact = np.uint8 if self.num_experts <= 256 else np.uint16
         rows = input_ids.shape[0]
         passes: list[IntArray] = []
         for routes in recorder.take():
-            array: IntArray = routes.cpu().numpy().astype(compact)
+            array = self._compact(routes.cpu().numpy())
             passes.append(array.reshape(rows, -1, *array.shape[-2:]))
         if len(passes) != new_ids.shape[1] or passes[0].shape[1] != input_ids.shape[1]:
             raise RoutingError(
@@ -185,6 +184,12 @@ class TransformersEngine:
         mask = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompt_ids]
         device = self.model.device
         return torch.tensor(padded, device=device), torch.tensor(mask, device=device)
+
+    def _compact(self, ids: IntArray) -> IntArray:
+        """Ids in the smallest type that holds every expert, and `NO_EXPERT` where a mask left slots spare."""
+        if bool((ids == NO_EXPERT).any()):
+            return ids.astype(np.int16 if self.num_experts <= 2**15 else np.int32)
+        return ids.astype(np.uint8 if self.num_experts <= 256 else np.uint16)
 
     def _until_stop(self, ids: list[int]) -> list[int]:
         """A row of ids up to its end of turn, which is kept; what follows is padding."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from steermoe.errors import ModelError, TrainingError
 from steermoe.moe.layers import MoEDescription, MoELayer, find_moe_layers
-from steermoe.moe.routers import LOGIT_FUNCTIONS, num_classes, replaced_forward
+from steermoe.moe.routers import LOGIT_FUNCTIONS, SPARE_SLOTS, num_classes, replaced_forward
 from steermoe.moe.routing import eager, in_backward
 from steermoe.records import BoolArray
 
@@ -47,7 +48,8 @@ def masked_experts(
     """Route over the allowed experts only, in every forward pass inside the context.
 
     A pass that gradient checkpointing runs again, even after the context has ended, is masked as it was
-    the first time. Passes outside the context are never masked.
+    the first time. Passes outside the context are never masked. Where a token may use fewer experts than
+    top-k, the slots that are left weigh nothing, and are recorded as `NO_EXPERT`.
 
     Args:
         model: The model; its weights are not touched.
@@ -62,12 +64,7 @@ def masked_experts(
     """
     description = find_moe_layers(model) if description is None else description
     mask = _ExpertMask(model, description, _allowed_by_layer(allowed, rows, description))
-    with ExitStack() as stack:
-        for module in model.modules():
-            for name in _CHECKPOINT_FUNCTIONS:
-                if callable(getattr(module, name, None)):
-                    stack.enter_context(_replaced(module, name, mask.checkpointing))
-        stack.enter_context(mask.applied())
+    with mask.applied():
         yield
 
 
@@ -143,11 +140,19 @@ def _allowed_by_layer(
 
 
 class _ExpertMask:
-    """One mask of one model: which experts each MoE layer may use, and how its modules are told."""
+    """One mask of one model: which experts each MoE layer may use, and how its modules are told.
+
+    A recomputed pass must be masked exactly as its first run was, and backward may run inside this
+    mask's context, after it, or inside that of another mask. So a pass whose first run is masked
+    remembers its masks: the function that checkpoints it is wrapped, and the wrapper applies them
+    again. While backward runs, a mask that is applied masks only the passes that remember it.
+    """
 
     def __init__(
         self, model: nn.Module, description: MoEDescription, allowed: list[Tensor]
     ) -> None:
+        self._model = model
+        self._is_applied = False
         self._is_recomputing = False
         self._layers: list[tuple[MoELayer, nn.Module, nn.Module, Tensor]] = []
         for layer, allowed_E in zip(description.layers, allowed, strict=True):
@@ -165,24 +170,40 @@ class _ExpertMask:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Mask every forward pass inside, recomputations of other passes excepted."""
+        """Mask every forward pass inside, recomputations of other passes excepted.
+
+        It is applied once: a recomputation inside the context finds it in place.
+        """
+        if self._is_applied:
+            yield
+            return
         with ExitStack() as stack:
+            self._is_applied = True
+            stack.callback(setattr, self, "_is_applied", False)
+            for module in self._model.modules():
+                for name in _CHECKPOINT_FUNCTIONS:
+                    if callable(getattr(module, name, None)):
+                        stack.enter_context(_replaced(module, name, self._remembered))
             for layer, router, experts, allowed in self._layers:
                 classes = num_classes(router, layer.num_experts)
                 wrapper = self._masked_router(allowed, layer.num_experts, classes)
                 stack.enter_context(replaced_forward(router, wrapper))
                 hook = experts.register_forward_pre_hook(self._zero_forbidden(allowed))
                 stack.callback(hook.remove)
+                stack.enter_context(_announced(experts, partial(_spare_slots, allowed)))
             yield
 
-    def checkpointing(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-        """A checkpointing function whose recomputation sees this mask again."""
+    def _remembered(self, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        """A checkpointing function whose recomputations are masked as the first run is."""
 
         def masked_checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if self._is_off():
+                return checkpoint(function, *args, **kwargs)
+
             def run(*inputs: Any, **named_inputs: Any) -> Any:
                 if not in_backward():
                     return function(*inputs, **named_inputs)
-                with self._recomputing():
+                with self._recomputing(), self.applied():
                     return function(*inputs, **named_inputs)
 
             return checkpoint(run, *args, **kwargs)
@@ -193,8 +214,7 @@ class _ExpertMask:
     def _recomputing(self) -> Iterator[None]:
         before, self._is_recomputing = self._is_recomputing, True
         try:
-            with self.applied():
-                yield
+            yield
         finally:
             self._is_recomputing = before
 
@@ -223,8 +243,7 @@ class _ExpertMask:
             if self._is_off():
                 return None
             hidden, index_TK, weight_TK, *rest = args
-            allowed_TE = _expand(allowed, index_TK).expand(*index_TK.shape[:-1], -1)
-            weight_TK = weight_TK.masked_fill(~allowed_TE.gather(-1, index_TK), 0.0)
+            weight_TK = weight_TK.masked_fill(_is_forbidden(allowed, index_TK), 0.0)
             return (hidden, index_TK, weight_TK, *rest)
 
         return eager(hook)
@@ -314,6 +333,37 @@ def _expand(allowed: Tensor, like: Tensor) -> Tensor:
         )
     allowed = allowed.repeat_interleave(tokens // samples, dim=0)
     return allowed if like.dim() == 2 else allowed.unsqueeze(1)
+
+
+def _is_forbidden(allowed: Tensor, index_TK: Tensor) -> Tensor:
+    """Which of the chosen experts `(T, K)` may not be chosen."""
+    allowed_TE = _expand(allowed, index_TK).expand(*index_TK.shape[:-1], -1)
+    return ~allowed_TE.gather(-1, index_TK)
+
+
+def _spare_slots(allowed: Tensor, index_TK: Tensor) -> Tensor:
+    """Which slots `(T, K)` were left without an expert.
+
+    Forbidden experts fill them, or, where a router chooses one expert after the other, an expert that an
+    earlier slot of the token holds.
+    """
+    same_TKK = index_TK.unsqueeze(-1) == index_TK.unsqueeze(-2)
+    is_repeated = same_TKK.tril(diagonal=-1).any(dim=-1)
+    return _is_forbidden(allowed, index_TK) | is_repeated
+
+
+@contextmanager
+def _announced(experts: nn.Module, is_spare: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Tell those who record what an experts module is given which of its slots are spare."""
+    before = getattr(experts, SPARE_SLOTS, ())
+    setattr(experts, SPARE_SLOTS, (*before, is_spare))
+    try:
+        yield
+    finally:
+        if before:
+            setattr(experts, SPARE_SLOTS, before)
+        else:
+            delattr(experts, SPARE_SLOTS)
 
 
 @contextmanager

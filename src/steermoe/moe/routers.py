@@ -17,6 +17,10 @@ PRODUCTS = (F.linear, torch.mm)
 LOGIT_FUNCTIONS = (*PRODUCTS, torch.tanh)
 """What yields router logits, and the soft cap that Laguna puts on them."""
 
+SPARE_SLOTS = "spare_slots"
+"""Attribute of an experts module that expert masks are applied to: of each mask, a function from the chosen ids
+`(T, K)` to which of them are spare slots."""
+
 
 def num_classes(router: nn.Module, num_experts: int) -> int:
     """How many logits a router computes: E, and a few more where it also scores shared experts.

@@ -3,15 +3,17 @@
 Shape legend: N responses, T tokens, L MoE layers, E experts, K top-k.
 
 A forward pre-hook on each fused experts module sees the very indices that the experts are about to use,
-in `generate` and in a plain forward alike. Nothing is computed again and no logits are kept: recording
-keeps references to the small index tensors, counting adds them up on the device, in integers.
+in `generate` and in a plain forward alike. Nothing is computed again and, unless they are asked for, no
+logits are kept. `RoutingRecorder` keeps references to the small index tensors: a run stores them, because
+every later figure can be worked out from them. `RoutingCounter` keeps nothing but counts, which it adds up
+on the device, in integers: it is for more tokens than anybody wants to store.
 
 A pass that gradient checkpointing runs again during the backward pass is the same pass, and is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
@@ -21,16 +23,14 @@ from torch import Tensor, nn
 
 from steermoe.errors import RoutingError
 from steermoe.moe.layers import MoEDescription, find_moe_layers
-from steermoe.moe.routers import CaptureLogits, num_classes, replaced_forward
+from steermoe.moe.routers import SPARE_SLOTS, CaptureLogits, num_classes, replaced_forward
+from steermoe.records import NO_EXPERT
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 NUM_SEGMENTS = 2
 """Prompt and generation, in this order."""
-
-_IDS_AT_ONCE = 1 << 18
-"""How many expert ids are counted in one go."""
 
 _INDEX_NAMES = ("top_k_index", "router_indices")
 """What the experts' second argument is called when a block passes it by name."""
@@ -48,56 +48,6 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
     """
     uncompiled: Callable[P, R] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]  # untyped in torch
     return uncompiled
-
-
-def segment_rows(num_prompt_tokens: int, num_generated_tokens: int) -> tuple[slice, slice]:
-    """Which rows of a response's routed experts belong to the prompt and to the generation.
-
-    The last generated token is never fed to the model, so G generated tokens have G - 1 rows.
-
-    Args:
-        num_prompt_tokens: P.
-        num_generated_tokens: G, the end-of-turn token included.
-
-    Returns:
-        The rows of the prompt, and the rows of the generation.
-    """
-    prompt = slice(0, num_prompt_tokens)
-    return prompt, slice(num_prompt_tokens, num_prompt_tokens + max(num_generated_tokens - 1, 0))
-
-
-def count_routed_experts(routed_experts: Tensor, num_experts: int) -> Tensor:
-    """Count how often each expert was chosen.
-
-    Args:
-        routed_experts: Expert ids `(T, L, K)`, any integer type.
-        num_experts: E.
-
-    Returns:
-        Counts `(L, E)`, int64, on the same device.
-
-    Raises:
-        RoutingError: If the shape is not `(T, L, K)`, or an id is not below `num_experts`.
-    """
-    if routed_experts.dim() != 3:
-        raise RoutingError(
-            f"routed experts must have shape (tokens, layers, top_k), not {tuple(routed_experts.shape)}"
-        )
-    num_tokens, num_layers, top_k = routed_experts.shape
-    device = routed_experts.device
-    size = num_layers * num_experts
-    counts = torch.zeros(size, dtype=torch.int64, device=device)
-    offset_L1 = torch.arange(0, size, num_experts, dtype=torch.int32, device=device).unsqueeze(1)
-    # In pieces that stay in the cache: the ids of a million tokens would take gigabytes as int64.
-    tokens_at_once = max(1, _IDS_AT_ONCE // max(1, num_layers * top_k))
-    for start in range(0, num_tokens if top_k else 0, tokens_at_once):
-        ids_TLK = routed_experts[start : start + tokens_at_once].int()
-        low, high = (int(bound) for bound in ids_TLK.aminmax())
-        if low < 0 or high >= num_experts:
-            wrong = low if low < 0 else high
-            raise RoutingError(f"expert id {wrong} is outside 0 .. {num_experts - 1}")
-        counts += torch.bincount((ids_TLK + offset_L1).flatten(), minlength=size)
-    return counts.view(num_layers, num_experts)
 
 
 class _ExpertsWatcher:
@@ -129,12 +79,20 @@ class _ExpertsWatcher:
                 return
             by_name = (kwargs[name] for name in _INDEX_NAMES if name in kwargs)
             top_k_index = args[1] if len(args) > 1 else next(by_name)
-            self._on_layer(position, top_k_index.detach())
+            self._on_layer(position, _without_spare_slots(module, top_k_index.detach()))
 
         return eager(hook)
 
     def _on_layer(self, position: int, top_k_index: Tensor) -> None:
         raise NotImplementedError
+
+
+def _without_spare_slots(experts: nn.Module, index_TK: Tensor) -> Tensor:
+    """The chosen experts, `NO_EXPERT` where an expert mask left a slot without one."""
+    spare = [is_spare(index_TK) for is_spare in getattr(experts, SPARE_SLOTS, ())]
+    if not spare:
+        return index_TK
+    return index_TK.masked_fill(torch.stack(spare).any(dim=0), NO_EXPERT)
 
 
 class RoutingRecorder(_ExpertsWatcher):
@@ -145,7 +103,8 @@ class RoutingRecorder(_ExpertsWatcher):
         prefill, *steps = recorder.take()    # (B * P, L, K), then (B, L, K) for each decode step
 
     Tokens are in the order in which the model was fed, batch first, padding included: reshape a pass to
-    `(B, S, L, K)` and drop the padding. Ids are int64, on the model's device.
+    `(B, S, L, K)` and drop the padding. Ids are int64, on the model's device. Under an expert mask, a slot
+    for which a token had no expert left holds `NO_EXPERT`.
 
     Args:
         model: The model to watch.
@@ -239,12 +198,14 @@ class RoutingRecorder(_ExpertsWatcher):
 
 
 class RoutingCounter(_ExpertsWatcher):
-    """Counts routed experts per response and segment, on the device, without keeping them.
+    """Counts routed experts per response and segment, on the device, in integers, without keeping them.
 
         with RoutingCounter(model, num_responses=2) as counter:
             with counter.tokens(response, segment, valid):
                 model(input_ids, attention_mask=mask)
-        counter.active_NSLE
+            with counter.generation(mask, stop_token_ids):
+                model.generate(input_ids, attention_mask=mask)
+        counter.active_NSLE, counter.num_tokens
 
     Args:
         model: The model to watch.
@@ -280,22 +241,63 @@ class RoutingCounter(_ExpertsWatcher):
 
     @contextmanager
     def tokens(self, response: Tensor, segment: Tensor, valid: Tensor) -> Iterator[None]:
-        """Say whose tokens the passes inside the context see.
+        """Say whose tokens each pass inside the context sees.
 
         Args:
             response: Response of each token, below N; any shape with as many elements as tokens.
             segment: Segment of each token, 0 for the prompt and 1 for the generation.
             valid: False for tokens that do not count, padding above all.
         """
-        device = self._counts.device
-        row = response.to(device).flatten().long() * NUM_SEGMENTS
-        self._row = row + segment.to(device).flatten().long()
-        self._weight = valid.to(device).flatten().long()
-        self.num_tokens.view(-1).scatter_add_(0, self._row, self._weight)
+        self._announce(response, segment, valid)
         try:
             yield
         finally:
             self._row = self._weight = None
+
+    @contextmanager
+    def generation(
+        self,
+        attention_mask: Tensor,
+        stop_token_ids: Sequence[int],
+        response: Tensor | None = None,
+    ) -> Iterator[None]:
+        """Count the passes of one `generate`: prompts, then one token of each reply at a time.
+
+        As everywhere, G generated tokens have G - 1 rows: what is fed once a reply has ended, its last token
+        and the padding behind it, does not count.
+
+        Args:
+            attention_mask: `(B, P)`, false for the padding of the prompts.
+            stop_token_ids: Tokens that end a reply.
+            response: Response of each prompt `(B,)`; the first B by default.
+
+        Raises:
+            RoutingError: On a pass that feeds several tokens of a reply at once.
+        """
+        passes = _PassesOfGenerate(attention_mask, stop_token_ids)
+        of_prompt = torch.arange(len(attention_mask)) if response is None else response
+
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            fed_BS = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
+            segment, valid_BS = passes.next(fed_BS)
+            self._announce(
+                of_prompt.unsqueeze(1).expand(valid_BS.shape),
+                torch.full(valid_BS.shape, segment),
+                valid_BS,
+            )
+
+        handle = self._model.register_forward_pre_hook(eager(hook), with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+            self._row = self._weight = None
+
+    def _announce(self, response: Tensor, segment: Tensor, valid: Tensor) -> None:
+        device = self._counts.device
+        row = response.to(device).flatten().long() * NUM_SEGMENTS
+        self._row = row + segment.to(device).flatten().long()
+        self._weight = valid.to(device).flatten().long()
 
     def _on_layer(self, position: int, top_k_index: Tensor) -> None:
         if self._row is None or self._weight is None:
@@ -305,6 +307,31 @@ class RoutingCounter(_ExpertsWatcher):
             raise RoutingError(
                 f"a pass has {ids_TK.shape[0]} tokens, but {self._row.shape[0]} were announced"
             )
-        flat = self._row.unsqueeze(1) * self.description.num_experts + ids_TK
-        weight = self._weight.unsqueeze(1).expand_as(flat)
+        if position == 0:
+            self.num_tokens.view(-1).scatter_add_(0, self._row, self._weight)
+        flat = self._row.unsqueeze(1) * self.description.num_experts + ids_TK.clamp(min=0)
+        weight = self._weight.unsqueeze(1) * (ids_TK != NO_EXPERT)
         self._counts[position].view(-1).scatter_add_(0, flat.flatten(), weight.flatten())
+
+
+class _PassesOfGenerate:
+    """Tells, pass by pass of one `generate`, which segment is fed and which tokens of it count."""
+
+    def __init__(self, attention_mask: Tensor, stop_token_ids: Sequence[int]) -> None:
+        self._valid_BP = attention_mask.bool()
+        self._stops = torch.tensor(list(stop_token_ids), device=attention_mask.device)
+        self._has_ended_B1 = torch.zeros_like(self._valid_BP[:, :1])
+        self._num_fed = 0
+
+    def next(self, fed_BS: Tensor) -> tuple[int, Tensor]:
+        """Segment, and which tokens count `(B, S)`; a long prompt may be fed in several passes."""
+        start, self._num_fed = self._num_fed, self._num_fed + fed_BS.shape[1]
+        if self._num_fed <= self._valid_BP.shape[1]:
+            return 0, self._valid_BP[:, start : self._num_fed]
+        if fed_BS.shape[1] != 1:
+            raise RoutingError(
+                f"a pass feeds {fed_BS.shape[1]} tokens of each reply; to be counted, generation must run one "
+                "pass a token (with its cache, and without an assistant model)"
+            )
+        self._has_ended_B1 |= torch.isin(fed_BS.to(self._stops.device), self._stops)
+        return 1, ~self._has_ended_B1

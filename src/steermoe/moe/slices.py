@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from steermoe.errors import ModelError, SelectionError
+from steermoe.errors import ModelError, SelectionError, TrainingError
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.layers import MoEDescription, find_moe_layers, post_expert_norm
 from steermoe.moe.split import Layout, Plan, split_experts
@@ -199,12 +200,19 @@ class ExpertSlices:
 
         Returns:
             The optimizers, one a master in the order of `parameters`, for a scheduler or a checkpoint.
+
+        Raises:
+            TrainingError: If several processes train copies of the masters (DistributedDataParallel), here
+                or in the first backward pass: gradients are averaged after they are complete, so that each
+                copy would step on its own. Masters that `fully_shard` has sharded are no copies.
         """
         optimizers = []
         for parameter in self.parameters():
+            _refuse_copies(parameter)
             optimizer = make_optimizer([parameter])
 
-            def step(_: Tensor, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            def step(master: Tensor, optimizer: torch.optim.Optimizer = optimizer) -> None:
+                _refuse_copies(master)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
@@ -365,6 +373,17 @@ def _check_trainable(name: str, module: nn.Module) -> None:
             raise ModelError(f"{what} is not in memory; load the model without offloading")
         if isinstance(parameter, DTensor):
             raise ModelError(f"{what} is sharded already; attach the expert slices before sharding")
+
+
+def _refuse_copies(master: Tensor) -> None:
+    """Refuse a master that is not sharded where several processes train."""
+    if isinstance(master, DTensor) or not dist.is_available() or not dist.is_initialized():
+        return
+    if dist.get_world_size() > 1:
+        raise TrainingError(
+            f"step_during_backward does not average gradients, and the copies of {dist.get_world_size()} processes "
+            "would drift apart; step an optimizer after the backward pass"
+        )
 
 
 def _whole(tensor: Tensor) -> Tensor:

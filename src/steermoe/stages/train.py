@@ -79,6 +79,10 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, An
     history = _fit(run, config, reporter, loaded, slices, dataset, experts)
     gc.collect()  # the trainer and its moments sit in reference cycles, and saving needs room
     num_parameters = slices.num_parameters if slices is not None else None
+    if slices is None and config.train.kept_change < 1:
+        reporter.note(
+            f"train.kept_change is {config.train.kept_change:g}, but a baseline keeps its whole change"
+        )
     if slices is not None:
         slices.fold(config.train.kept_change)
         slices.detach()

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
@@ -32,7 +33,7 @@ from transformers import Trainer, TrainerCallback
 
 from steermoe.errors import TrainingError
 from steermoe.moe.layers import find_moe_layers
-from steermoe.moe.masking import masked_experts, router_noise_off
+from steermoe.moe.masking import masked_experts, masks_of_samples, router_noise_off
 from steermoe.moe.slices import ExpertSlices
 from steermoe.records import BoolArray
 from steermoe.training.base_replies import BaseReplies, only_positions
@@ -86,8 +87,8 @@ class ExpertMaskingTrainer(Trainer):
     Args:
         model: A model whose trainable parameters are chosen already (`freeze_model_except_unsafe_experts`).
         args: `transformers.TrainingArguments`.
-        expert_mask: `(L, E)`, true where an expert is unsafe; or one such mask for each `batch_idx`, where a batch
-            that has none is not masked.
+        expert_mask: `(L, E)`, true where an expert is unsafe; or one such mask for each `batch_idx`, which every row
+            of that batch is masked by, and rows of a batch that has none are not masked.
         mask_scope: `off`; `unsafe` masks the rows of unsafe prompts; `all` masks every row that learns a refusal.
             Rows that are held to the base model, and the base model's own pass, are never masked.
         slices: The trained experts, which switched off give the base model. None where something else trains:
@@ -224,10 +225,9 @@ class ExpertMaskingTrainer(Trainer):
             return nullcontext()
         mask = self.expert_mask
         if isinstance(mask, Mapping):
-            batch_idx = int(inputs["batch_idx"][rows][0])
-            if batch_idx not in mask:  # no token of one class, so no selection of its own
-                return nullcontext()
-            mask = mask[batch_idx]
+            # A batch without a token of one class has no selection, and a mask of none masks nothing.
+            nothing = np.zeros((self.description.num_layers, self.description.num_experts), bool)
+            mask = masks_of_samples(mask, inputs["batch_idx"].tolist(), nothing)  # (B, L, E)
         return masked_experts(self._plain_model, mask, rows=rows, description=self.description)
 
     def _check_mask(self) -> None:
