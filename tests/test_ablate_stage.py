@@ -310,6 +310,9 @@ def test_the_files_agree_with_each_other_and_hold_no_replies(
     for entry in found["sets"]:
         overlap = len(chosen & set(entry["experts"]))
         assert entry["overlap_with_selected"] == overlap
+        risk = load_run(ablated).risk_diff.set_index("Layer_Expert").loc[entry["experts"]]
+        frequency = (risk["a_safe_n"].mean() + risk["a_unsafe_n"].mean()) / 2
+        assert entry["mean_frequency"] == pytest.approx(frequency)
         rows = table[(table["set"] == entry["set"]) & (table["draw"] == entry["draw"])]
         assert set(rows["overlap"]) == {overlap}
         assert set(rows["num_deactivated"]) == {entry["num_deactivated"]}
@@ -554,7 +557,11 @@ def test_the_command_prints_its_table_and_show_prints_it_again(
     few = ["--set", "ablate.num_draws=2", "--set", "ablate.num_generated_draws=1"]
     assert steermoe("ablate", "--run", run, "--quiet", *few) == 0, steermoe.err
     assert "random draws share 0 to 0 (mean 0.0) of 4 experts" in steermoe.err
+    found = figures_of(run)["random"]
+    printed = f"selected {found['mean_frequency_selected']:.3f}, random draws {found['mean_frequency_draws']:.3f}"
+    assert printed in steermoe.err
     table = steermoe.out
+    assert printed in table
     for words in (
         "base model, 4 of 4 selected experts switched off; 4 unsafe, 4 look-alike, 4 benign",
         "hardened model",
@@ -562,6 +569,7 @@ def test_the_command_prints_its_table_and_show_prints_it_again(
         "KL per token, benign",
         "refused, look-alike",
         "2 random draws, 2 of them distinct",
+        "Mean activation frequency: selected ",
         "fragility, for the model's owner",
     ):
         assert words in table, words

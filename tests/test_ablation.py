@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from steermoe.analysis.ablation import (
     Ablation,
     kept_active,
-    overlap_figures,
+    matching_figures,
     plan_ablations,
     position_among,
     summarise,
@@ -96,14 +96,16 @@ def test_the_sets_of_a_plan_worked_by_hand() -> None:
     assert lowest.overlap == 0
     assert [draw.draw for draw in draws] == list(range(20))
     for draw in draws:
-        # Layer 1 has exactly two others, layer 0 three.
-        assert draw.experts[0] in [(0, 1), (0, 2), (0, 3)]
+        # Layer 1 has exactly two others; of layer 0's three, equally active, the first two are drawn from.
+        assert draw.experts[0] in [(0, 1), (0, 2)]
         assert set(draw.experts[1:]) == {(1, 1), (1, 3)}
         assert draw.overlap == 0
-    assert {draw.experts[0] for draw in draws} == {(0, 1), (0, 2), (0, 3)}
-    assert overlap_figures([intact, selected, lowest, *draws]) == {
+    assert {draw.experts[0] for draw in draws} == {(0, 1), (0, 2)}
+    assert matching_figures([intact, selected, lowest, *draws]) == {
+        "mean_frequency_selected": 0.5,
+        "mean_frequency_draws": 0.5,
         "num_draws": 20,
-        "num_distinct_draws": 3,
+        "num_distinct_draws": 2,
         "mean_overlap": 0.0,
         "least_overlap": 0,
         "largest_overlap": 0,
@@ -120,7 +122,7 @@ def test_draws_share_experts_with_the_selection_where_a_layer_has_no_others() ->
         assert len(draw.experts) == len(set(draw.experts)) == 4
         assert [layer for layer, _ in draw.experts] == [0, 0, 0, 1]
     assert plan[1].kept == ((0, 2),)
-    assert overlap_figures(plan)["mean_overlap"] == 2.0
+    assert matching_figures(plan)["mean_overlap"] == 2.0
 
 
 def test_a_plan_depends_on_its_seed_alone_and_a_draw_not_on_how_many_there_are() -> None:
@@ -134,8 +136,25 @@ def test_a_plan_depends_on_its_seed_alone_and_a_draw_not_on_how_many_there_are()
     assert len({draw.experts for draw in more[3:]}) > 1
 
 
+def test_the_frequencies_of_a_plan_worked_by_hand() -> None:
+    table = risk_table({0: [0.3, 0.0, -0.1, 0.0]}).assign(
+        a_safe_n=[0.1, 0.3, 0.0, 0.8], a_unsafe_n=[0.5, 0.5, 0.0, 0.9]
+    )
+    _, selected, lowest, *draws = plan_ablations(table, [(0, 0)], num_draws=30, top_k=1, seed=0)
+    assert selected.mean_frequency == pytest.approx(0.3)
+    assert lowest.mean_frequency == 0.0
+    # Nearest to 0.3 are 0.4 and 0.0; the expert of 0.85 is never drawn.
+    assert {draw.experts for draw in draws} == {((0, 1),), ((0, 2),)}
+    share = sum(draw.experts == ((0, 1),) for draw in draws) / 30
+    found = matching_figures([selected, *draws])
+    assert found["mean_frequency_selected"] == pytest.approx(0.3)
+    assert found["mean_frequency_draws"] == pytest.approx(0.4 * share)
+
+
 def test_no_draws_have_no_overlap() -> None:
-    assert overlap_figures([Ablation("intact")]) == {
+    assert matching_figures([Ablation("intact")]) == {
+        "mean_frequency_selected": None,
+        "mean_frequency_draws": None,
         "num_draws": 0,
         "num_distinct_draws": 0,
         "mean_overlap": None,

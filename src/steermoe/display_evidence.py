@@ -107,6 +107,8 @@ def _legend(found: dict[str, Any]) -> str:
         "\nlog p: mean log-probability per token of the target refusal, and of the base model's own reply."
         f"\n{random['num_draws']} random draws, {random['num_distinct_draws']} of them distinct, matched to the "
         f"selected experts by layer and frequency; they share {random['mean_overlap']:.1f} with them on average."
+        f"\nMean activation frequency: selected {random['mean_frequency_selected']:.3f}, random draws "
+        f"{random['mean_frequency_draws']:.3f}. What differs there may be their work rather than their kind."
         "\nThe last column ranks the selected set among the draws; p cannot be below 1 / (1 + draws)."
         f"\nThis measures {found['measures']}."
     )

@@ -17,6 +17,7 @@ from steermoe.analysis.rates import Metric, change, mean_per_token, rate
 from steermoe.analysis.selection import (
     Expert,
     SelectionSettings,
+    activation_frequencies,
     create_expert_mask,
     matched_random,
     resolve_rule,
@@ -56,6 +57,7 @@ class Ablation:
         experts: The set, as it was asked for.
         kept: Those of it that stay active, because their layer would be left with fewer than top-k experts.
         overlap: How many of `experts` are in the selected set too.
+        mean_frequency: Mean activation frequency of `experts` in the base model.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Ablation:
     experts: tuple[Expert, ...] = ()
     kept: tuple[Expert, ...] = ()
     overlap: int = 0
+    mean_frequency: float = 0.0
 
     @property
     def deactivated(self) -> tuple[Expert, ...]:
@@ -101,9 +104,15 @@ def plan_ablations(
         for draw in range(num_draws)
     ]
     chosen = set(selected)
+    frequency = activation_frequencies(table)
     return [Ablation(INTACT)] + [
         Ablation(
-            name, draw, tuple(experts), kept_active(table, experts, top_k), len(chosen & {*experts})
+            name,
+            draw,
+            experts=tuple(experts),
+            kept=kept_active(table, experts, top_k),
+            overlap=len(chosen & {*experts}),
+            mean_frequency=float(np.mean([frequency[expert] for expert in experts])),
         )
         for name, draw, experts in sets
     ]
@@ -165,11 +174,16 @@ def position_among(value: float, draws: Sequence[float]) -> Position | None:
     )
 
 
-def overlap_figures(ablations: Sequence[Ablation]) -> dict[str, Any]:
-    """How much the random draws share with the selected set, and how many of them differ at all."""
+def matching_figures(ablations: Sequence[Ablation]) -> dict[str, Any]:
+    """How like the random draws are to the selected set: in activation frequency, and in what they share with it."""
     draws = [ablation for ablation in ablations if ablation.name == RANDOM]
     overlaps = [draw.overlap for draw in draws]
+    selected = [ablation.mean_frequency for ablation in ablations if ablation.name == SELECTED]
     return {
+        "mean_frequency_selected": selected[0] if selected else None,
+        "mean_frequency_draws": float(np.mean([d.mean_frequency for d in draws]))
+        if draws
+        else None,
         "num_draws": len(draws),
         "num_distinct_draws": len({frozenset(draw.experts) for draw in draws}),
         "mean_overlap": float(np.mean(overlaps)) if draws else None,
