@@ -61,15 +61,16 @@ def prompts_needed(
     """The least number of prompts a class that gives the power asked for.
 
     Args:
-        pilot: Risk table with `risk_diff_se, a_safe_n, a_unsafe_n, n_unsafe`, and `q_value` where
-            `num_unsafe` is not given.
+        pilot: Risk table with `risk_diff_se, a_safe_n, a_unsafe_n, n_unsafe`, and `risk_diff` and
+            `q_value` where `num_unsafe` is not given.
         num_prompts: Prompts of either class behind the pilot (the smaller number, if they differ).
         risk_diff: True risk difference to find; above `threshold`.
         power: Chance to find it.
         max_q_value: As in the selection rule.
         threshold: As in the selection rule.
-        num_unsafe: Experts assumed to have that difference; by default as many as the pilot finds at
-            `max_q_value`, at least one.
+        num_unsafe: Experts assumed to have a difference of that size; by default as many as the pilot
+            finds at `max_q_value` with at least that difference, up or down, and at least one. Small
+            differences that are certain in the pilot say nothing of how many large ones there are.
         paired: Whether each goal has a safe and an unsafe prompt.
 
     Returns:
@@ -87,7 +88,8 @@ def prompts_needed(
     if not 0 < power < 1:
         raise RoutingError(f"power is {power}; give a number between 0 and 1")
     if num_unsafe is None:
-        num_unsafe = max(1, int((pilot["q_value"] <= max_q_value).sum()))
+        as_large = (pilot["q_value"] <= max_q_value) & (pilot["risk_diff"].abs() >= risk_diff)
+        num_unsafe = max(1, int(as_large.sum()))
     spread = _spread_at(pilot, num_prompts, risk_diff)
     alone = max_q_value / len(pilot)  # What Bonferroni would allow.
 
