@@ -63,7 +63,8 @@ def prompts_needed(
     Args:
         pilot: Risk table with `risk_diff_se, a_safe_n, a_unsafe_n, n_unsafe`, and `risk_diff` and
             `q_value` where `num_unsafe` is not given.
-        num_prompts: Prompts of either class behind the pilot (the smaller number, if they differ).
+        num_prompts: Prompts of either class behind the pilot's standard errors (the smaller number, if
+            they differ): those that its estimator used.
         risk_diff: True risk difference to find; above `threshold`.
         power: Chance to find it.
         max_q_value: As in the selection rule.
@@ -71,7 +72,8 @@ def prompts_needed(
         num_unsafe: Experts assumed to have a difference of that size; by default as many as the pilot
             finds at `max_q_value` with at least that difference, up or down, and at least one. Small
             differences that are certain in the pilot say nothing of how many large ones there are.
-        paired: Whether each goal has a safe and an unsafe prompt.
+        paired: Whether goals have a safe and an unsafe prompt, so that there are only half as many
+            goals as prompts.
 
     Returns:
         The number, the power it reaches, and the assumptions.

@@ -11,6 +11,8 @@ from typing import Any
 import pandas as pd
 
 from steermoe.analysis.counts import RoutingCounts
+from steermoe.analysis.estimators import Contrast as ResponseContrast
+from steermoe.analysis.estimators import build_contrast
 from steermoe.analysis.power import prompts_needed
 from steermoe.analysis.risk import expert_label, risk_tables
 from steermoe.analysis.selection import (
@@ -19,6 +21,7 @@ from steermoe.analysis.selection import (
     identify_unsafe_experts,
     resolve_rule,
 )
+from steermoe.analysis.variance import cluster_kinds
 from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.records import NO_BATCH
@@ -120,9 +123,10 @@ def power_table(run: RunDirectory, config: Config) -> pd.DataFrame:
         raise RoutingError(
             "the run's risk table has no standard errors: set identify.num_permutations and num_bootstrap above 0"
         )
-    contrast = train_contrast(run, config)
-    num_unsafe = int(contrast.is_unsafe.sum())
-    num_prompts = min(num_unsafe, len(contrast.is_unsafe) - num_unsafe)
+    used = _responses_behind(pilot, run, config)
+    num_unsafe = int(used.is_unsafe.sum())
+    has_unsafe, has_safe = cluster_kinds(used)
+    pilot["n_unsafe"] = used.tokens[used.is_unsafe].sum()
     rows = []
     for risk_diff in POWER_RISK_DIFFERENCES:
         if risk_diff <= config.identify.threshold:
@@ -130,10 +134,11 @@ def power_table(run: RunDirectory, config: Config) -> pd.DataFrame:
         try:
             found = prompts_needed(
                 pilot,
-                num_prompts,
+                min(num_unsafe, len(used) - num_unsafe),
                 risk_diff=risk_diff,
                 max_q_value=config.identify.max_q_value,
                 threshold=config.identify.threshold,
+                paired=bool((has_unsafe & has_safe).any()),
             )
         except RoutingError:
             rows.append({"risk_diff": risk_diff, "num_prompts": None, "power": None})
@@ -142,6 +147,19 @@ def power_table(run: RunDirectory, config: Config) -> pd.DataFrame:
             {"risk_diff": risk_diff, "num_prompts": found.num_prompts, "power": found.power}
         )
     return pd.DataFrame(rows, columns=["risk_diff", "num_prompts", "power"])
+
+
+def _responses_behind(pilot: pd.DataFrame, run: RunDirectory, config: Config) -> ResponseContrast:
+    """The responses that the standard errors of a risk table come from: its own estimator's, in its own segment."""
+    contrast = train_contrast(run, config)
+    return build_contrast(
+        contrast.counts,
+        contrast.is_unsafe,
+        contrast.batch_idx,
+        contrast.clusters,
+        pilot["estimator"].iloc[0],
+        run.read_unsafe_experts()["rule"]["segment"],
+    )
 
 
 def describe_selection(
