@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -146,19 +147,27 @@ def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
     return text
 
 
-def power_of(config: Config) -> Table:
+def power_of(config: Config, risk_diffs: Sequence[float] = ()) -> Group:
     """Prompts a class that are needed to find an expert with a chance of 90 %, by its true risk difference."""
+    found = power_table(RunDirectory(config.run_dir), config, risk_diffs)
     table = Table(
-        "true risk_diff", "prompts a class", "power", title="the run as a pilot", box=None
+        "true risk_diff",
+        "prompts a class",
+        "power",
+        "experts like it",
+        title="the run as a pilot",
+        box=None,
     )
-    for row in power_table(RunDirectory(config.run_dir), config).to_dict("records"):
-        enough = not pd.isna(row["num_prompts"])
-        table.add_row(
-            f"{row['risk_diff']:.2f}",
-            f"{int(row['num_prompts']):,}" if enough else "more than a million",
-            f"{row['power']:.2f}" if enough else "",
-        )
-    return table
+    for row in found.to_dict("records"):
+        numbers = ["none is enough"]
+        if not row["note"]:
+            numbers = [
+                f"{int(row['num_prompts']):,}",
+                f"{row['power']:.2f}",
+                str(int(row["num_unsafe"])),
+            ]
+        table.add_row(f"{row['risk_diff']:g}", *numbers)
+    return Group(table, *(Text(note) for note in found["note"] if note))
 
 
 def all_models() -> Group:

@@ -13,7 +13,7 @@ import pandas as pd
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import Contrast as ResponseContrast
 from steermoe.analysis.estimators import build_contrast
-from steermoe.analysis.power import prompts_needed
+from steermoe.analysis.power import check_findable, prompts_needed, risk_diffs_to_find
 from steermoe.analysis.risk import expert_label, risk_tables
 from steermoe.analysis.selection import (
     Expert,
@@ -28,9 +28,6 @@ from steermoe.records import NO_BATCH
 from steermoe.reporter import Reporter
 from steermoe.rundir import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
 from steermoe.stages.evidence import add_evidence, replication_of, train_contrast
-
-POWER_RISK_DIFFERENCES = (0.06, 0.08, 0.10, 0.15, 0.20, 0.30)
-"""True risk differences for which `steermoe identify --power` names the prompts that are needed."""
 
 
 def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
@@ -108,45 +105,54 @@ def _counts_of_evidence(table: pd.DataFrame, max_q_value: float) -> dict[str, in
     return counts
 
 
-def power_table(run: RunDirectory, config: Config) -> pd.DataFrame:
+def power_table(
+    run: RunDirectory, config: Config, risk_diffs: Sequence[float] = ()
+) -> pd.DataFrame:
     """How many prompts a class are needed to find an expert, by its true risk difference; the run is the pilot.
 
+    Args:
+        run: An identified run.
+        config: Its settings; the threshold and the q-value are what an expert must reach.
+        risk_diffs: True risk differences to ask about; by default `risk_diffs_to_find`.
+
     Returns:
-        Columns `risk_diff, num_prompts, power`; `num_prompts` is None where no number up to a million is enough.
+        Columns `risk_diff, num_prompts, power, num_unsafe, note`: at least one row. Where no number of prompts is
+        enough, `note` says why and the numbers are None.
 
     Raises:
         RunDirectoryError: The run has no risk table.
-        RoutingError: Its table has no standard errors.
+        RoutingError: Its table has no standard errors, or a risk difference asked for cannot be found reliably.
     """
     pilot = run.read_table(RISK)
     if "risk_diff_se" not in pilot.columns:
         raise RoutingError(
             "the run's risk table has no standard errors: set identify.num_permutations and num_bootstrap above 0"
         )
+    threshold = config.identify.threshold
+    asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
+    for risk_diff in asked:
+        check_findable(risk_diff, threshold)
     used = _responses_behind(pilot, run, config)
     num_unsafe = int(used.is_unsafe.sum())
     has_unsafe, has_safe = cluster_kinds(used)
     pilot["n_unsafe"] = used.tokens[used.is_unsafe].sum()
-    rows = []
-    for risk_diff in POWER_RISK_DIFFERENCES:
-        if risk_diff <= config.identify.threshold:
-            continue
+    rows: list[dict[str, Any]] = []
+    for risk_diff in asked:
+        row = {"risk_diff": risk_diff, "num_prompts": None, "power": None, "num_unsafe": None}
         try:
             found = prompts_needed(
                 pilot,
                 min(num_unsafe, len(used) - num_unsafe),
                 risk_diff=risk_diff,
                 max_q_value=config.identify.max_q_value,
-                threshold=config.identify.threshold,
+                threshold=threshold,
                 paired=bool((has_unsafe & has_safe).any()),
             )
-        except RoutingError:
-            rows.append({"risk_diff": risk_diff, "num_prompts": None, "power": None})
-            continue
-        rows.append(
-            {"risk_diff": risk_diff, "num_prompts": found.num_prompts, "power": found.power}
-        )
-    return pd.DataFrame(rows, columns=["risk_diff", "num_prompts", "power"])
+            row |= {name: getattr(found, name) for name in ("num_prompts", "power", "num_unsafe")}
+            rows.append(row | {"note": ""})
+        except RoutingError as error:
+            rows.append(row | {"note": str(error)})
+    return pd.DataFrame(rows)
 
 
 def _responses_behind(pilot: pd.DataFrame, run: RunDirectory, config: Config) -> ResponseContrast:
