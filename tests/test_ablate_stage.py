@@ -608,6 +608,21 @@ def test_the_command_refuses_what_cannot_be(
     assert steermoe("ablate", "--prompts", "x.csv") == 2
 
 
+def test_show_prints_what_the_stability_is_worth(steermoe: CommandLine, run: Path) -> None:
+    state = json.loads((run / "run.json").read_text())
+    found = state["stages"]["identify"]["figures"]
+    assert steermoe("show", "--run", run) == 0
+    (line,) = (x for x in steermoe.out.splitlines() if x.startswith("stability: "))
+    assert line.startswith(
+        f"stability: {found['num_stable_experts']} of 16 experts are selected by 75%"
+    )
+    for name in ("num_stable_experts", "mean_selected_by_half", "stability_error_bound"):
+        del found[name]
+    (run / "run.json").write_text(json.dumps(state))
+    assert steermoe("show", "--run", run) == 0
+    assert "stability: " not in steermoe.out
+
+
 def test_show_prints_how_held_out_goals_replicate_the_selection(
     steermoe: CommandLine, run: Path
 ) -> None:

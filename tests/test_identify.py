@@ -335,6 +335,27 @@ def test_uncertainty_stands_beside_the_figures_and_changes_none(tmp_path: Path) 
     assert set(with_uncertainty["estimator"]) == {"mean_over_batches"}
 
 
+def test_the_figures_tell_how_many_stable_experts_chance_accounts_for(tmp_path: Path) -> None:
+    # Every reply of a class is alike, so every half selects expert 0 and nothing else.
+    replies = [Reply(SAFE, 0, [1, 2]), Reply(UNSAFE, 0, [0, 2])] * 3
+    run = make_run(tmp_path, replies)
+    figures = identify(run, settings(num_subsamples=10, min_stability=0.8), Listener())
+    assert run.read_table(RISK)["stability"].tolist() == [1.0, 0.0, 0.0]
+    assert (figures["min_stability"], figures["num_stable_experts"]) == (0.8, 1)
+    assert figures["mean_selected_by_half"] == 1.0
+    # 1^2 / ((2 * 0.8 - 1) * 3 experts)
+    assert figures["stability_error_bound"] == pytest.approx(1 / (0.6 * 3))
+
+
+def test_without_halves_there_is_no_bound(tmp_path: Path) -> None:
+    for name, values in (("off", {"num_subsamples": 0}), ("too few", {})):
+        listener = Listener()
+        replies = [Reply(SAFE, 0, [1]), Reply(UNSAFE, 0, [0])]
+        figures = identify(make_run(tmp_path / name, replies), settings(**values), listener)
+        assert "stability_error_bound" not in figures
+        assert ("no stability column" in listener.text) is (name == "too few")
+
+
 def test_the_same_seed_gives_the_same_bytes_and_json_is_readable(tmp_path: Path) -> None:
     found = []
     for name in ("one", "two"):

@@ -13,7 +13,13 @@ from rich.text import Text
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import Expert
 from steermoe.config import Config, ModelSection
-from steermoe.display_evidence import HELD_OUT, ablation, replication_table, with_held_out
+from steermoe.display_evidence import (
+    HELD_OUT,
+    ablation,
+    replication_table,
+    stability_line,
+    with_held_out,
+)
 from steermoe.errors import RunDirectoryError
 from steermoe.loading import describe_model, model_source
 from steermoe.moe.support import supported_architectures
@@ -52,8 +58,7 @@ def overview(run: Run, top: int) -> Group:
         parts.append(_figures_table(run))
     if run.directory.file(RISK).exists():
         parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
-    if (replication := replication_table(run)) is not None:
-        parts.append(replication)
+    parts += [part for part in (stability_line(run), replication_table(run)) if part is not None]
     if run.directory.file(ABLATION).exists():
         parts.append(ablation(run))
     return Group(*parts)

@@ -36,6 +36,19 @@ def with_held_out(run: Run) -> pd.DataFrame:
     return run.risk_diff.merge(held_out, on=["layer", "expert"], how="left", sort=False)
 
 
+def stability_line(run: Run) -> Text | None:
+    """How many experts the halves of the goals agree on, and how many of those chance accounts for."""
+    found = run.state["stages"].get("identify", {}).get("figures", {})
+    if "stability_error_bound" not in found:
+        return None
+    return Text(
+        f"stability: {found['num_stable_experts']} of {found['num_experts_in_all']} experts are selected by "
+        f"{found['min_stability']:.0%} of random halves of the goals or more; at most "
+        f"{found['stability_error_bound']:.2g} of them are expected to be no better than chance "
+        f"(a half selects {found['mean_selected_by_half']:.1f})"
+    )
+
+
 def replication_table(run: Run) -> Table | None:
     """How far held-out goals tell the same story."""
     stage = run.state["stages"].get("identify", {})

@@ -17,7 +17,7 @@ from steermoe.analysis.confounds import confound_differences, flag_confounded
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.replication import replicate
 from steermoe.analysis.risk import risk_tables
-from steermoe.analysis.stability import selection_stability
+from steermoe.analysis.stability import Stability, selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
 from steermoe.config import Config
 from steermoe.errors import RoutingError
@@ -117,10 +117,42 @@ def pairs_without_contrast(responses: pd.DataFrame, prompts: Mapping[str, Prompt
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A risk table with what speaks for its differences beside them.
+
+    Attributes:
+        table: The aggregated risk table with its uncertainty, stability and confounds, as far as they are switched on.
+        stability: What came of the halves of the goals; None where there were none.
+    """
+
+    table: pd.DataFrame
+    stability: Stability | None
+
+    def figures(self, max_q_value: float, min_stability: float) -> dict[str, float]:
+        """How many experts pass what is not a threshold of risk difference alone, for `run.json`."""
+        found: dict[str, float] = {}
+        if "q_value" in self.table.columns:
+            found["num_experts_below_max_q_value"] = int(
+                (self.table["q_value"] <= max_q_value).sum()
+            )
+        if "confounded_by" in self.table.columns:
+            found["num_experts_confounded"] = int((self.table["confounded_by"] != "").sum())
+        if self.stability is not None:
+            is_stable = self.stability.table["stability"] >= min_stability
+            found |= {
+                "min_stability": min_stability,
+                "num_stable_experts": int(is_stable.sum()),
+                "mean_selected_by_half": self.stability.mean_selected,
+                "stability_error_bound": self.stability.error_bound(min_stability),
+            }
+        return found
+
+
 def add_evidence(
     table: pd.DataFrame, run: RunDirectory, contrast: Contrast, config: Config, reporter: Reporter
-) -> pd.DataFrame:
-    """The aggregated risk table with its uncertainty, stability and confounds, as far as they are switched on."""
+) -> Evidence:
+    """Put uncertainty, stability and confounds beside the risk differences of an aggregated table."""
     settings = config.identify
     goals = [str(cluster) for cluster in contrast.clusters]
     if settings.num_permutations and settings.num_bootstrap:
@@ -137,15 +169,17 @@ def add_evidence(
             clusters=contrast.clusters,
         )
         table = _joined(table, uncertainty)
+    stability = None
     if settings.num_subsamples:
         try:
-            table = _joined(table, _stability(contrast, goals, config))
+            stability = _stability(contrast, goals, config)
+            table = _joined(table, stability.table)
         except RoutingError as error:
             reporter.note(f"no stability column: {error}")
-    return _with_confounds(table, run, config)
+    return Evidence(_with_confounds(table, run, config), stability)
 
 
-def _stability(contrast: Contrast, goals: Sequence[str], config: Config) -> pd.DataFrame:
+def _stability(contrast: Contrast, goals: Sequence[str], config: Config) -> Stability:
     """How often random halves of the goals select each expert."""
     settings = config.identify
     return selection_stability(
@@ -160,7 +194,7 @@ def _stability(contrast: Contrast, goals: Sequence[str], config: Config) -> pd.D
         num_subsamples=settings.num_subsamples,
         seed=config.seed,
         clusters=contrast.clusters,
-    ).table
+    )
 
 
 def _with_confounds(table: pd.DataFrame, run: RunDirectory, config: Config) -> pd.DataFrame:

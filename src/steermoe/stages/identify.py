@@ -46,7 +46,8 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
     )
     for note in tables.notes:
         reporter.note(note)
-    aggregated = add_evidence(tables.aggregated, run, contrast, config, reporter)
+    evidence = add_evidence(tables.aggregated, run, contrast, config, reporter)
+    aggregated = evidence.table
     rule = resolve_rule(
         settings.rule,
         SelectionSettings(
@@ -90,19 +91,9 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
         "num_pairs_left_out_by_verdict": contrast.num_pairs_left_out,
         "num_safe_responses": int((~contrast.is_unsafe).sum()),
         "num_unsafe_responses": int(contrast.is_unsafe.sum()),
-        **_counts_of_evidence(aggregated, settings.max_q_value),
+        **evidence.figures(settings.max_q_value, settings.min_stability),
         "replication": replication,
     }
-
-
-def _counts_of_evidence(table: pd.DataFrame, max_q_value: float) -> dict[str, int]:
-    """How many experts pass what is not a threshold of risk difference alone."""
-    counts = {}
-    if "q_value" in table.columns:
-        counts["num_experts_below_max_q_value"] = int((table["q_value"] <= max_q_value).sum())
-    if "confounded_by" in table.columns:
-        counts["num_experts_confounded"] = int((table["confounded_by"] != "").sum())
-    return counts
 
 
 def power_table(
