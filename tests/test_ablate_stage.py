@@ -631,11 +631,12 @@ def test_show_prints_how_held_out_goals_replicate_the_selection(
     assert steermoe("show", "--run", run, "--top", "16") == 0
     assert "replication on held-out goals" in steermoe.out
     lines = {line.split("  ")[0].strip(): line for line in steermoe.out.splitlines()}
-    assert f"{found['shrinkage']:.2f}" in lines["shrinkage of the top 4"]
+    assert f"{found['shrinkage']:.2f}" in lines["shrinkage of the 4 selected"]
     assert f"{found['correlation']:.2f}" in lines["correlation"]
     assert f"{found['sign_agreement']:.0%}" in lines["same sign"]
-    assert f" {found['overlap']} " in lines["in both top 4"]
-    assert f"by chance {found['overlap_by_chance']:.1f}" in lines["in both top 4"]
+    again = lines["among the top 4 again"]
+    assert f" {found['overlap']} " in again
+    assert f"by chance {found['overlap_by_chance']:.1f}" in again
     held_out = pd.read_parquet(run / "risk_diff_heldout.parquet")
     for row in held_out.to_dict("records"):
         (line,) = (x for x in steermoe.out.splitlines() if x.startswith(row["Layer_Expert"]))

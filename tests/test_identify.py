@@ -319,6 +319,23 @@ def test_a_batch_without_one_class_is_left_out_of_the_mean_and_named(tmp_path: P
     assert [entry["batch_idx"] for entry in run.read_unsafe_experts()["per_batch"]] == [0, 1]
 
 
+def test_replication_is_of_what_was_selected_and_pooled_on_both_sides(tmp_path: Path) -> None:
+    held_out = [
+        Reply(SAFE, -1, [0, 1], split=Split.TEST),
+        Reply(UNSAFE, -1, [0, 2, 2, 1], split=Split.DEV),
+    ]
+    run = make_run(tmp_path, [*TWO_BATCHES, *held_out])
+    # Of the three experts, only the one of largest risk difference is selected, though top_k is 50.
+    figures = identify(run, settings(threshold=0.36), Listener())
+    assert selected_experts(run) == [(7, 2)]
+    found = figures["replication"]
+    assert (found["num_selected"], found["estimator"]) == (1, "pooled")
+    # Pooled in training: 4 of 19 unsafe tokens; held out: 2 of 4; no safe ones.
+    assert found["shrinkage"] == pytest.approx((2 / 4) / (4 / 19))
+    assert (found["overlap"], found["overlap_by_chance"]) == (1, pytest.approx(1 / 3))
+    assert found["sign_agreement_selected"] == 1.0
+
+
 # ---- uncertainty --------------------------------------------------------------------------------------
 
 

@@ -56,11 +56,14 @@ def replication_table(run: Run) -> Table | None:
     if not found:
         return None
     table = Table(
-        title="replication on held-out goals", title_justify="left", show_header=False, box=None
+        title=f"replication on held-out goals ({found['estimator']} risk differences on both sides)",
+        title_justify="left",
+        show_header=False,
+        box=None,
     )
-    top = found["top_k"]
+    number = found["num_selected"]
     table.add_row(
-        f"shrinkage of the top {top}",
+        f"shrinkage of the {number} selected",
         _number(found["shrinkage"]),
         "held-out mean over training mean: 1 is no loss, 0 is luck",
     )
@@ -72,10 +75,10 @@ def replication_table(run: Run) -> Table | None:
     table.add_row(
         "same sign",
         _share(found["sign_agreement"]),
-        f"of the top {top} {_share(found['sign_agreement_top'])}; by chance 50%",
+        f"of the selected {_share(found['sign_agreement_selected'])}; by chance 50%",
     )
     table.add_row(
-        f"in both top {top}",
+        f"among the top {number} again",
         str(found["overlap"]),
         f"by chance {found['overlap_by_chance']:.1f} (p {found['overlap_p_value']:.2g})",
     )

@@ -17,6 +17,7 @@ from steermoe.analysis.confounds import confound_differences, flag_confounded
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.replication import replicate
 from steermoe.analysis.risk import risk_tables
+from steermoe.analysis.selection import Expert
 from steermoe.analysis.stability import Stability, selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
 from steermoe.config import Config
@@ -218,7 +219,11 @@ def _with_confounds(table: pd.DataFrame, run: RunDirectory, config: Config) -> p
 
 
 def replication_of(
-    table: pd.DataFrame, run: RunDirectory, config: Config, reporter: Reporter
+    table: pd.DataFrame,
+    selected: Sequence[Expert],
+    run: RunDirectory,
+    config: Config,
+    reporter: Reporter,
 ) -> dict[str, Any] | None:
     """Estimate the risk differences again on held-out goals, and compare. None where there are too few.
 
@@ -234,7 +239,7 @@ def replication_of(
         reporter.note("no held-out goals to estimate the risk differences on again")
         return None
     run.write_table(RISK_HELD_OUT, held_out)
-    return asdict(replicate(table, held_out, config.identify.top_k))
+    return asdict(replicate(table, held_out, selected))
 
 
 def _joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:

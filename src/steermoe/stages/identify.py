@@ -84,7 +84,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
             f"identified {len(experts)} unsafe experts of {len(aggregated)}; the largest risk difference is "
             f"{largest['risk_diff']:+.4f} ({largest['Layer_Expert']})"
         )
-    replication = replication_of(aggregated, run, config, reporter)
+    replication = replication_of(aggregated, experts, run, config, reporter)
     return {
         "num_unsafe_experts": len(experts),
         "num_experts_in_all": len(aggregated),
