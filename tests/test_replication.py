@@ -123,3 +123,9 @@ def test_experts_are_flagged_with_what_explains_them() -> None:
         == ["topic", "", "topic"] + [""] * 3
     )
     assert flag_confounded(table, threshold=0.03).tolist()[4] == "topic and format"
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0])
+def test_an_expert_that_never_fires_is_not_explained_by_anything(threshold: float) -> None:
+    table = table_of([0.0, -0.1, 0.01]).assign(topic_diff=[0.0, 0.2, 0.01])
+    assert flag_confounded(table, threshold).tolist() == ["", "", "topic"]

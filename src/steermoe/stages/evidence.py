@@ -215,7 +215,7 @@ def _with_confounds(table: pd.DataFrame, run: RunDirectory, config: Config) -> p
     if set(differences.columns) <= {"layer", "expert"}:
         return table
     table = _joined(table, differences)
-    return table.assign(confounded_by=flag_confounded(table, max(config.identify.threshold, 0.0)))
+    return table.assign(confounded_by=flag_confounded(table, config.identify.threshold))
 
 
 def replication_of(
