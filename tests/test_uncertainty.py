@@ -339,12 +339,22 @@ def test_odd_cases_give_finite_and_sensible_figures(name: str, estimator: str) -
     assert (table["ci_low"] <= table["ci_high"]).all()
 
 
-def test_one_cluster_of_a_kind_tells_nothing() -> None:
-    for name in ("one response a class", "one pair"):
-        counts, unsafe, goals = odd_cases()[name]
-        row = estimate_uncertainty(counts, unsafe, goals, [0, 0]).iloc[0]
-        assert (row["risk_diff_se"], row["p_value"], row["q_value"]) == (1, 1, 1)
-        assert row["ci_low"] == pytest.approx(-0.6) and row["ci_high"] == 1
+ONE_OF_EACH_KIND = {
+    "one response a class": (counts_of([1, 3], [5, 5]), [0, 1], "ab"),
+    "one pair": (counts_of([1, 3], [5, 5]), [0, 1], "aa"),
+    "goals of unequal size": (counts_of([1, 1, 3, 3, 4], [5] * 5), [0, 0, 1, 1, 1], "aabbb"),
+    "a pair and a goal of either class": (counts_of([1, 3, 4, 1], [5] * 4), [0, 1, 1, 0], "aabc"),
+}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_one_cluster_of_each_kind_tells_nothing(name: str, estimator: str) -> None:
+    counts, unsafe, goals = ONE_OF_EACH_KIND[name]
+    batches = np.zeros(len(unsafe))
+    row = estimate_uncertainty(counts, unsafe, list(goals), batches, estimator=estimator).iloc[0]
+    assert (row["risk_diff_se"], row["p_value"], row["q_value"]) == (1, 1, 1)
+    assert (row["ci_low"], row["ci_high"]) == (-1, 1)
 
 
 def test_a_single_safe_response_borrows_the_spread_of_the_others() -> None:

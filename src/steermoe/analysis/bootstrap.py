@@ -88,12 +88,12 @@ def errors_and_half_widths(
 
     Returns:
         Two arrays `(L * E,)`. Where every kind has one cluster only, nothing is known of the spread:
-        the error is 1, which no risk difference can exceed, and so is the half-width.
+        the error is 1, which no risk difference can exceed, and the half-width 2, which rules none out.
     """
     groups = cluster_groups(contrast)
     number = contrast.num_clusters
     if number == len(groups):
-        return np.ones(contrast.num_experts), np.ones(contrast.num_experts)
+        return np.ones(contrast.num_experts), np.full(contrast.num_experts, 2.0)
     variance = bootstrap_variances(contrast, num_draws, generator)
     alone = [int(group[0]) for group in groups if len(group) == 1]
     rate = contrast.overall_rate()
