@@ -157,7 +157,11 @@ def test_a_layer_that_is_selected_whole_keeps_top_k_and_says_which(
         assert (entry["num_experts"], entry["num_deactivated"]) == (16, 12)
         assert entry["overlap_with_selected"] == 16
         assert sorted(entry["kept_active"]) == sorted(smallest)
-    assert f"note: {', '.join(smallest)} stay active" in listener.text
+    for name in ("selected", "lowest"):
+        assert f"note: {', '.join(smallest)} of the {name} set stay active" in listener.text
+    assert (
+        "with 1 random draws no rank has a p-value below 0.5: set ablate.num_draws" in listener.text
+    )
     values = table_of(run)
     of_sets = values[(values["set"] != "intact") & (values["model"] == "base")]
     # The same set under three names: the same figures.
@@ -304,6 +308,7 @@ def test_the_files_agree_with_each_other_and_hold_no_replies(
     assert (found["split"], found["max_tokens"]) == ("test", 16)
     assert "fragility" in found["measures"] and "owner" in found["measures"]
     assert not table.duplicated(["model", "set", "draw", "metric"]).any()
+    assert not table.isna().any().any()
     # 5 teacher-forced figures of 6 sets, 3 rates of the 4 sets that have replies.
     assert len(table) == 2 * (5 * 6 + 3 * 4)
     chosen = {expert_label(*expert) for expert in load_run(ablated).unsafe_experts}
@@ -322,7 +327,7 @@ def test_the_files_agree_with_each_other_and_hold_no_replies(
             of_set = rows[rows["draw"] == 0].set_index("set")
             assert of_set.loc["selected", "value"] == figures["selected"]["value"]
             assert of_set.loc["selected", "effect"] == figures["selected"]["effect"]["value"]
-            assert pd.isna(of_set.loc["intact", "effect"])
+            assert of_set.loc["intact", "effect"] == 0
             drawn = rows[rows["set"] == "random"]["effect"]
             assert figures["random"]["mean_effect"] == pytest.approx(drawn.mean())
             assert figures["random"]["num_draws"] == len(drawn) == (1 if "rate" in metric else 3)
@@ -399,12 +404,23 @@ def test_one_prompt_of_each_kind_has_figures_without_false_certainty(
     run_pipeline(config, only="ablate")
     found = figures_of(run)
     assert found["num_prompts"] == {"unsafe": 1, "look_alike": 1, "benign": 1}
+    assert not table_of(run).isna().any().any()
     effect = found["models"]["base"]["kl_per_token"]["selected"]["effect"]
     assert effect["value"] > 0
     assert (effect["ci_low"], effect["ci_high"]) == (None, None)
     refusal = found["models"]["base"]["refusal_rate"]["selected"]
     assert refusal["n"] == 1
     assert refusal["ci_high"] - refusal["ci_low"] > 0.5
+
+
+def test_twenty_draws_are_enough_to_say_nothing_of_their_number(
+    run: Path, checkpoint: Path, small_prompts: Path
+) -> None:
+    few = {"num_draws": 20, "num_generated_draws": 0, "num_prompts": 1}
+    listener = Listener()
+    config = tiny_config(checkpoint, run, small_prompts, ablate=few)
+    run_pipeline(config, only="ablate", reporter=listener)
+    assert "random draws share" in listener.text and "no rank has" not in listener.text
 
 
 def test_kinds_that_the_prompts_lack_have_no_figures(checkpoint: Path, tmp_path: Path) -> None:

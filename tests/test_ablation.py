@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import nan
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steermoe.analysis.ablation import (
+    TABLE_COLUMNS,
     Ablation,
     kept_active,
     matching_figures,
@@ -284,7 +285,9 @@ def test_effects_worked_by_hand() -> None:
     assert found["lowest"]["effect"]["ci_high"] == pytest.approx(0.0)
     assert list(table["set"]) == ["intact", "selected", "lowest", "random", "random"]
     assert list(table["draw"]) == [0, 0, 0, 0, 1]
-    assert table["effect"].tolist() == pytest.approx([nan, 1.0, -0.2, 0.2, 0.2], nan_ok=True)
+    assert table["effect"].tolist() == pytest.approx([0.0, 1.0, -0.2, 0.2, 0.2])
+    assert table[["effect_ci_low", "effect_ci_high"]].iloc[0].tolist() == [0.0, 0.0]
+    assert not table.isna().any().any()
     assert table["value"].tolist() == pytest.approx([-2.0, -1.0, -2.2, -1.8, -1.8])
 
 
@@ -301,7 +304,10 @@ def test_intervals_draw_goals_and_not_prompts() -> None:
         assert metric["value"] is not None
         assert (metric["ci_low"], metric["ci_high"]) == (None, None)
     table, _ = summarise(scores_of(many, goal="the same"), INTERVALS)
-    assert table["ci_low"].isna().all()
+    assert set(table["ci_low"]) == {-inf} and set(table["ci_high"]) == {inf}
+    assert set(table["effect_ci_low"]) == {0.0, -inf}, (
+        "only the intact model is sure to be unchanged"
+    )
 
 
 def test_rates_have_paired_changes() -> None:
@@ -349,7 +355,20 @@ def test_a_kind_without_prompts_has_no_figures_and_empty_replies_are_unscored() 
         "least_effect": None,
         "largest_effect": None,
     }
-    assert table["value"].isna().all()
+    assert table.empty and list(table.columns) == list(TABLE_COLUMNS)
+
+
+def test_what_is_undefined_has_no_row() -> None:
+    """The intact model's replies are all unscored: the others' rates are known, what they change is not."""
+    verdicts = {
+        ("intact", 0): ["unscored", "unscored"],
+        ("selected", 0): ["refused", "answered"],
+        ("lowest", 0): ["unscored", "unscored"],
+    }
+    table, figures = summarise(scores_of(verdicts, measure="verdict"), INTERVALS)
+    assert figures["refusal_rate"]["selected"]["value"] == 0.5
+    assert figures["refusal_rate"]["selected"]["effect"]["value"] is None
+    assert table.empty
 
 
 def test_sets_with_other_prompts_are_not_compared() -> None:

@@ -42,6 +42,9 @@ from steermoe.stages.identify import selected_experts
 
 BASE, HARDENED = "base", "hardened"
 
+ENOUGH_DRAWS = 20
+"""Random draws below which a set that lies outside all of them has a p-value above 0.05."""
+
 PURPOSE = "fragility, for the model's owner: what changes where these experts fail, are pruned or are removed"
 
 
@@ -122,10 +125,16 @@ def _say_plan(ablations: Sequence[Ablation], reporter: Reporter) -> None:
         f"mean activation frequency: selected {found['mean_frequency_selected']:.3f}, random draws "
         f"{found['mean_frequency_draws']:.3f}, lowest {lowest.mean_frequency:.3f}"
     )
-    if selected.kept:
+    for ablation in (selected, lowest):
+        if ablation.kept:
+            reporter.note(
+                f"{', '.join(expert_label(*expert) for expert in ablation.kept)} of the {ablation.name} set stay "
+                "active: their layers would have fewer than top-k experts left"
+            )
+    if found["num_draws"] < ENOUGH_DRAWS:
         reporter.note(
-            f"{', '.join(expert_label(*expert) for expert in selected.kept)} stay active: their layers would have "
-            "fewer than top-k experts left"
+            f"with {found['num_draws']} random draws no rank has a p-value below {1 / (1 + found['num_draws']):.2g}: "
+            f"set ablate.num_draws to {ENOUGH_DRAWS} or more"
         )
 
 
