@@ -27,6 +27,7 @@ from steermoe.analysis.calibration import (
     calibrate,
     calibration_table,
     null_settings,
+    unequal_length_settings,
 )
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS
@@ -126,6 +127,7 @@ def calibration(runs: int) -> None:
         *null_settings(40, "pooled"),
         *null_settings(400, "mean_over_batches"),
         *(NullSetting("plain", RoutingModel(), 40, "paired", name) for name in ESTIMATORS[2:]),
+        *unequal_length_settings(80),
     ]
     for place, setting in enumerate(settings):
         rows = calibration_table([calibrate(setting, runs)])

@@ -624,6 +624,20 @@ def test_the_command_refuses_what_cannot_be(
     assert steermoe("ablate", "--prompts", "x.csv") == 2
 
 
+def test_show_prints_the_estimate_that_an_interval_belongs_to(
+    steermoe: CommandLine, run: Path
+) -> None:
+    assert steermoe("show", "--run", run) == 0
+    assert "estimate" not in steermoe.out
+    pooled = ["--set", "identify.estimator=pooled", "--quiet"]
+    assert steermoe("identify", "--run", run, *pooled) == 0
+    assert steermoe("show", "--run", run, "--top", "16") == 0
+    assert "estimate" in steermoe.out
+    for row in load_run(run).risk_diff.to_dict("records"):
+        (line,) = (x for x in steermoe.out.splitlines() if x.startswith(row["Layer_Expert"]))
+        assert float(line.split()[4]) == pytest.approx(row["risk_diff_pooled"], abs=6e-5)
+
+
 def test_show_prints_what_the_stability_is_worth(steermoe: CommandLine, run: Path) -> None:
     state = json.loads((run / "run.json").read_text())
     found = state["stages"]["identify"]["figures"]

@@ -347,9 +347,21 @@ def test_uncertainty_stands_beside_the_figures_and_changes_none(tmp_path: Path) 
         tables.append(run.read_table(RISK))
     plain, with_uncertainty = tables
     pd.testing.assert_frame_equal(plain, with_uncertainty[plain.columns])
-    for name in ("ci_low", "ci_high", "p_value", "q_value", "estimator"):
+    for name in ("ci_low", "ci_high", "p_value", "q_value", "estimator", "estimate"):
         assert name in with_uncertainty.columns
     assert set(with_uncertainty["estimator"]) == {"mean_over_batches"}
+    assert with_uncertainty["estimate"].to_numpy() == pytest.approx(plain["risk_diff"].to_numpy())
+
+
+def test_the_estimate_of_another_estimator_stands_beside_its_interval(tmp_path: Path) -> None:
+    run = make_run(tmp_path, TWO_BATCHES)
+    config = settings(num_permutations=20, num_bootstrap=20, estimator="mean_over_responses")
+    identify(run, config, Listener())
+    row = rows_of(run.read_table(RISK))[0]
+    # Frequencies of expert 0: 1/3, 0 and 0 in safe replies, 1, 1/2, 1/5 and 1 in unsafe ones.
+    assert row["estimate"] == pytest.approx(2.7 / 4 - 1 / 9, abs=1e-5)
+    assert row["risk_diff"] == pytest.approx(0.35)
+    assert row["ci_low"] <= row["estimate"] <= row["ci_high"]
 
 
 def test_the_figures_tell_how_many_stable_experts_chance_accounts_for(tmp_path: Path) -> None:

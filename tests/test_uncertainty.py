@@ -18,6 +18,7 @@ from steermoe.analysis.permutation import NullModel, frequency_pools, permutatio
 from steermoe.analysis.simulate import RoutingModel, SimulatedRun, simulate_run
 from steermoe.analysis.uncertainty import (
     UNCERTAINTY_COLUMNS,
+    estimate_risk_diff,
     estimate_uncertainty,
     round_significant,
 )
@@ -218,6 +219,19 @@ def test_planted_experts_are_found_and_little_else(estimator: str) -> None:
     found = table[(table["q_value"] <= 0.05) & (table["ci_low"] > 0)]
     assert set(planted) == set(zip(found["layer"], found["expert"], strict=True))
     assert set(table["estimator"]) == {estimator}
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_estimate_beside_an_interval_is_the_estimators_own(estimator: str) -> None:
+    run = simulate_run(RoutingModel(num_layers=2, num_experts=16, top_k=4, token_spread=0.5), 40, 2)
+    table = uncertainty_of(run, estimator=estimator)
+    expected = estimate_risk_diff(run.counts, run.is_unsafe, run.batch_idx, estimator=estimator)
+    assert table["estimate"].to_numpy() == pytest.approx(expected["risk_diff"].to_numpy(), rel=1e-5)
+    inside = table["ci_low"].gt(-1) & table["ci_high"].lt(1)
+    middle = (table["ci_low"] + table["ci_high"]) / 2
+    assert middle[inside].to_numpy() == pytest.approx(
+        table["estimate"][inside].to_numpy(), abs=1e-5
+    )
 
 
 def test_same_seed_same_table_and_each_part_has_its_own_stream() -> None:

@@ -137,6 +137,8 @@ def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
         )
         if name in table.columns
     ]
+    if set(table.get("estimator", ())) - {"mean_over_batches"}:
+        extra.insert(0, "estimate")  # The interval is not that of the column risk_diff.
     text = Text(
         f"{'expert':<9} {'risk_diff':>9}  {'a_safe_n':>8}  {'a_unsafe_n':>10}"
         + "".join(f"  {name:>9}" for name in extra)
