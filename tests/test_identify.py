@@ -364,6 +364,21 @@ def test_the_estimate_of_another_estimator_stands_beside_its_interval(tmp_path: 
     assert row["ci_low"] <= row["estimate"] <= row["ci_high"]
 
 
+def test_the_analytic_error_is_set_beside_the_bootstraps(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    replies = [
+        Reply(label, 0, generator.integers(0, 3, 12).tolist())
+        for _ in range(40)
+        for label in (SAFE, UNSAFE)
+    ]
+    run = make_run(tmp_path, replies)
+    values = {"num_permutations": 20, "num_bootstrap": 2000, "num_subsamples": 0}
+    figures = identify(run, settings(**values), Listener())
+    assert figures["median_ratio_of_analytic_error"] == pytest.approx(1, abs=0.05)
+    without = identify(run, settings(num_subsamples=0), Listener())
+    assert "median_ratio_of_analytic_error" not in without
+
+
 def test_the_figures_tell_how_many_stable_experts_chance_accounts_for(tmp_path: Path) -> None:
     # Every reply of a class is alike, so every half selects expert 0 and nothing else.
     replies = [Reply(SAFE, 0, [1, 2]), Reply(UNSAFE, 0, [0, 2])] * 3

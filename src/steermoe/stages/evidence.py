@@ -15,11 +15,13 @@ import pandas as pd
 
 from steermoe.analysis.confounds import confound_differences, flag_confounded
 from steermoe.analysis.counts import RoutingCounts
+from steermoe.analysis.estimators import build_contrast
 from steermoe.analysis.replication import replicate
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import Expert
 from steermoe.analysis.stability import Stability, selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
+from steermoe.analysis.variance import cluster_robust_errors
 from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.prompts.splits import goal_groups
@@ -125,10 +127,12 @@ class Evidence:
     Attributes:
         table: The aggregated risk table with its uncertainty, stability and confounds, as far as they are switched on.
         stability: What came of the halves of the goals; None where there were none.
+        ratio_of_errors: Analytic standard error over the bootstrap's, the median of the experts that have both.
     """
 
     table: pd.DataFrame
     stability: Stability | None
+    ratio_of_errors: float | None
 
     def figures(self, max_q_value: float, min_stability: float) -> dict[str, float]:
         """How many experts pass what is not a threshold of risk difference alone, for `run.json`."""
@@ -137,6 +141,8 @@ class Evidence:
             found["num_experts_below_max_q_value"] = int(
                 (self.table["q_value"] <= max_q_value).sum()
             )
+        if self.ratio_of_errors is not None:
+            found["median_ratio_of_analytic_error"] = self.ratio_of_errors
         if "confounded_by" in self.table.columns:
             found["num_experts_confounded"] = int((self.table["confounded_by"] != "").sum())
         if self.stability is not None:
@@ -156,6 +162,7 @@ def add_evidence(
     """Put uncertainty, stability and confounds beside the risk differences of an aggregated table."""
     settings = config.identify
     goals = [str(cluster) for cluster in contrast.clusters]
+    ratio = None
     if settings.num_permutations and settings.num_bootstrap:
         uncertainty = estimate_uncertainty(
             contrast.counts,
@@ -170,6 +177,7 @@ def add_evidence(
             clusters=contrast.clusters,
         )
         table = _joined(table, uncertainty)
+        ratio = _ratio_of_errors(contrast, uncertainty, config)
     stability = None
     if settings.num_subsamples:
         try:
@@ -177,7 +185,24 @@ def add_evidence(
             table = _joined(table, stability.table)
         except RoutingError as error:
             reporter.note(f"no stability column: {error}")
-    return Evidence(_with_confounds(table, run, config), stability)
+    return Evidence(_with_confounds(table, run, config), stability, ratio)
+
+
+def _ratio_of_errors(contrast: Contrast, uncertainty: pd.DataFrame, config: Config) -> float | None:
+    """The cross-check of the bootstrap; None where no expert has two errors."""
+    analytic = cluster_robust_errors(
+        build_contrast(
+            contrast.counts,
+            contrast.is_unsafe,
+            contrast.batch_idx,
+            contrast.clusters,
+            config.identify.estimator,
+            config.identify.segment,
+        )
+    )
+    bootstrap = uncertainty["risk_diff_se"].to_numpy()
+    known = (analytic > 0) & (bootstrap > 0)
+    return round(float(np.median(analytic[known] / bootstrap[known])), 4) if known.any() else None
 
 
 def _stability(contrast: Contrast, goals: Sequence[str], config: Config) -> Stability:
