@@ -1,6 +1,6 @@
 """The statistics: how fast they are, and whether they keep their promises on simulated routing.
 
-    python -m benchmarks.statistics [speed] [calibration] [tails] [planted] [power] [real] [picture]
+    python -m benchmarks.statistics [speed] [calibration] [few] [tails] [planted] [power] [real] [picture]
 
 Each prints the table of docs/statistics.md; `picture` writes docs/statistics.svg. `--runs` sets how many
 runs are simulated for each row. `real` reads the run in `$STEERMOE_RUN`, by default runs/smollm2-moe.
@@ -27,6 +27,7 @@ from steermoe.analysis.calibration import (
     calibrate,
     calibration_table,
     null_settings,
+    unequal_length_settings,
 )
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS
@@ -126,6 +127,7 @@ def calibration(runs: int) -> None:
         *null_settings(40, "pooled"),
         *null_settings(400, "mean_over_batches"),
         *(NullSetting("plain", RoutingModel(), 40, "paired", name) for name in ESTIMATORS[2:]),
+        *unequal_length_settings(80),
     ]
     for place, setting in enumerate(settings):
         rows = calibration_table([calibrate(setting, runs)])
@@ -133,6 +135,27 @@ def calibration(runs: int) -> None:
             print("| " + " | ".join(map(str, rows.iloc[0])) + " |", flush=True)
         else:
             show(rows)
+
+
+def few(runs: int) -> None:
+    """How many intervals hold 0 where one class has few goals: 100 safe goals, one response each."""
+    rows = []
+    for num_unsafe in (5, 10, 20, 40):
+        row: dict[str, object] = {"unsafe goals": num_unsafe}
+        for estimator in ("pooled", "mean_over_responses"):
+            shares = []
+            for seed in range(runs):
+                run = simulate_run(RoutingModel(), 100, seed, design="unpaired")
+                kept = ~run.is_unsafe | (np.cumsum(run.is_unsafe) <= num_unsafe)
+                table = estimate_uncertainty(
+                    run.counts.select(kept), run.is_unsafe[kept], [], np.zeros(kept.sum()),
+                    estimator=estimator, clusters=np.flatnonzero(kept), num_permutations=2,
+                    num_bootstrap=500, seed=seed,
+                )  # fmt: skip
+                shares.append(float(((table["ci_low"] <= 0) & (table["ci_high"] >= 0)).mean()))
+            row[f"intervals hold 0, {estimator}"] = with_error(shares)
+        rows.append(row)
+    show(rows)
 
 
 def tails(runs: int) -> None:
@@ -340,6 +363,7 @@ def picture(runs: int) -> None:
 PARTS: dict[str, tuple[Callable[[int], None], int]] = {
     "speed": (speed, 1),
     "calibration": (calibration, 1000),
+    "few": (few, 500),
     "tails": (tails, 1000),
     "planted": (planted, 20),
     "power": (power, 60),

@@ -157,7 +157,11 @@ def test_a_layer_that_is_selected_whole_keeps_top_k_and_says_which(
         assert (entry["num_experts"], entry["num_deactivated"]) == (16, 12)
         assert entry["overlap_with_selected"] == 16
         assert sorted(entry["kept_active"]) == sorted(smallest)
-    assert f"note: {', '.join(smallest)} stay active" in listener.text
+    for name in ("selected", "lowest"):
+        assert f"note: {', '.join(smallest)} of the {name} set stay active" in listener.text
+    assert (
+        "with 1 random draws no rank has a p-value below 0.5: set ablate.num_draws" in listener.text
+    )
     values = table_of(run)
     of_sets = values[(values["set"] != "intact") & (values["model"] == "base")]
     # The same set under three names: the same figures.
@@ -304,12 +308,16 @@ def test_the_files_agree_with_each_other_and_hold_no_replies(
     assert (found["split"], found["max_tokens"]) == ("test", 16)
     assert "fragility" in found["measures"] and "owner" in found["measures"]
     assert not table.duplicated(["model", "set", "draw", "metric"]).any()
+    assert not table.isna().any().any()
     # 5 teacher-forced figures of 6 sets, 3 rates of the 4 sets that have replies.
     assert len(table) == 2 * (5 * 6 + 3 * 4)
     chosen = {expert_label(*expert) for expert in load_run(ablated).unsafe_experts}
     for entry in found["sets"]:
         overlap = len(chosen & set(entry["experts"]))
         assert entry["overlap_with_selected"] == overlap
+        risk = load_run(ablated).risk_diff.set_index("Layer_Expert").loc[entry["experts"]]
+        frequency = (risk["a_safe_n"].mean() + risk["a_unsafe_n"].mean()) / 2
+        assert entry["mean_frequency"] == pytest.approx(frequency)
         rows = table[(table["set"] == entry["set"]) & (table["draw"] == entry["draw"])]
         assert set(rows["overlap"]) == {overlap}
         assert set(rows["num_deactivated"]) == {entry["num_deactivated"]}
@@ -319,7 +327,7 @@ def test_the_files_agree_with_each_other_and_hold_no_replies(
             of_set = rows[rows["draw"] == 0].set_index("set")
             assert of_set.loc["selected", "value"] == figures["selected"]["value"]
             assert of_set.loc["selected", "effect"] == figures["selected"]["effect"]["value"]
-            assert pd.isna(of_set.loc["intact", "effect"])
+            assert of_set.loc["intact", "effect"] == 0
             drawn = rows[rows["set"] == "random"]["effect"]
             assert figures["random"]["mean_effect"] == pytest.approx(drawn.mean())
             assert figures["random"]["num_draws"] == len(drawn) == (1 if "rate" in metric else 3)
@@ -396,12 +404,23 @@ def test_one_prompt_of_each_kind_has_figures_without_false_certainty(
     run_pipeline(config, only="ablate")
     found = figures_of(run)
     assert found["num_prompts"] == {"unsafe": 1, "look_alike": 1, "benign": 1}
+    assert not table_of(run).isna().any().any()
     effect = found["models"]["base"]["kl_per_token"]["selected"]["effect"]
     assert effect["value"] > 0
     assert (effect["ci_low"], effect["ci_high"]) == (None, None)
     refusal = found["models"]["base"]["refusal_rate"]["selected"]
     assert refusal["n"] == 1
     assert refusal["ci_high"] - refusal["ci_low"] > 0.5
+
+
+def test_twenty_draws_are_enough_to_say_nothing_of_their_number(
+    run: Path, checkpoint: Path, small_prompts: Path
+) -> None:
+    few = {"num_draws": 20, "num_generated_draws": 0, "num_prompts": 1}
+    listener = Listener()
+    config = tiny_config(checkpoint, run, small_prompts, ablate=few)
+    run_pipeline(config, only="ablate", reporter=listener)
+    assert "random draws share" in listener.text and "no rank has" not in listener.text
 
 
 def test_kinds_that_the_prompts_lack_have_no_figures(checkpoint: Path, tmp_path: Path) -> None:
@@ -554,7 +573,11 @@ def test_the_command_prints_its_table_and_show_prints_it_again(
     few = ["--set", "ablate.num_draws=2", "--set", "ablate.num_generated_draws=1"]
     assert steermoe("ablate", "--run", run, "--quiet", *few) == 0, steermoe.err
     assert "random draws share 0 to 0 (mean 0.0) of 4 experts" in steermoe.err
+    found = figures_of(run)["random"]
+    printed = f"selected {found['mean_frequency_selected']:.3f}, random draws {found['mean_frequency_draws']:.3f}"
+    assert printed in steermoe.err
     table = steermoe.out
+    assert printed in table
     for words in (
         "base model, 4 of 4 selected experts switched off; 4 unsafe, 4 look-alike, 4 benign",
         "hardened model",
@@ -562,6 +585,7 @@ def test_the_command_prints_its_table_and_show_prints_it_again(
         "KL per token, benign",
         "refused, look-alike",
         "2 random draws, 2 of them distinct",
+        "Mean activation frequency: selected ",
         "fragility, for the model's owner",
     ):
         assert words in table, words
@@ -600,6 +624,35 @@ def test_the_command_refuses_what_cannot_be(
     assert steermoe("ablate", "--prompts", "x.csv") == 2
 
 
+def test_show_prints_the_estimate_that_an_interval_belongs_to(
+    steermoe: CommandLine, run: Path
+) -> None:
+    assert steermoe("show", "--run", run) == 0
+    assert "estimate" not in steermoe.out
+    pooled = ["--set", "identify.estimator=pooled", "--quiet"]
+    assert steermoe("identify", "--run", run, *pooled) == 0
+    assert steermoe("show", "--run", run, "--top", "16") == 0
+    assert "estimate" in steermoe.out
+    for row in load_run(run).risk_diff.to_dict("records"):
+        (line,) = (x for x in steermoe.out.splitlines() if x.startswith(row["Layer_Expert"]))
+        assert float(line.split()[4]) == pytest.approx(row["risk_diff_pooled"], abs=6e-5)
+
+
+def test_show_prints_what_the_stability_is_worth(steermoe: CommandLine, run: Path) -> None:
+    state = json.loads((run / "run.json").read_text())
+    found = state["stages"]["identify"]["figures"]
+    assert steermoe("show", "--run", run) == 0
+    (line,) = (x for x in steermoe.out.splitlines() if x.startswith("stability: "))
+    assert line.startswith(
+        f"stability: {found['num_stable_experts']} of 16 experts are selected by 75%"
+    )
+    for name in ("num_stable_experts", "mean_selected_by_half", "stability_error_bound"):
+        del found[name]
+    (run / "run.json").write_text(json.dumps(state))
+    assert steermoe("show", "--run", run) == 0
+    assert "stability: " not in steermoe.out
+
+
 def test_show_prints_how_held_out_goals_replicate_the_selection(
     steermoe: CommandLine, run: Path
 ) -> None:
@@ -608,11 +661,12 @@ def test_show_prints_how_held_out_goals_replicate_the_selection(
     assert steermoe("show", "--run", run, "--top", "16") == 0
     assert "replication on held-out goals" in steermoe.out
     lines = {line.split("  ")[0].strip(): line for line in steermoe.out.splitlines()}
-    assert f"{found['shrinkage']:.2f}" in lines["shrinkage of the top 4"]
+    assert f"{found['shrinkage']:.2f}" in lines["shrinkage of the 4 selected"]
     assert f"{found['correlation']:.2f}" in lines["correlation"]
     assert f"{found['sign_agreement']:.0%}" in lines["same sign"]
-    assert f" {found['overlap']} " in lines["in both top 4"]
-    assert f"by chance {found['overlap_by_chance']:.1f}" in lines["in both top 4"]
+    again = lines["among the top 4 again"]
+    assert f" {found['overlap']} " in again
+    assert f"by chance {found['overlap_by_chance']:.1f}" in again
     held_out = pd.read_parquet(run / "risk_diff_heldout.parquet")
     for row in held_out.to_dict("records"):
         (line,) = (x for x in steermoe.out.splitlines() if x.startswith(row["Layer_Expert"]))

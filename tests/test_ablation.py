@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import nan
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steermoe.analysis.ablation import (
+    TABLE_COLUMNS,
     Ablation,
     kept_active,
-    overlap_figures,
+    matching_figures,
     plan_ablations,
     position_among,
     summarise,
@@ -96,14 +97,16 @@ def test_the_sets_of_a_plan_worked_by_hand() -> None:
     assert lowest.overlap == 0
     assert [draw.draw for draw in draws] == list(range(20))
     for draw in draws:
-        # Layer 1 has exactly two others, layer 0 three.
-        assert draw.experts[0] in [(0, 1), (0, 2), (0, 3)]
+        # Layer 1 has exactly two others; of layer 0's three, equally active, the first two are drawn from.
+        assert draw.experts[0] in [(0, 1), (0, 2)]
         assert set(draw.experts[1:]) == {(1, 1), (1, 3)}
         assert draw.overlap == 0
-    assert {draw.experts[0] for draw in draws} == {(0, 1), (0, 2), (0, 3)}
-    assert overlap_figures([intact, selected, lowest, *draws]) == {
+    assert {draw.experts[0] for draw in draws} == {(0, 1), (0, 2)}
+    assert matching_figures([intact, selected, lowest, *draws]) == {
+        "mean_frequency_selected": 0.5,
+        "mean_frequency_draws": 0.5,
         "num_draws": 20,
-        "num_distinct_draws": 3,
+        "num_distinct_draws": 2,
         "mean_overlap": 0.0,
         "least_overlap": 0,
         "largest_overlap": 0,
@@ -120,7 +123,7 @@ def test_draws_share_experts_with_the_selection_where_a_layer_has_no_others() ->
         assert len(draw.experts) == len(set(draw.experts)) == 4
         assert [layer for layer, _ in draw.experts] == [0, 0, 0, 1]
     assert plan[1].kept == ((0, 2),)
-    assert overlap_figures(plan)["mean_overlap"] == 2.0
+    assert matching_figures(plan)["mean_overlap"] == 2.0
 
 
 def test_a_plan_depends_on_its_seed_alone_and_a_draw_not_on_how_many_there_are() -> None:
@@ -134,8 +137,25 @@ def test_a_plan_depends_on_its_seed_alone_and_a_draw_not_on_how_many_there_are()
     assert len({draw.experts for draw in more[3:]}) > 1
 
 
+def test_the_frequencies_of_a_plan_worked_by_hand() -> None:
+    table = risk_table({0: [0.3, 0.0, -0.1, 0.0]}).assign(
+        a_safe_n=[0.1, 0.3, 0.0, 0.8], a_unsafe_n=[0.5, 0.5, 0.0, 0.9]
+    )
+    _, selected, lowest, *draws = plan_ablations(table, [(0, 0)], num_draws=30, top_k=1, seed=0)
+    assert selected.mean_frequency == pytest.approx(0.3)
+    assert lowest.mean_frequency == 0.0
+    # Nearest to 0.3 are 0.4 and 0.0; the expert of 0.85 is never drawn.
+    assert {draw.experts for draw in draws} == {((0, 1),), ((0, 2),)}
+    share = sum(draw.experts == ((0, 1),) for draw in draws) / 30
+    found = matching_figures([selected, *draws])
+    assert found["mean_frequency_selected"] == pytest.approx(0.3)
+    assert found["mean_frequency_draws"] == pytest.approx(0.4 * share)
+
+
 def test_no_draws_have_no_overlap() -> None:
-    assert overlap_figures([Ablation("intact")]) == {
+    assert matching_figures([Ablation("intact")]) == {
+        "mean_frequency_selected": None,
+        "mean_frequency_draws": None,
         "num_draws": 0,
         "num_distinct_draws": 0,
         "mean_overlap": None,
@@ -265,7 +285,9 @@ def test_effects_worked_by_hand() -> None:
     assert found["lowest"]["effect"]["ci_high"] == pytest.approx(0.0)
     assert list(table["set"]) == ["intact", "selected", "lowest", "random", "random"]
     assert list(table["draw"]) == [0, 0, 0, 0, 1]
-    assert table["effect"].tolist() == pytest.approx([nan, 1.0, -0.2, 0.2, 0.2], nan_ok=True)
+    assert table["effect"].tolist() == pytest.approx([0.0, 1.0, -0.2, 0.2, 0.2])
+    assert table[["effect_ci_low", "effect_ci_high"]].iloc[0].tolist() == [0.0, 0.0]
+    assert not table.isna().any().any()
     assert table["value"].tolist() == pytest.approx([-2.0, -1.0, -2.2, -1.8, -1.8])
 
 
@@ -282,7 +304,10 @@ def test_intervals_draw_goals_and_not_prompts() -> None:
         assert metric["value"] is not None
         assert (metric["ci_low"], metric["ci_high"]) == (None, None)
     table, _ = summarise(scores_of(many, goal="the same"), INTERVALS)
-    assert table["ci_low"].isna().all()
+    assert set(table["ci_low"]) == {-inf} and set(table["ci_high"]) == {inf}
+    assert set(table["effect_ci_low"]) == {0.0, -inf}, (
+        "only the intact model is sure to be unchanged"
+    )
 
 
 def test_rates_have_paired_changes() -> None:
@@ -330,7 +355,20 @@ def test_a_kind_without_prompts_has_no_figures_and_empty_replies_are_unscored() 
         "least_effect": None,
         "largest_effect": None,
     }
-    assert table["value"].isna().all()
+    assert table.empty and list(table.columns) == list(TABLE_COLUMNS)
+
+
+def test_what_is_undefined_has_no_row() -> None:
+    """The intact model's replies are all unscored: the others' rates are known, what they change is not."""
+    verdicts = {
+        ("intact", 0): ["unscored", "unscored"],
+        ("selected", 0): ["refused", "answered"],
+        ("lowest", 0): ["unscored", "unscored"],
+    }
+    table, figures = summarise(scores_of(verdicts, measure="verdict"), INTERVALS)
+    assert figures["refusal_rate"]["selected"]["value"] == 0.5
+    assert figures["refusal_rate"]["selected"]["effect"]["value"] is None
+    assert table.empty
 
 
 def test_sets_with_other_prompts_are_not_compared() -> None:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from statistics_references import Responses, difference
 from steermoe.analysis.clusters import find_clusters
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS, Contrast, build_contrast
@@ -24,48 +25,6 @@ def random_counts(
     return RoutingCounts(active, tokens, (1, 4)), generator.random(num_responses) < 0.5, batch_idx
 
 
-def slow_difference(active: np.ndarray, tokens: np.ndarray, unsafe: np.ndarray) -> float:
-    """Pooled difference of one expert; None-like ZeroDivisionError where a class has no tokens."""
-    rates = []
-    for side in (True, False):
-        fired = sum(int(a) for a, u in zip(active, unsafe, strict=True) if u == side)
-        total = sum(int(t) for t, u in zip(tokens, unsafe, strict=True) if u == side)
-        rates.append(fired / total)
-    return rates[0] - rates[1]
-
-
-def slow_estimate(
-    name: str, active: np.ndarray, tokens: np.ndarray, unsafe: np.ndarray, batches: np.ndarray
-) -> float:
-    """One expert, straight from the definitions."""
-    if name == "pooled":
-        return slow_difference(active, tokens, unsafe)
-    if name == "mean_over_batches":
-        differences = []
-        for batch in sorted(set(batches.tolist()) - {-1}):
-            rows = batches == batch
-            try:
-                differences.append(slow_difference(active[rows], tokens[rows], unsafe[rows]))
-            except ZeroDivisionError:
-                continue
-        return sum(differences) / len(differences)
-    rate = {i: active[i] / tokens[i] for i in range(len(tokens)) if tokens[i] > 0}
-    strata: dict[int, tuple[list[float], list[float]]] = {}
-    for i, value in rate.items():
-        stratum = 0
-        if name == "equal_length":
-            while 1.25 ** (stratum + 1) <= tokens[i] * (1 + 1e-9):
-                stratum += 1
-        strata.setdefault(stratum, ([], []))[0 if unsafe[i] else 1].append(value)
-    total = weight = 0.0
-    for of_unsafe, of_safe in strata.values():
-        if of_unsafe and of_safe:
-            share = len(of_unsafe) * len(of_safe) / (len(of_unsafe) + len(of_safe))
-            total += share * (sum(of_unsafe) / len(of_unsafe) - sum(of_safe) / len(of_safe))
-            weight += share
-    return total / weight
-
-
 @pytest.mark.parametrize("name", ESTIMATORS)
 @pytest.mark.parametrize("segment", ["prompt", "generation"])
 def test_estimators_equal_the_definitions(name: str, segment: str) -> None:
@@ -74,7 +33,7 @@ def test_estimators_equal_the_definitions(name: str, segment: str) -> None:
         table = estimate_risk_diff(counts, unsafe, batches, estimator=name, segment=segment)
         active, tokens = counts.segment(segment)
         expected = [
-            slow_estimate(name, active[:, layer, expert], tokens, unsafe, batches)
+            difference(name, Responses(active[:, layer, expert], tokens, unsafe, batches, ()))
             for layer in range(2)
             for expert in range(3)
         ]

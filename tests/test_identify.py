@@ -319,6 +319,23 @@ def test_a_batch_without_one_class_is_left_out_of_the_mean_and_named(tmp_path: P
     assert [entry["batch_idx"] for entry in run.read_unsafe_experts()["per_batch"]] == [0, 1]
 
 
+def test_replication_is_of_what_was_selected_and_pooled_on_both_sides(tmp_path: Path) -> None:
+    held_out = [
+        Reply(SAFE, -1, [0, 1], split=Split.TEST),
+        Reply(UNSAFE, -1, [0, 2, 2, 1], split=Split.DEV),
+    ]
+    run = make_run(tmp_path, [*TWO_BATCHES, *held_out])
+    # Of the three experts, only the one of largest risk difference is selected, though top_k is 50.
+    figures = identify(run, settings(threshold=0.36), Listener())
+    assert selected_experts(run) == [(7, 2)]
+    found = figures["replication"]
+    assert (found["num_selected"], found["estimator"]) == (1, "pooled")
+    # Pooled in training: 4 of 19 unsafe tokens; held out: 2 of 4; no safe ones.
+    assert found["shrinkage"] == pytest.approx((2 / 4) / (4 / 19))
+    assert (found["overlap"], found["overlap_by_chance"]) == (1, pytest.approx(1 / 3))
+    assert found["sign_agreement_selected"] == 1.0
+
+
 # ---- uncertainty --------------------------------------------------------------------------------------
 
 
@@ -330,9 +347,57 @@ def test_uncertainty_stands_beside_the_figures_and_changes_none(tmp_path: Path) 
         tables.append(run.read_table(RISK))
     plain, with_uncertainty = tables
     pd.testing.assert_frame_equal(plain, with_uncertainty[plain.columns])
-    for name in ("ci_low", "ci_high", "p_value", "q_value", "estimator"):
+    for name in ("ci_low", "ci_high", "p_value", "q_value", "estimator", "estimate"):
         assert name in with_uncertainty.columns
     assert set(with_uncertainty["estimator"]) == {"mean_over_batches"}
+    assert with_uncertainty["estimate"].to_numpy() == pytest.approx(plain["risk_diff"].to_numpy())
+
+
+def test_the_estimate_of_another_estimator_stands_beside_its_interval(tmp_path: Path) -> None:
+    run = make_run(tmp_path, TWO_BATCHES)
+    config = settings(num_permutations=20, num_bootstrap=20, estimator="mean_over_responses")
+    identify(run, config, Listener())
+    row = rows_of(run.read_table(RISK))[0]
+    # Frequencies of expert 0: 1/3, 0 and 0 in safe replies, 1, 1/2, 1/5 and 1 in unsafe ones.
+    assert row["estimate"] == pytest.approx(2.7 / 4 - 1 / 9, abs=1e-5)
+    assert row["risk_diff"] == pytest.approx(0.35)
+    assert row["ci_low"] <= row["estimate"] <= row["ci_high"]
+
+
+def test_the_analytic_error_is_set_beside_the_bootstraps(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    replies = [
+        Reply(label, 0, generator.integers(0, 3, 12).tolist())
+        for _ in range(40)
+        for label in (SAFE, UNSAFE)
+    ]
+    run = make_run(tmp_path, replies)
+    values = {"num_permutations": 20, "num_bootstrap": 2000, "num_subsamples": 0}
+    figures = identify(run, settings(**values), Listener())
+    assert figures["median_ratio_of_analytic_error"] == pytest.approx(1, abs=0.05)
+    without = identify(run, settings(num_subsamples=0), Listener())
+    assert "median_ratio_of_analytic_error" not in without
+
+
+def test_the_figures_tell_how_many_stable_experts_chance_accounts_for(tmp_path: Path) -> None:
+    # Every reply of a class is alike, so every half selects expert 0 and nothing else.
+    replies = [Reply(SAFE, 0, [1, 2]), Reply(UNSAFE, 0, [0, 2])] * 3
+    run = make_run(tmp_path, replies)
+    figures = identify(run, settings(num_subsamples=10, min_stability=0.8), Listener())
+    assert run.read_table(RISK)["stability"].tolist() == [1.0, 0.0, 0.0]
+    assert (figures["min_stability"], figures["num_stable_experts"]) == (0.8, 1)
+    assert figures["mean_selected_by_half"] == 1.0
+    # 1^2 / ((2 * 0.8 - 1) * 3 experts)
+    assert figures["stability_error_bound"] == pytest.approx(1 / (0.6 * 3))
+
+
+def test_without_halves_there_is_no_bound(tmp_path: Path) -> None:
+    for name, values in (("off", {"num_subsamples": 0}), ("too few", {})):
+        listener = Listener()
+        replies = [Reply(SAFE, 0, [1]), Reply(UNSAFE, 0, [0])]
+        figures = identify(make_run(tmp_path / name, replies), settings(**values), listener)
+        assert "stability_error_bound" not in figures
+        assert ("no stability column" in listener.text) is (name == "too few")
 
 
 def test_the_same_seed_gives_the_same_bytes_and_json_is_readable(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ def pilot_of(error: float, num_experts: int = 200, frequency: float = 0.1) -> pd
     """A pilot whose experts are all alike; replies are so long that tokens add no variance."""
     return pd.DataFrame(
         {
+            "risk_diff": 0.0,
             "risk_diff_se": np.full(num_experts, error),
             "a_safe_n": frequency,
             "a_unsafe_n": frequency,
@@ -76,8 +77,23 @@ def test_an_expert_at_the_threshold_cannot_be_found_reliably() -> None:
         prompts_needed(pilot_of(0.02), 50, risk_diff=0.1, power=1)
 
 
-def test_the_number_of_unsafe_experts_defaults_to_what_the_pilot_finds() -> None:
+def test_the_number_of_unsafe_experts_defaults_to_those_as_large_that_the_pilot_finds() -> None:
     pilot = pilot_of(0.02)
     assert prompts_needed(pilot, 50, risk_diff=0.1).num_unsafe == 1
+    # Seven are certain, but small: of an expert of 0.1 they say nothing.
     pilot.loc[:6, "q_value"] = 0.01
-    assert prompts_needed(pilot, 50, risk_diff=0.1).num_unsafe == 7
+    pilot.loc[:6, "risk_diff"] = 0.02
+    assert prompts_needed(pilot, 50, risk_diff=0.1).num_unsafe == 1
+    # Three are certain and large, one of them downwards; the fourth is large and uncertain.
+    pilot.loc[4:6, "risk_diff"] = [0.1, -0.3, 0.12]
+    pilot.loc[9, "risk_diff"] = 0.5
+    assert prompts_needed(pilot, 50, risk_diff=0.1).num_unsafe == 3
+    assert prompts_needed(pilot, 50, risk_diff=0.2).num_unsafe == 1
+
+
+def test_small_certain_differences_in_the_pilot_do_not_make_large_ones_easier_to_find() -> None:
+    """The correction for 200 experts is the same, however many of them differ a little."""
+    pilot = pilot_of(0.02)
+    alone = prompts_needed(pilot, 50, risk_diff=0.1).num_prompts
+    pilot.loc[:120, ["q_value", "risk_diff"]] = [1e-6, 0.01]
+    assert prompts_needed(pilot, 50, risk_diff=0.1).num_prompts == alone

@@ -14,42 +14,65 @@ def table_of(values: list[float]) -> pd.DataFrame:
     return pd.DataFrame({"layer": 0, "expert": range(len(values)), "risk_diff": values})
 
 
+def pooled(values: list[float]) -> pd.DataFrame:
+    """A table whose mean over batches says something else."""
+    return table_of([-9.0 * value for value in values]).assign(risk_diff_pooled=values)
+
+
 def test_replication_worked_by_hand() -> None:
-    train = table_of([0.4, 0.2, 0.0, -0.1])
-    heldout = table_of([0.2, -0.1, 0.3, -0.2]).iloc[::-1]
-    result = replicate(train, heldout, top_k=2)
-    assert (result.num_experts, result.top_k) == (4, 2)
+    train = pooled([0.4, 0.2, 0.0, -0.1])
+    heldout = pooled([0.2, -0.1, 0.3, -0.2]).iloc[::-1]
+    result = replicate(train, heldout, [(0, 1), (0, 0)])
+    assert (result.num_experts, result.num_selected, result.estimator) == (4, 2, "pooled")
     assert result.overlap == 1  # {0, 1} and {2, 0}
     assert result.overlap_by_chance == 1.0
     assert result.overlap_p_value == pytest.approx(5 / 6)  # All but the one pair that misses both.
     assert result.sign_agreement == pytest.approx(2 / 3)  # Expert 2 has no sign in training.
-    assert result.sign_agreement_top == pytest.approx(1 / 2)
+    assert result.sign_agreement_selected == pytest.approx(1 / 2)
     assert result.shrinkage == pytest.approx(((0.2 - 0.1) / 2) / ((0.4 + 0.2) / 2))
     assert result.correlation == pytest.approx(np.corrcoef([4, 2, 0, -1], [2, -1, 3, -2])[0, 1])
     # Ranks 4 3 2 1 and 3 2 4 1: differences 1 1 -2 0, so 1 - 6 * 6 / (4 * 15) = 0.4.
     assert result.rank_correlation == pytest.approx(0.4)
 
 
+def test_the_selected_experts_are_compared_and_not_the_largest() -> None:
+    train, heldout = pooled([0.4, 0.2, 0.1, -0.1]), pooled([0.3, 0.2, -0.1, 0.1])
+    result = replicate(train, heldout, [(0, 2)])
+    assert (result.num_selected, result.overlap, result.sign_agreement_selected) == (1, 0, 0.0)
+    assert result.shrinkage == pytest.approx(-1.0)
+    assert result.overlap_by_chance == 1 / 4
+    # Controls of negative difference have no shrinkage.
+    assert replicate(train, heldout, [(0, 3)]).shrinkage is None
+
+
+def test_ties_of_held_out_differences_go_to_the_first_expert() -> None:
+    heldout = pooled([0.1, 0.1, 0.1])
+    chosen = [replicate(pooled([0.3, 0.2, 0.1]), heldout, [(0, e)]).overlap for e in range(3)]
+    assert chosen == [1, 0, 0]
+
+
 def test_a_table_replicates_itself_perfectly() -> None:
-    table = table_of([0.3, -0.2, 0.1, 0.05])
-    result = replicate(table, table, top_k=3)
+    table = pooled([0.3, -0.2, 0.1, 0.05])
+    result = replicate(table, table, [(0, 0), (0, 2), (0, 3)])
     assert (result.overlap, result.shrinkage, result.sign_agreement) == (3, 1.0, 1.0)
     assert result.correlation == pytest.approx(1) and result.rank_correlation == pytest.approx(1)
 
 
-def test_what_is_undefined_is_none_and_the_top_is_at_most_everything() -> None:
-    zero = table_of([0.0, 0.0])
-    result = replicate(zero, table_of([0.1, 0.2]), top_k=50)
-    assert result.top_k == 2
+def test_what_is_undefined_is_none() -> None:
+    result = replicate(pooled([0.0, 0.0]), pooled([0.1, 0.2]), [(0, 0), (0, 1)])
     assert result.correlation is None and result.rank_correlation is None
     assert result.sign_agreement is None and result.shrinkage is None
+    nothing = replicate(pooled([0.2, 0.1]), pooled([0.1, 0.3]), [])
+    assert (nothing.num_selected, nothing.overlap, nothing.overlap_by_chance) == (0, 0, 0.0)
+    assert nothing.shrinkage is None and nothing.sign_agreement_selected is None
+    assert (nothing.overlap_p_value, nothing.sign_agreement) == (1.0, 1.0)
 
 
 def test_tables_of_different_models_are_refused() -> None:
     with pytest.raises(RoutingError, match="share 2 experts of 3 and 2"):
-        replicate(table_of([0.1, 0.2, 0.3]), table_of([0.1, 0.2]), 1)
-    with pytest.raises(RoutingError, match="top_k is 0"):
-        replicate(table_of([0.1]), table_of([0.1]), 0)
+        replicate(pooled([0.1, 0.2, 0.3]), pooled([0.1, 0.2]), [])
+    with pytest.raises(RoutingError, match=r"no expert \(7, 0\)"):
+        replicate(pooled([0.1]), pooled([0.1]), [(7, 0)])
 
 
 def four_responses() -> RoutingCounts:
@@ -100,3 +123,9 @@ def test_experts_are_flagged_with_what_explains_them() -> None:
         == ["topic", "", "topic"] + [""] * 3
     )
     assert flag_confounded(table, threshold=0.03).tolist()[4] == "topic and format"
+
+
+@pytest.mark.parametrize("threshold", [0.0, -1.0])
+def test_an_expert_that_never_fires_is_not_explained_by_anything(threshold: float) -> None:
+    table = table_of([0.0, -0.1, 0.01]).assign(topic_diff=[0.0, 0.2, 0.01])
+    assert flag_confounded(table, threshold).tolist() == ["", "", "topic"]

@@ -129,6 +129,34 @@ def test_random_experts_match_layer_and_frequency_and_avoid_the_selected() -> No
     assert matched_random(table, selected, 7) == matched_random(table, selected, 7)
 
 
+def test_random_experts_are_matched_in_layers_of_eight_experts_too() -> None:
+    """Four busy and four idle experts a layer: a busy one is replaced by a busy one."""
+    frequency = np.tile([0.41, 0.42, 0.43, 0.44, 0.01, 0.02, 0.03, 0.04], 30)
+    table = pd.DataFrame(
+        {
+            "layer": np.repeat(np.arange(30), 8),
+            "expert": np.tile(np.arange(8), 30),
+            "a_safe_n": frequency,
+            "a_unsafe_n": frequency,
+            "risk_diff": 0.0,
+        }
+    )
+    selected = [(layer, 1) for layer in range(30)]
+    draws = [matched_random(table, selected, seed) for seed in range(50)]
+    # The two nearest to 0.42 are 0.41 and 0.43.
+    assert {expert for drawn in draws for _, expert in drawn} == {0, 2}
+    assert len({tuple(drawn) for drawn in draws}) == 50
+    of_draws = np.mean([frequency[8 * layer + e] for drawn in draws for layer, e in drawn])
+    assert of_draws == pytest.approx(0.42, abs=0.002)
+
+
+def test_the_pool_is_a_quarter_of_the_layer_between_two_and_eight() -> None:
+    for num_experts, size in ((3, 2), (8, 2), (16, 4), (32, 8), (64, 8)):
+        table = table_of([np.zeros(num_experts).tolist()])
+        drawn = {matched_random(table, [(0, 0)], seed)[0] for seed in range(300)}
+        assert drawn == {(0, expert) for expert in range(1, size + 1)}
+
+
 def test_random_experts_overlap_the_selected_only_where_a_layer_has_no_others() -> None:
     table = table_of([[0.3, 0.2, 0.1], [0.5, 0.0, 0.0]])
     drawn = matched_random(table, [(0, 0), (0, 1), (1, 0)], seed=0)

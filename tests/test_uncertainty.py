@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from steermoe.analysis import bootstrap, permutation
-from steermoe.analysis.bootstrap import bootstrap_variances, errors_and_half_widths
+from steermoe.analysis.bootstrap import errors_and_half_widths
 from steermoe.analysis.clusters import find_clusters
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS, Contrast, build_contrast
@@ -18,6 +18,7 @@ from steermoe.analysis.permutation import NullModel, frequency_pools, permutatio
 from steermoe.analysis.simulate import RoutingModel, SimulatedRun, simulate_run
 from steermoe.analysis.uncertainty import (
     UNCERTAINTY_COLUMNS,
+    estimate_risk_diff,
     estimate_uncertainty,
     round_significant,
 )
@@ -58,36 +59,6 @@ def test_error_and_interval_worked_by_hand() -> None:
     assert row["risk_diff_se"] == pytest.approx(0.081650, rel=0.02)
     assert row["ci_low"] == pytest.approx(0.2 - 3.18245 * 0.081650, rel=0.15)
     assert row["ci_high"] == pytest.approx(0.2 + 3.18245 * 0.081650, rel=0.02)
-
-
-def slow_bootstrap(contrast: Contrast, num_draws: int, seed: int) -> np.ndarray:
-    """Differences of resampled clusters, response by response, for the estimators with one stratum."""
-    generator = np.random.default_rng(seed)
-    kinds: dict[tuple[bool, ...], list[int]] = {}
-    for cluster in range(contrast.num_clusters):
-        kind = tuple(sorted(set(contrast.is_unsafe[contrast.cluster == cluster].tolist())))
-        kinds.setdefault(kind, []).append(cluster)
-    values = contrast.counts * contrast.scale[:, None]
-    draws = []
-    for _ in range(num_draws):
-        drawn = [c for kind in kinds.values() for c in generator.choice(kind, len(kind))]
-        rows = np.concatenate([np.flatnonzero(contrast.cluster == c) for c in drawn])
-        unsafe, safe = rows[contrast.is_unsafe[rows]], rows[~contrast.is_unsafe[rows]]
-        draws.append(
-            values[unsafe].sum(axis=0) / contrast.size[unsafe].sum()
-            - values[safe].sum(axis=0) / contrast.size[safe].sum()
-        )
-    return np.array(draws)
-
-
-@pytest.mark.parametrize("design", ["paired", "unpaired", "clustered"])
-@pytest.mark.parametrize("estimator", ["pooled", "mean_over_responses"])
-def test_bootstrap_agrees_with_drawing_responses_one_by_one(design: str, estimator: str) -> None:
-    contrast = contrast_of(simulate_run(TINY, 20, 2, design=design), estimator)
-    ours = np.sqrt(bootstrap_variances(contrast, 1500, np.random.default_rng(0)))
-    slow = slow_bootstrap(contrast, 1500, seed=1).std(axis=0, ddof=1)
-    # Two estimates from 1,500 draws each differ by 2.6 % (one standard deviation).
-    assert ours == pytest.approx(slow, rel=0.13)
 
 
 @pytest.mark.parametrize("design", ["paired", "unpaired"])
@@ -250,6 +221,19 @@ def test_planted_experts_are_found_and_little_else(estimator: str) -> None:
     assert set(table["estimator"]) == {estimator}
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_estimate_beside_an_interval_is_the_estimators_own(estimator: str) -> None:
+    run = simulate_run(RoutingModel(num_layers=2, num_experts=16, top_k=4, token_spread=0.5), 40, 2)
+    table = uncertainty_of(run, estimator=estimator)
+    expected = estimate_risk_diff(run.counts, run.is_unsafe, run.batch_idx, estimator=estimator)
+    assert table["estimate"].to_numpy() == pytest.approx(expected["risk_diff"].to_numpy(), rel=1e-5)
+    inside = table["ci_low"].gt(-1) & table["ci_high"].lt(1)
+    middle = (table["ci_low"] + table["ci_high"]) / 2
+    assert middle[inside].to_numpy() == pytest.approx(
+        table["estimate"][inside].to_numpy(), abs=1e-5
+    )
+
+
 def test_same_seed_same_table_and_each_part_has_its_own_stream() -> None:
     run = simulate_run(TINY, 20, 0)
     first = uncertainty_of(run, seed=3)
@@ -369,12 +353,22 @@ def test_odd_cases_give_finite_and_sensible_figures(name: str, estimator: str) -
     assert (table["ci_low"] <= table["ci_high"]).all()
 
 
-def test_one_cluster_of_a_kind_tells_nothing() -> None:
-    for name in ("one response a class", "one pair"):
-        counts, unsafe, goals = odd_cases()[name]
-        row = estimate_uncertainty(counts, unsafe, goals, [0, 0]).iloc[0]
-        assert (row["risk_diff_se"], row["p_value"], row["q_value"]) == (1, 1, 1)
-        assert row["ci_low"] == pytest.approx(-0.6) and row["ci_high"] == 1
+ONE_OF_EACH_KIND = {
+    "one response a class": (counts_of([1, 3], [5, 5]), [0, 1], "ab"),
+    "one pair": (counts_of([1, 3], [5, 5]), [0, 1], "aa"),
+    "goals of unequal size": (counts_of([1, 1, 3, 3, 4], [5] * 5), [0, 0, 1, 1, 1], "aabbb"),
+    "a pair and a goal of either class": (counts_of([1, 3, 4, 1], [5] * 4), [0, 1, 1, 0], "aabc"),
+}
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_one_cluster_of_each_kind_tells_nothing(name: str, estimator: str) -> None:
+    counts, unsafe, goals = ONE_OF_EACH_KIND[name]
+    batches = np.zeros(len(unsafe))
+    row = estimate_uncertainty(counts, unsafe, list(goals), batches, estimator=estimator).iloc[0]
+    assert (row["risk_diff_se"], row["p_value"], row["q_value"]) == (1, 1, 1)
+    assert (row["ci_low"], row["ci_high"]) == (-1, 1)
 
 
 def test_a_single_safe_response_borrows_the_spread_of_the_others() -> None:

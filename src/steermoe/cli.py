@@ -170,16 +170,27 @@ def identify(
             "--power", help="Take the run as a pilot: how many prompts would find which experts."
         ),
     ] = False,
+    risk_diff: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--risk-diff",
+            metavar="DIFFERENCE",
+            help="With --power: a true risk difference to find. Repeatable. [default: multiples of the threshold, or "
+            "of the run's largest]",
+        ),
+    ] = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Compute risk differences with their uncertainty, and select the unsafe experts."""
+    if risk_diff and not power:
+        raise ConfigError(f"--risk-diff {risk_diff[0]} goes with --power; add it")
     resolved = _resolve(config, settings, run_dir, model, None, seed, stored=True)
     if power:
         from steermoe.display import power_of
 
-        _print(power_of(resolved))
+        _print(power_of(resolved, risk_diff or ()))
         return
     from steermoe.pipeline import run_pipeline
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,13 @@ from rich.text import Text
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import Expert
 from steermoe.config import Config, load_config
-from steermoe.display_evidence import HELD_OUT, ablation, replication_table, with_held_out
+from steermoe.display_evidence import (
+    HELD_OUT,
+    ablation,
+    replication_table,
+    stability_line,
+    with_held_out,
+)
 from steermoe.errors import RunDirectoryError
 from steermoe.loading import describe_model, model_source
 from steermoe.moe.support import supported_architectures
@@ -51,8 +58,7 @@ def overview(run: Run, top: int) -> Group:
         parts.append(_figures_table(run))
     if run.directory.file(RISK).exists():
         parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
-    if (replication := replication_table(run)) is not None:
-        parts.append(replication)
+    parts += [part for part in (stability_line(run), replication_table(run)) if part is not None]
     if run.directory.file(ABLATION).exists():
         parts.append(ablation(run))
     return Group(*parts)
@@ -131,6 +137,8 @@ def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
         )
         if name in table.columns
     ]
+    if set(table.get("estimator", ())) - {"mean_over_batches"}:
+        extra.insert(0, "estimate")  # The interval is not that of the column risk_diff.
     text = Text(
         f"{'expert':<9} {'risk_diff':>9}  {'a_safe_n':>8}  {'a_unsafe_n':>10}"
         + "".join(f"  {name:>9}" for name in extra)
@@ -146,19 +154,27 @@ def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
     return text
 
 
-def power_of(config: Config) -> Table:
+def power_of(config: Config, risk_diffs: Sequence[float] = ()) -> Group:
     """Prompts a class that are needed to find an expert with a chance of 90 %, by its true risk difference."""
+    found = power_table(RunDirectory(config.run_dir), config, risk_diffs)
     table = Table(
-        "true risk_diff", "prompts a class", "power", title="the run as a pilot", box=None
+        "true risk_diff",
+        "prompts a class",
+        "power",
+        "experts like it",
+        title="the run as a pilot",
+        box=None,
     )
-    for row in power_table(RunDirectory(config.run_dir), config).to_dict("records"):
-        enough = not pd.isna(row["num_prompts"])
-        table.add_row(
-            f"{row['risk_diff']:.2f}",
-            f"{int(row['num_prompts']):,}" if enough else "more than a million",
-            f"{row['power']:.2f}" if enough else "",
-        )
-    return table
+    for row in found.to_dict("records"):
+        numbers = ["none is enough"]
+        if not row["note"]:
+            numbers = [
+                f"{int(row['num_prompts']):,}",
+                f"{row['power']:.2f}",
+                str(int(row["num_unsafe"])),
+            ]
+        table.add_row(f"{row['risk_diff']:g}", *numbers)
+    return Group(table, *(Text(note) for note in found["note"] if note))
 
 
 def all_models() -> Group:

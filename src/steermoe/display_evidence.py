@@ -36,6 +36,19 @@ def with_held_out(run: Run) -> pd.DataFrame:
     return run.risk_diff.merge(held_out, on=["layer", "expert"], how="left", sort=False)
 
 
+def stability_line(run: Run) -> Text | None:
+    """How many experts the halves of the goals agree on, and how many of those chance accounts for."""
+    found = run.state["stages"].get("identify", {}).get("figures", {})
+    if "stability_error_bound" not in found:
+        return None
+    return Text(
+        f"stability: {found['num_stable_experts']} of {found['num_experts_in_all']} experts are selected by "
+        f"{found['min_stability']:.0%} of random halves of the goals or more; at most "
+        f"{found['stability_error_bound']:.2g} of them are expected to be no better than chance "
+        f"(a half selects {found['mean_selected_by_half']:.1f})"
+    )
+
+
 def replication_table(run: Run) -> Table | None:
     """How far held-out goals tell the same story."""
     stage = run.state["stages"].get("identify", {})
@@ -43,11 +56,14 @@ def replication_table(run: Run) -> Table | None:
     if not found:
         return None
     table = Table(
-        title="replication on held-out goals", title_justify="left", show_header=False, box=None
+        title=f"replication on held-out goals ({found['estimator']} risk differences on both sides)",
+        title_justify="left",
+        show_header=False,
+        box=None,
     )
-    top = found["top_k"]
+    number = found["num_selected"]
     table.add_row(
-        f"shrinkage of the top {top}",
+        f"shrinkage of the {number} selected",
         _number(found["shrinkage"]),
         "held-out mean over training mean: 1 is no loss, 0 is luck",
     )
@@ -59,10 +75,10 @@ def replication_table(run: Run) -> Table | None:
     table.add_row(
         "same sign",
         _share(found["sign_agreement"]),
-        f"of the top {top} {_share(found['sign_agreement_top'])}; by chance 50%",
+        f"of the selected {_share(found['sign_agreement_selected'])}; by chance 50%",
     )
     table.add_row(
-        f"in both top {top}",
+        f"among the top {number} again",
         str(found["overlap"]),
         f"by chance {found['overlap_by_chance']:.1f} (p {found['overlap_p_value']:.2g})",
     )
@@ -107,6 +123,8 @@ def _legend(found: dict[str, Any]) -> str:
         "\nlog p: mean log-probability per token of the target refusal, and of the base model's own reply."
         f"\n{random['num_draws']} random draws, {random['num_distinct_draws']} of them distinct, matched to the "
         f"selected experts by layer and frequency; they share {random['mean_overlap']:.1f} with them on average."
+        f"\nMean activation frequency: selected {random['mean_frequency_selected']:.3f}, random draws "
+        f"{random['mean_frequency_draws']:.3f}. What differs there may be their work rather than their kind."
         "\nThe last column ranks the selected set among the draws; p cannot be below 1 / (1 + draws)."
         f"\nThis measures {found['measures']}."
     )

@@ -17,6 +17,7 @@ from steermoe.analysis.rates import Metric, change, mean_per_token, rate
 from steermoe.analysis.selection import (
     Expert,
     SelectionSettings,
+    activation_frequencies,
     create_expert_mask,
     matched_random,
     resolve_rule,
@@ -42,6 +43,15 @@ METRICS: dict[str, tuple[str, str]] = {
 SCORE_COLUMNS = ("set", "draw", "measure", "prompt_id", "kind", "goal", "total", "num_tokens")
 """Of the table that `summarise` reads, with `verdict` beside them."""
 
+TABLE_COLUMNS = (
+    *("set", "draw", "metric", "value", "ci_low", "ci_high"),
+    *("effect", "effect_ci_low", "effect_ci_high", "n", "num_unscored"),
+)
+"""Of the table that `summarise` returns."""
+
+UNCHANGED: Metric = {"value": 0.0, "ci_low": 0.0, "ci_high": 0.0}
+"""The intact model's difference to itself."""
+
 _TIE = 1 + 1e-12
 """Distances that differ by rounding alone are equal."""
 
@@ -56,6 +66,7 @@ class Ablation:
         experts: The set, as it was asked for.
         kept: Those of it that stay active, because their layer would be left with fewer than top-k experts.
         overlap: How many of `experts` are in the selected set too.
+        mean_frequency: Mean activation frequency of `experts` in the base model.
     """
 
     name: str
@@ -63,6 +74,7 @@ class Ablation:
     experts: tuple[Expert, ...] = ()
     kept: tuple[Expert, ...] = ()
     overlap: int = 0
+    mean_frequency: float = 0.0
 
     @property
     def deactivated(self) -> tuple[Expert, ...]:
@@ -101,9 +113,15 @@ def plan_ablations(
         for draw in range(num_draws)
     ]
     chosen = set(selected)
+    frequency = activation_frequencies(table)
     return [Ablation(INTACT)] + [
         Ablation(
-            name, draw, tuple(experts), kept_active(table, experts, top_k), len(chosen & {*experts})
+            name,
+            draw,
+            experts=tuple(experts),
+            kept=kept_active(table, experts, top_k),
+            overlap=len(chosen & {*experts}),
+            mean_frequency=float(np.mean([frequency[expert] for expert in experts])),
         )
         for name, draw, experts in sets
     ]
@@ -165,11 +183,16 @@ def position_among(value: float, draws: Sequence[float]) -> Position | None:
     )
 
 
-def overlap_figures(ablations: Sequence[Ablation]) -> dict[str, Any]:
-    """How much the random draws share with the selected set, and how many of them differ at all."""
+def matching_figures(ablations: Sequence[Ablation]) -> dict[str, Any]:
+    """How like the random draws are to the selected set: in activation frequency, and in what they share with it."""
     draws = [ablation for ablation in ablations if ablation.name == RANDOM]
     overlaps = [draw.overlap for draw in draws]
+    selected = [ablation.mean_frequency for ablation in ablations if ablation.name == SELECTED]
     return {
+        "mean_frequency_selected": selected[0] if selected else None,
+        "mean_frequency_draws": float(np.mean([d.mean_frequency for d in draws]))
+        if draws
+        else None,
         "num_draws": len(draws),
         "num_distinct_draws": len({frozenset(draw.experts) for draw in draws}),
         "mean_overlap": float(np.mean(overlaps)) if draws else None,
@@ -190,9 +213,10 @@ def summarise(
         intervals: `confidence, num_bootstrap, seed` of the intervals.
 
     Returns:
-        A table with one row for each set, draw and metric, and for each metric `intact, selected, lowest, random`.
-        An `effect` is the difference to the intact model on the same prompts; `among_random` is the rank of the
-        effect, `beyond_random` the difference to the mean of the draws on the same prompts.
+        A table with one row for each set, draw and metric that is defined (`TABLE_COLUMNS`; nothing is NaN), and for
+        each metric `intact, selected, lowest, random`. An `effect` is the difference to the intact model on the same
+        prompts; `among_random` is the rank of the effect, `beyond_random` the difference to the mean of the draws on
+        the same prompts.
     """
     records: list[dict[str, Any]] = []
     figures: dict[str, Any] = {}
@@ -211,9 +235,14 @@ def summarise(
             for key, group in by_set.items()
             if key[0] != INTACT
         }
-        records += [_record(key, metric, measured[key], effects.get(key)) for key in by_set]
+        records += [
+            _record(key, metric, measured[key], effects.get(key, UNCHANGED))
+            for key in by_set
+            if measured[key]["value"] is not None
+            and effects.get(key, UNCHANGED)["value"] is not None
+        ]
         figures[metric] = _figures_of(metric, by_set, measured, effects, intervals)
-    return pd.DataFrame(records), figures
+    return pd.DataFrame(records, columns=list(TABLE_COLUMNS)), figures
 
 
 _Key = tuple[str, int]
@@ -292,22 +321,23 @@ def _refusals(group: pd.DataFrame) -> list[bool | None]:
     ]
 
 
-def _record(key: _Key, metric: str, measured: Metric, effect: Metric | None) -> dict[str, Any]:
-    """One row of `ablation.parquet`; the effect of the intact model is not a number."""
-    of_effect = effect or {"value": None, "ci_low": None, "ci_high": None}
-    number = {
-        "value": measured["value"],
-        "ci_low": measured["ci_low"],
-        "ci_high": measured["ci_high"],
-        "effect": of_effect["value"],
-        "effect_ci_low": of_effect["ci_low"],
-        "effect_ci_high": of_effect["ci_high"],
-    }
+def _record(key: _Key, metric: str, measured: Metric, effect: Metric) -> dict[str, Any]:
+    """One row of `ablation.parquet`. An interval that one goal cannot give rules nothing out."""
+
+    def bound(found: Metric, name: str) -> float:
+        unknown = -np.inf if name == "ci_low" else np.inf
+        return unknown if found[name] is None else float(found[name])
+
     return {
         "set": key[0],
         "draw": key[1],
         "metric": metric,
-        **{name: np.nan if value is None else float(value) for name, value in number.items()},
+        "value": float(measured["value"]),
+        "ci_low": bound(measured, "ci_low"),
+        "ci_high": bound(measured, "ci_high"),
+        "effect": float(effect["value"]),
+        "effect_ci_low": bound(effect, "ci_low"),
+        "effect_ci_high": bound(effect, "ci_high"),
         "n": measured["n"],
         "num_unscored": measured["num_unscored"],
     }

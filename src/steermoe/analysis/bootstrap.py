@@ -13,8 +13,10 @@ from scipy import stats
 from steermoe.analysis.estimators import Contrast, column_chunks
 from steermoe.analysis.variance import (
     cluster_groups,
+    cluster_influences,
     cluster_variances,
     degrees_of_freedom,
+    variance_by_kind,
     variance_components,
 )
 from steermoe.records import FloatArray
@@ -75,27 +77,33 @@ def errors_and_half_widths(
 ) -> tuple[FloatArray, FloatArray]:
     """Standard error of every expert's risk difference, and half the width of its interval.
 
-    The bootstrap variance is multiplied by C / (C - kinds of clusters), because C clusters that are
-    resampled vary less than C new ones. The interval is Student's, with degrees of freedom for clusters
-    of unequal weight. How the variance divides among the clusters is averaged over all experts: one
-    expert's is too uncertain to go by, and made intervals of clustered goals hold the truth in 97 % of
-    the cases. A kind that has one cluster only shows no spread of its own; the spread shared by
-    both classes stands in.
+    C clusters that are resampled vary less than C new ones. The bootstrap variance is multiplied by the
+    mean of C / (C - 1) over the kinds of clusters (paired, unsafe only, safe only), weighted by what each
+    kind contributes to the variance of the linearised difference.
+
+    The interval is Student's, with degrees of freedom for clusters of unequal weight. How the variance
+    divides among the clusters is averaged over all experts: one expert's is too uncertain to go by, and
+    made intervals of clustered goals hold the truth in 97 % of the cases. A kind that has one cluster
+    only shows no spread of its own; the spread shared by both classes stands in.
 
     Returns:
         Two arrays `(L * E,)`. Where every kind has one cluster only, nothing is known of the spread:
-        the error is 1, which no risk difference can exceed, and so is the half-width.
+        the error is 1, which no risk difference can exceed, and the half-width 2, which rules none out.
     """
     groups = cluster_groups(contrast)
-    number, free = contrast.num_clusters, contrast.num_clusters - len(groups)
-    if free == 0:
-        return np.ones(contrast.num_experts), np.ones(contrast.num_experts)
-    variance = bootstrap_variances(contrast, num_draws, generator) * (number / free)
+    number = contrast.num_clusters
+    if number == len(groups):
+        return np.ones(contrast.num_experts), np.full(contrast.num_experts, 2.0)
+    variance = bootstrap_variances(contrast, num_draws, generator)
     alone = [int(group[0]) for group in groups if len(group) == 1]
     rate = contrast.overall_rate()
     shares = np.zeros(number)
     for columns in column_chunks(contrast.num_experts):
         values = contrast.values(columns)
+        spread, corrected = variance_by_kind(contrast, cluster_influences(contrast, values))
+        variance[columns] *= np.where(
+            spread > 0, corrected / np.where(spread > 0, spread, 1.0), 1.0
+        )
         scores = values - contrast.size[:, None] * rate[columns]
         parts = cluster_variances(contrast, variance_components(contrast, values, scores))
         variance[columns] += parts[alone].sum(axis=0)

@@ -103,6 +103,20 @@ def null_settings(num_per_class: int, estimator: Estimator) -> list[NullSetting]
     ]
 
 
+def unequal_length_settings(
+    num_per_class: int, estimator: Estimator = "equal_length"
+) -> list[NullSetting]:
+    """Replies twice as long on one side, and routing that depends on position: what `equal_length` is for.
+
+    At equal position the classes route alike. Estimators that do not compare replies of equal length see a
+    difference that length makes, so only `equal_length` has a true difference of (nearly) 0 here.
+    """
+    model = RoutingModel(mean_tokens=(24.0, 48.0), token_spread=0.5, position_spread=1.0)
+    designs: tuple[Design, ...] = ("paired", "unpaired", "clustered")
+    name = "replies twice as long, and position"
+    return [NullSetting(name, model, num_per_class, design, estimator) for design in designs]
+
+
 def calibrate(
     setting: NullSetting,
     num_runs: int,

@@ -80,13 +80,14 @@ def flag_confounded(table: pd.DataFrame, threshold: float = 0.05) -> pd.Series:
 
     Args:
         table: A risk table with `risk_diff` and at least one of `topic_diff`, `format_diff`.
-        threshold: Experts of smaller risk difference are not flagged: there is nothing to explain.
+        threshold: Experts of smaller risk difference are not flagged, nor are those without a positive
+            one: there is nothing to explain.
 
     Returns:
         Text for each row: `topic`, `format`, `topic and format`, or empty. A confound explains an
         expert if its difference is at least half of the risk difference.
     """
-    risky = table["risk_diff"] >= threshold
+    risky = (table["risk_diff"] >= threshold) & (table["risk_diff"] > 0)
     flags = pd.Series("", index=table.index, name="confounded_by", dtype="str")
     for column in ("topic_diff", "format_diff"):
         if column in table.columns:

@@ -15,6 +15,7 @@ from steermoe.analysis.bootstrap import blocks_of_draws
 from steermoe.analysis.estimators import Contrast
 from steermoe.analysis.variance import (
     Grouping,
+    cluster_groups,
     cluster_kinds,
     lost_to_rate,
     variance_components,
@@ -80,7 +81,12 @@ class NullModel:
         )
 
     def smallest_p_value(self) -> float:
-        """2 divided by the number of distinct relabellings: no two-sided p-value can be smaller."""
+        """2 divided by the number of distinct relabellings: no two-sided p-value can be smaller.
+
+        1 where every kind of clusters has one only: nothing is known of their spread.
+        """
+        if self.contrast.num_clusters == len(cluster_groups(self.contrast)):
+            return 1.0
         bits = float(len(self.flipped))
         for block in range(int(self.block.max()) + 1):
             members = self.block == block

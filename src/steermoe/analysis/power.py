@@ -22,6 +22,12 @@ NUM_QUANTILES = 100
 EFFECT_VARIATION = 0.5
 """Assumed spread of an effect between prompts, as a share of its mean."""
 
+THRESHOLD_MULTIPLES = (1.2, 1.6, 2.0, 3.0, 4.0, 6.0)
+"""Risk differences to ask about by default, in multiples of the threshold."""
+
+LARGEST_MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+"""The same in multiples of the pilot's largest risk difference, where there is no threshold to go by."""
+
 MOST_PROMPTS = 1_000_000
 """Prompts a class beyond which no number is named."""
 
@@ -61,33 +67,32 @@ def prompts_needed(
     """The least number of prompts a class that gives the power asked for.
 
     Args:
-        pilot: Risk table with `risk_diff_se, a_safe_n, a_unsafe_n, n_unsafe`, and `q_value` where
-            `num_unsafe` is not given.
-        num_prompts: Prompts of either class behind the pilot (the smaller number, if they differ).
+        pilot: Risk table with `risk_diff_se, a_safe_n, a_unsafe_n, n_unsafe`, and `risk_diff` and
+            `q_value` where `num_unsafe` is not given.
+        num_prompts: Prompts of either class behind the pilot's standard errors (the smaller number, if
+            they differ): those that its estimator used.
         risk_diff: True risk difference to find; above `threshold`.
         power: Chance to find it.
         max_q_value: As in the selection rule.
         threshold: As in the selection rule.
-        num_unsafe: Experts assumed to have that difference; by default as many as the pilot finds at
-            `max_q_value`, at least one.
-        paired: Whether each goal has a safe and an unsafe prompt.
+        num_unsafe: Experts assumed to have a difference of that size; by default as many as the pilot
+            finds at `max_q_value` with at least that difference, up or down, and at least one. Small
+            differences that are certain in the pilot say nothing of how many large ones there are.
+        paired: Whether goals have a safe and an unsafe prompt, so that there are only half as many
+            goals as prompts.
 
     Returns:
         The number, the power it reaches, and the assumptions.
 
     Raises:
-        RoutingError: If `risk_diff` is not above the threshold (then at most half of such experts ever
-            reach it), or no number up to a million is enough.
+        RoutingError: As `check_findable`, or if no number up to a million is enough.
     """
-    if not risk_diff > threshold:
-        raise RoutingError(
-            f"a risk difference of {risk_diff} is not above the threshold {threshold}, so no number "
-            "of prompts finds it reliably; ask for a larger one or lower the threshold"
-        )
+    check_findable(risk_diff, threshold)
     if not 0 < power < 1:
         raise RoutingError(f"power is {power}; give a number between 0 and 1")
     if num_unsafe is None:
-        num_unsafe = max(1, int((pilot["q_value"] <= max_q_value).sum()))
+        as_large = (pilot["q_value"] <= max_q_value) & (pilot["risk_diff"].abs() >= risk_diff)
+        num_unsafe = max(1, int(as_large.sum()))
     spread = _spread_at(pilot, num_prompts, risk_diff)
     alone = max_q_value / len(pilot)  # What Bonferroni would allow.
 
@@ -107,6 +112,56 @@ def prompts_needed(
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) >= power else (middle, high)
     return PowerEstimate(high, reached(high), risk_diff, num_unsafe, num_prompts)
+
+
+def check_findable(risk_diff: float, threshold: float) -> None:
+    """Refuse a risk difference that is not positive, or not above the threshold.
+
+    At most half of the experts at the threshold ever reach it in an estimate.
+
+    Raises:
+        RoutingError: If it is one of these.
+    """
+    if not 0 < risk_diff < 1:
+        raise RoutingError(
+            f"a risk difference of {risk_diff} was asked for; give one between 0 and 1"
+        )
+    if not risk_diff > threshold:
+        raise RoutingError(
+            f"a risk difference of {risk_diff} is not above the threshold {threshold}, so no number "
+            "of prompts finds it reliably; ask for a larger one or lower the threshold"
+        )
+
+
+def risk_diffs_to_find(pilot: pd.DataFrame, threshold: float) -> list[float]:
+    """True risk differences worth asking about, where nobody names any.
+
+    Multiples of the threshold; where that is not positive, of the largest difference that the pilot estimates.
+
+    Args:
+        pilot: Risk table with `risk_diff`.
+        threshold: As in the selection rule.
+
+    Returns:
+        Ascending, to two significant digits, at least one.
+
+    Raises:
+        RoutingError: If the threshold leaves no room below 1, or is not positive and no expert of the
+            pilot has a positive difference.
+    """
+    largest = float(pilot["risk_diff"].max())
+    if threshold > 0:
+        sizes = [threshold * multiple for multiple in THRESHOLD_MULTIPLES]
+    else:
+        sizes = [largest * multiple for multiple in LARGEST_MULTIPLES]
+    rounded = sorted({float(f"{size:.2g}") for size in sizes})
+    findable = [size for size in rounded if max(threshold, 0.0) < size < 1]
+    if not findable:
+        raise RoutingError(
+            f"with the threshold {threshold} and a largest risk difference of {largest:+.4f} in the pilot there is "
+            "no natural size to ask about; name one above the threshold and below 1 (--risk-diff)"
+        )
+    return findable
 
 
 def power_at(

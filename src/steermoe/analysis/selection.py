@@ -146,38 +146,46 @@ def matched_random(
 ) -> list[Expert]:
     """As many random experts as were selected, matched by layer and activation frequency.
 
-    Each selected expert is replaced by one drawn evenly from the `num_candidates` experts of its own
-    layer whose activation frequency is nearest to its own (mean of the two classes). Selected experts
-    are not drawn, unless a layer has too few others; no expert is drawn twice.
+    Each selected expert is replaced by one drawn evenly from the experts of its own layer whose
+    activation frequency is nearest to its own: the nearest quarter of the layer, but at least two of
+    them and at most `num_candidates`. Selected experts are not drawn, unless a layer has too few
+    others; no expert is drawn twice.
 
     Args:
         risk_diff_df: A risk table with `layer, expert, a_safe_n, a_unsafe_n, risk_diff`.
         selected: The experts to match.
         seed: Seeds the draw.
-        num_candidates: How many of the nearest experts to draw from.
+        num_candidates: How many of the nearest experts to draw from, at most.
 
     Returns:
         As many pairs as `selected`, in the same order of layers.
     """
-    table = _check_table(risk_diff_df, ["a_safe_n", "a_unsafe_n"])
+    frequency = activation_frequencies(risk_diff_df)
     generator = np.random.default_rng(seed)
-    frequency = {
-        (int(layer), int(expert)): (float(safe) + float(unsafe)) / 2
-        for layer, expert, safe, unsafe in zip(
-            table["layer"], table["expert"], table["a_safe_n"], table["a_unsafe_n"], strict=True
-        )
-    }
     chosen: set[Expert] = set(selected)
     drawn: list[Expert] = []
     for target in selected:
         if target not in frequency:
             raise SelectionError(f"the risk table has no expert {target}; select from this table")
-        layer_mates = [e for e in frequency if e[0] == target[0] and e not in drawn]
-        free = [e for e in layer_mates if e not in chosen] or layer_mates
+        layer_mates = [e for e in frequency if e[0] == target[0]]
+        left = [e for e in layer_mates if e not in drawn]
+        free = [e for e in left if e not in chosen] or left
         nearest = sorted(free, key=lambda e: (abs(frequency[e] - frequency[target]), e))
-        pool = nearest[:num_candidates]
+        # In a layer of few experts the eight nearest would be any of it.
+        pool = nearest[: max(2, min(num_candidates, len(layer_mates) // 4))]
         drawn.append(pool[int(generator.integers(len(pool)))])
     return drawn
+
+
+def activation_frequencies(risk_diff_df: pd.DataFrame) -> dict[Expert, float]:
+    """How often each expert fires, the mean of the two classes.
+
+    Args:
+        risk_diff_df: A risk table with `layer, expert, a_safe_n, a_unsafe_n, risk_diff`.
+    """
+    table = _check_table(risk_diff_df, ["a_safe_n", "a_unsafe_n"])
+    frequencies = (table["a_safe_n"] + table["a_unsafe_n"]) / 2
+    return dict(zip(_pairs(table), frequencies.tolist(), strict=True))
 
 
 def _threshold(table: pd.DataFrame, settings: SelectionSettings) -> list[Expert]:

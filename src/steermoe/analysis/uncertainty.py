@@ -17,7 +17,15 @@ from steermoe.analysis.permutation import permutation_p_values
 from steermoe.errors import RoutingError
 from steermoe.records import FloatArray
 
-UNCERTAINTY_COLUMNS = ["risk_diff_se", "ci_low", "ci_high", "p_value", "q_value", "estimator"]
+UNCERTAINTY_COLUMNS = [
+    "risk_diff_se",
+    "ci_low",
+    "ci_high",
+    "p_value",
+    "q_value",
+    "estimator",
+    "estimate",
+]
 
 DIGITS = 6
 """Significant digits kept: more than is known, and few enough that the order in which a matrix product
@@ -59,8 +67,9 @@ def estimate_uncertainty(
 
     Returns:
         One row an expert in the order of layer and expert, with `layer, expert` and
-        `UNCERTAINTY_COLUMNS`. Nothing is ever NaN: with one cluster of each kind the error is 1, the
-        interval [-1, 1] and the p-value 1; an expert that is never active has error 0 and p-value 1.
+        `UNCERTAINTY_COLUMNS`; `estimate` is the risk difference by the estimator. Nothing is ever NaN:
+        with one cluster of each kind the error is 1, the interval [-1, 1] and the p-value 1; an expert
+        that is never active has error 0 and p-value 1.
 
     Raises:
         RoutingError: If the arrays do not fit, no class contrast is defined, or a number of draws is
@@ -88,6 +97,7 @@ def estimate_uncertainty(
             "p_value": round_significant(p_value),
             "q_value": round_significant(stats.false_discovery_control(p_value)),
             "estimator": estimator,
+            "estimate": round_significant(difference),
         },
     )
 

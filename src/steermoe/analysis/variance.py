@@ -17,6 +17,7 @@ Shape legend: N responses, C clusters, R resamples, M experts of one chunk.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -219,24 +220,96 @@ def degrees_of_freedom(contrast: Contrast, variances: FloatArray) -> FloatArray:
     return np.maximum(1.0, trace**2 / safe)
 
 
+def cluster_influences(contrast: Contrast, values: FloatArray) -> FloatArray:
+    """What each cluster adds to the linearised risk difference, `(C, M)`.
+
+    A response adds its coefficient times what its x has above the rate of its class in its stratum. Where
+    the weights of strata depend on who is in them (`equal_length`), it also moves the mean towards its
+    stratum's difference.
+
+    The rate of few clusters lies close to each of them: with n in a stratum's class and C in the whole
+    class, parts are multiplied by the root of (n / (n - 1)) / (C / (C - 1)), so that what remains to be
+    corrected is the same for all strata. A single one has no spread about its own rate; it is compared
+    with its whole class.
+
+    Args:
+        contrast: The responses.
+        values: `(N, M)` x of some experts.
+    """
+    coefficients = contrast.coefficients()[0]
+    parts = np.empty_like(values)
+    rates: dict[tuple[int, bool], FloatArray] = {}
+    for unsafe in (True, False):
+        of_class = np.flatnonzero(contrast.is_unsafe == unsafe)
+        whole = small_sample_factor(len(np.unique(contrast.cluster[of_class])))
+        class_rate = values[of_class].sum(axis=0) / contrast.size[of_class].sum()
+        starts = np.flatnonzero(np.diff(contrast.stratum[of_class], prepend=-1))
+        for rows in np.split(of_class, starts[1:]):
+            rate = values[rows].sum(axis=0) / contrast.size[rows].sum()
+            rates[int(contrast.stratum[rows[0]]), unsafe] = rate
+            number = len(np.unique(contrast.cluster[rows]))
+            factor = np.sqrt(small_sample_factor(number) / whole) if number > 1 else 1.0
+            centre = rate if number > 1 else class_rate
+            residuals = values[rows] - contrast.size[rows, None] * centre
+            parts[rows] = factor * coefficients[rows, None] * residuals
+    if contrast.estimator == "equal_length":
+        parts += _shifts_of_weight(contrast, rates)
+    return Grouping.of(contrast.cluster).sums(parts)
+
+
+def _shifts_of_weight(
+    contrast: Contrast, rates: Mapping[tuple[int, bool], FloatArray]
+) -> FloatArray:
+    """How a response moves the mean over strata by the weight that it gives its own, `(N, M)`.
+
+    The weight U S / (U + S) grows by S^2 / (U + S)^2 with U.
+    """
+    difference = np.stack([rates[s, True] - rates[s, False] for s in np.unique(contrast.stratum)])
+    number = int(contrast.stratum[-1]) + 1
+    unsafe = np.bincount(contrast.stratum[contrast.is_unsafe], minlength=number)
+    safe = np.bincount(contrast.stratum[~contrast.is_unsafe], minlength=number)
+    weight = unsafe * safe / (unsafe + safe)
+    mean = weight @ difference / weight.sum()
+    other = np.where(contrast.is_unsafe, safe[contrast.stratum], unsafe[contrast.stratum])
+    growth = (other / (unsafe + safe)[contrast.stratum]) ** 2 / weight.sum()
+    return np.asarray(growth[:, None] * (difference - mean)[contrast.stratum])
+
+
+def small_sample_factor(number: int) -> float:
+    """By how much the spread of so many about their own mean is too small: n / (n - 1), 1 of a single one."""
+    return number / (number - 1) if number > 1 else 1.0
+
+
+def variance_by_kind(contrast: Contrast, influences: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Sum of squares of the clusters' influences, and the same corrected for few clusters of a kind.
+
+    Each kind of clusters (paired, unsafe only, safe only) has its own factor: five unsafe goals among two
+    hundred safe ones are five.
+
+    Args:
+        contrast: The responses.
+        influences: `(C, M)` of `cluster_influences`.
+
+    Returns:
+        Two arrays `(M,)`.
+    """
+    squares = [np.sum(influences[group] ** 2, axis=0) for group in cluster_groups(contrast)]
+    factors = [small_sample_factor(len(group)) for group in cluster_groups(contrast)]
+    corrected = [factor * square for factor, square in zip(factors, squares, strict=True)]
+    return np.sum(squares, axis=0), np.sum(corrected, axis=0)
+
+
 def cluster_robust_errors(contrast: Contrast) -> FloatArray:
     """Analytic standard errors, without resampling: a cross-check of the bootstrap.
 
-    The risk difference is linearised (each response's x less its size times its class's activation
-    rate), and the squares of the clusters' sums are added up, times C / (C - kinds of clusters).
+    The risk difference is linearised, and the squares of the clusters' parts are added up, each kind of
+    clusters with its factor for small numbers.
 
     Returns:
         `(L * E,)`.
     """
-    coefficients = contrast.coefficients()[0]
-    grouping = Grouping.of(contrast.cluster)
-    number, free = contrast.num_clusters, contrast.num_clusters - len(cluster_groups(contrast))
     error = np.empty(contrast.num_experts)
     for columns in column_chunks(contrast.num_experts):
-        residual = contrast.values(columns)
-        for of_class in (contrast.is_unsafe, ~contrast.is_unsafe):
-            rate = residual[of_class].sum(axis=0) / contrast.size[of_class].sum()
-            residual[of_class] -= contrast.size[of_class, None] * rate
-        sums = grouping.sums(coefficients[:, None] * residual)
-        error[columns] = np.sqrt(np.sum(sums**2, axis=0) * number / max(1, free))
+        influences = cluster_influences(contrast, contrast.values(columns))
+        error[columns] = np.sqrt(variance_by_kind(contrast, influences)[1])
     return error

@@ -24,7 +24,7 @@ from steermoe.analysis.ablation import (
     RANDOM,
     UNSAFE,
     Ablation,
-    overlap_figures,
+    matching_figures,
     plan_ablations,
     summarise,
 )
@@ -41,6 +41,9 @@ from steermoe.stages.evaluate import intervals_of, load_hardened
 from steermoe.stages.identify import selected_experts
 
 BASE, HARDENED = "base", "hardened"
+
+ENOUGH_DRAWS = 20
+"""Random draws below which a set that lies outside all of them has a p-value above 0.05."""
 
 PURPOSE = "fragility, for the model's owner: what changes where these experts fail, are pruned or are removed"
 
@@ -87,7 +90,7 @@ def ablate(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, A
     return figures | {
         "num_prompts": len(subjects),
         "num_ablated_experts": num_deactivated,
-        **overlap_figures(ablations),
+        **matching_figures(ablations),
     }
 
 
@@ -110,18 +113,28 @@ def _plan(run: RunDirectory, config: Config, selected: Sequence[Expert]) -> list
 
 
 def _say_plan(ablations: Sequence[Ablation], reporter: Reporter) -> None:
-    """Which experts stay on, and what the random draws share with the selected set."""
+    """Which experts stay on, and how like the random draws are to the selected set."""
     selected, lowest = ablations[1:3]
-    overlap = overlap_figures(ablations)
+    found = matching_figures(ablations)
     reporter.line(
-        f"random draws share {overlap['least_overlap']} to {overlap['largest_overlap']} (mean "
-        f"{overlap['mean_overlap']:.1f}) of {len(selected.experts)} experts with the selected set, the lowest share "
-        f"{lowest.overlap}; {overlap['num_distinct_draws']} of {overlap['num_draws']} draws are distinct"
+        f"random draws share {found['least_overlap']} to {found['largest_overlap']} (mean "
+        f"{found['mean_overlap']:.1f}) of {len(selected.experts)} experts with the selected set, the lowest share "
+        f"{lowest.overlap}; {found['num_distinct_draws']} of {found['num_draws']} draws are distinct"
     )
-    if selected.kept:
+    reporter.line(
+        f"mean activation frequency: selected {found['mean_frequency_selected']:.3f}, random draws "
+        f"{found['mean_frequency_draws']:.3f}, lowest {lowest.mean_frequency:.3f}"
+    )
+    for ablation in (selected, lowest):
+        if ablation.kept:
+            reporter.note(
+                f"{', '.join(expert_label(*expert) for expert in ablation.kept)} of the {ablation.name} set stay "
+                "active: their layers would have fewer than top-k experts left"
+            )
+    if found["num_draws"] < ENOUGH_DRAWS:
         reporter.note(
-            f"{', '.join(expert_label(*expert) for expert in selected.kept)} stay active: their layers would have "
-            "fewer than top-k experts left"
+            f"with {found['num_draws']} random draws no rank has a p-value below {1 / (1 + found['num_draws']):.2g}: "
+            f"set ablate.num_draws to {ENOUGH_DRAWS} or more"
         )
 
 
@@ -249,7 +262,7 @@ def _summarise(
             "split": config.evaluate.split,
             "num_prompts": {kind: kinds.count(kind) for kind in (UNSAFE, LOOK_ALIKES, BENIGN)},
             "max_tokens": config.ablate.max_tokens,
-            "random": overlap_figures(ablations),
+            "random": matching_figures(ablations),
             "sets": [_described(a) for a in ablations if a.name != INTACT],
             "models": figures,
         },
@@ -263,6 +276,7 @@ def _described(ablation: Ablation) -> dict[str, Any]:
         "num_experts": len(ablation.experts),
         "num_deactivated": len(ablation.deactivated),
         "overlap_with_selected": ablation.overlap,
+        "mean_frequency": ablation.mean_frequency,
         "kept_active": [expert_label(*expert) for expert in ablation.kept],
         "experts": [expert_label(*expert) for expert in ablation.experts],
     }

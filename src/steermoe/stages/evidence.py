@@ -15,10 +15,13 @@ import pandas as pd
 
 from steermoe.analysis.confounds import confound_differences, flag_confounded
 from steermoe.analysis.counts import RoutingCounts
+from steermoe.analysis.estimators import build_contrast
 from steermoe.analysis.replication import replicate
 from steermoe.analysis.risk import risk_tables
-from steermoe.analysis.stability import selection_stability
+from steermoe.analysis.selection import Expert
+from steermoe.analysis.stability import Stability, selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
+from steermoe.analysis.variance import cluster_robust_errors
 from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.prompts.splits import goal_groups
@@ -117,12 +120,49 @@ def pairs_without_contrast(responses: pd.DataFrame, prompts: Mapping[str, Prompt
     }
 
 
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A risk table with what speaks for its differences beside them.
+
+    Attributes:
+        table: The aggregated risk table with its uncertainty, stability and confounds, as far as they are switched on.
+        stability: What came of the halves of the goals; None where there were none.
+        ratio_of_errors: Analytic standard error over the bootstrap's, the median of the experts that have both.
+    """
+
+    table: pd.DataFrame
+    stability: Stability | None
+    ratio_of_errors: float | None
+
+    def figures(self, max_q_value: float, min_stability: float) -> dict[str, float]:
+        """How many experts pass what is not a threshold of risk difference alone, for `run.json`."""
+        found: dict[str, float] = {}
+        if "q_value" in self.table.columns:
+            found["num_experts_below_max_q_value"] = int(
+                (self.table["q_value"] <= max_q_value).sum()
+            )
+        if self.ratio_of_errors is not None:
+            found["median_ratio_of_analytic_error"] = self.ratio_of_errors
+        if "confounded_by" in self.table.columns:
+            found["num_experts_confounded"] = int((self.table["confounded_by"] != "").sum())
+        if self.stability is not None:
+            is_stable = self.stability.table["stability"] >= min_stability
+            found |= {
+                "min_stability": min_stability,
+                "num_stable_experts": int(is_stable.sum()),
+                "mean_selected_by_half": self.stability.mean_selected,
+                "stability_error_bound": self.stability.error_bound(min_stability),
+            }
+        return found
+
+
 def add_evidence(
     table: pd.DataFrame, run: RunDirectory, contrast: Contrast, config: Config, reporter: Reporter
-) -> pd.DataFrame:
-    """The aggregated risk table with its uncertainty, stability and confounds, as far as they are switched on."""
+) -> Evidence:
+    """Put uncertainty, stability and confounds beside the risk differences of an aggregated table."""
     settings = config.identify
     goals = [str(cluster) for cluster in contrast.clusters]
+    ratio = None
     if settings.num_permutations and settings.num_bootstrap:
         uncertainty = estimate_uncertainty(
             contrast.counts,
@@ -137,15 +177,35 @@ def add_evidence(
             clusters=contrast.clusters,
         )
         table = _joined(table, uncertainty)
+        ratio = _ratio_of_errors(contrast, uncertainty, config)
+    stability = None
     if settings.num_subsamples:
         try:
-            table = _joined(table, _stability(contrast, goals, config))
+            stability = _stability(contrast, goals, config)
+            table = _joined(table, stability.table)
         except RoutingError as error:
             reporter.note(f"no stability column: {error}")
-    return _with_confounds(table, run, config)
+    return Evidence(_with_confounds(table, run, config), stability, ratio)
 
 
-def _stability(contrast: Contrast, goals: Sequence[str], config: Config) -> pd.DataFrame:
+def _ratio_of_errors(contrast: Contrast, uncertainty: pd.DataFrame, config: Config) -> float | None:
+    """The cross-check of the bootstrap; None where no expert has two errors."""
+    analytic = cluster_robust_errors(
+        build_contrast(
+            contrast.counts,
+            contrast.is_unsafe,
+            contrast.batch_idx,
+            contrast.clusters,
+            config.identify.estimator,
+            config.identify.segment,
+        )
+    )
+    bootstrap = uncertainty["risk_diff_se"].to_numpy()
+    known = (analytic > 0) & (bootstrap > 0)
+    return round(float(np.median(analytic[known] / bootstrap[known])), 4) if known.any() else None
+
+
+def _stability(contrast: Contrast, goals: Sequence[str], config: Config) -> Stability:
     """How often random halves of the goals select each expert."""
     settings = config.identify
     return selection_stability(
@@ -160,7 +220,7 @@ def _stability(contrast: Contrast, goals: Sequence[str], config: Config) -> pd.D
         num_subsamples=settings.num_subsamples,
         seed=config.seed,
         clusters=contrast.clusters,
-    ).table
+    )
 
 
 def _with_confounds(table: pd.DataFrame, run: RunDirectory, config: Config) -> pd.DataFrame:
@@ -180,11 +240,15 @@ def _with_confounds(table: pd.DataFrame, run: RunDirectory, config: Config) -> p
     if set(differences.columns) <= {"layer", "expert"}:
         return table
     table = _joined(table, differences)
-    return table.assign(confounded_by=flag_confounded(table, max(config.identify.threshold, 0.0)))
+    return table.assign(confounded_by=flag_confounded(table, config.identify.threshold))
 
 
 def replication_of(
-    table: pd.DataFrame, run: RunDirectory, config: Config, reporter: Reporter
+    table: pd.DataFrame,
+    selected: Sequence[Expert],
+    run: RunDirectory,
+    config: Config,
+    reporter: Reporter,
 ) -> dict[str, Any] | None:
     """Estimate the risk differences again on held-out goals, and compare. None where there are too few.
 
@@ -200,7 +264,7 @@ def replication_of(
         reporter.note("no held-out goals to estimate the risk differences on again")
         return None
     run.write_table(RISK_HELD_OUT, held_out)
-    return asdict(replicate(table, held_out, config.identify.top_k))
+    return asdict(replicate(table, held_out, selected))
 
 
 def _joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:

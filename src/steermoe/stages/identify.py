@@ -11,7 +11,9 @@ from typing import Any
 import pandas as pd
 
 from steermoe.analysis.counts import RoutingCounts
-from steermoe.analysis.power import prompts_needed
+from steermoe.analysis.estimators import Contrast as ResponseContrast
+from steermoe.analysis.estimators import build_contrast
+from steermoe.analysis.power import check_findable, prompts_needed, risk_diffs_to_find
 from steermoe.analysis.risk import expert_label, risk_tables
 from steermoe.analysis.selection import (
     Expert,
@@ -19,15 +21,13 @@ from steermoe.analysis.selection import (
     identify_unsafe_experts,
     resolve_rule,
 )
+from steermoe.analysis.variance import cluster_kinds
 from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.records import NO_BATCH
 from steermoe.reporter import Reporter
 from steermoe.rundir import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
 from steermoe.stages.evidence import add_evidence, replication_of, train_contrast
-
-POWER_RISK_DIFFERENCES = (0.06, 0.08, 0.10, 0.15, 0.20, 0.30)
-"""True risk differences for which `steermoe identify --power` names the prompts that are needed."""
 
 
 def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
@@ -46,7 +46,8 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
     )
     for note in tables.notes:
         reporter.note(note)
-    aggregated = add_evidence(tables.aggregated, run, contrast, config, reporter)
+    evidence = add_evidence(tables.aggregated, run, contrast, config, reporter)
+    aggregated = evidence.table
     rule = resolve_rule(
         settings.rule,
         SelectionSettings(
@@ -83,65 +84,79 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
             f"identified {len(experts)} unsafe experts of {len(aggregated)}; the largest risk difference is "
             f"{largest['risk_diff']:+.4f} ({largest['Layer_Expert']})"
         )
-    replication = replication_of(aggregated, run, config, reporter)
+    replication = replication_of(aggregated, experts, run, config, reporter)
     return {
         "num_unsafe_experts": len(experts),
         "num_experts_in_all": len(aggregated),
         "num_pairs_left_out_by_verdict": contrast.num_pairs_left_out,
         "num_safe_responses": int((~contrast.is_unsafe).sum()),
         "num_unsafe_responses": int(contrast.is_unsafe.sum()),
-        **_counts_of_evidence(aggregated, settings.max_q_value),
+        **evidence.figures(settings.max_q_value, settings.min_stability),
         "replication": replication,
     }
 
 
-def _counts_of_evidence(table: pd.DataFrame, max_q_value: float) -> dict[str, int]:
-    """How many experts pass what is not a threshold of risk difference alone."""
-    counts = {}
-    if "q_value" in table.columns:
-        counts["num_experts_below_max_q_value"] = int((table["q_value"] <= max_q_value).sum())
-    if "confounded_by" in table.columns:
-        counts["num_experts_confounded"] = int((table["confounded_by"] != "").sum())
-    return counts
-
-
-def power_table(run: RunDirectory, config: Config) -> pd.DataFrame:
+def power_table(
+    run: RunDirectory, config: Config, risk_diffs: Sequence[float] = ()
+) -> pd.DataFrame:
     """How many prompts a class are needed to find an expert, by its true risk difference; the run is the pilot.
 
+    Args:
+        run: An identified run.
+        config: Its settings; the threshold and the q-value are what an expert must reach.
+        risk_diffs: True risk differences to ask about; by default `risk_diffs_to_find`.
+
     Returns:
-        Columns `risk_diff, num_prompts, power`; `num_prompts` is None where no number up to a million is enough.
+        Columns `risk_diff, num_prompts, power, num_unsafe, note`: at least one row. Where no number of prompts is
+        enough, `note` says why and the numbers are None.
 
     Raises:
         RunDirectoryError: The run has no risk table.
-        RoutingError: Its table has no standard errors.
+        RoutingError: Its table has no standard errors, or a risk difference asked for cannot be found reliably.
     """
     pilot = run.read_table(RISK)
     if "risk_diff_se" not in pilot.columns:
         raise RoutingError(
             "the run's risk table has no standard errors: set identify.num_permutations and num_bootstrap above 0"
         )
-    contrast = train_contrast(run, config)
-    num_unsafe = int(contrast.is_unsafe.sum())
-    num_prompts = min(num_unsafe, len(contrast.is_unsafe) - num_unsafe)
-    rows = []
-    for risk_diff in POWER_RISK_DIFFERENCES:
-        if risk_diff <= config.identify.threshold:
-            continue
+    threshold = config.identify.threshold
+    asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
+    for risk_diff in asked:
+        check_findable(risk_diff, threshold)
+    used = _responses_behind(pilot, run, config)
+    num_unsafe = int(used.is_unsafe.sum())
+    has_unsafe, has_safe = cluster_kinds(used)
+    pilot["n_unsafe"] = used.tokens[used.is_unsafe].sum()
+    rows: list[dict[str, Any]] = []
+    for risk_diff in asked:
+        row = {"risk_diff": risk_diff, "num_prompts": None, "power": None, "num_unsafe": None}
         try:
             found = prompts_needed(
                 pilot,
-                num_prompts,
+                min(num_unsafe, len(used) - num_unsafe),
                 risk_diff=risk_diff,
                 max_q_value=config.identify.max_q_value,
-                threshold=config.identify.threshold,
+                threshold=threshold,
+                paired=bool((has_unsafe & has_safe).any()),
             )
-        except RoutingError:
-            rows.append({"risk_diff": risk_diff, "num_prompts": None, "power": None})
-            continue
-        rows.append(
-            {"risk_diff": risk_diff, "num_prompts": found.num_prompts, "power": found.power}
-        )
-    return pd.DataFrame(rows, columns=["risk_diff", "num_prompts", "power"])
+            row |= {name: getattr(found, name) for name in ("num_prompts", "power", "num_unsafe")}
+            rows.append(row | {"note": ""})
+        except RoutingError as error:
+            rows.append(row | {"note": str(error)})
+    return pd.DataFrame(rows)
+
+
+def _responses_behind(pilot: pd.DataFrame, run: RunDirectory, config: Config) -> ResponseContrast:
+    """The responses that the standard errors of a risk table come from: its own estimator's, in its own segment."""
+    contrast = train_contrast(run, config)
+    return build_contrast(
+        contrast.counts,
+        contrast.is_unsafe,
+        contrast.batch_idx,
+        contrast.clusters,
+        pilot["estimator"].iloc[0],
+        run.read_unsafe_experts()["rule"]["segment"],
+    )
 
 
 def describe_selection(
