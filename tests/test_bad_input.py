@@ -367,3 +367,37 @@ def test_no_expert_above_the_threshold_is_said_and_nothing_is_trained(
     assert "largest risk difference" in steermoe.err
     assert "nothing was trained" in steermoe.out
     assert not (run / "model").exists() and not (run / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "lacks"),
+    [
+        (lambda state: {"schema_version": state["schema_version"]}, "config"),
+        (lambda state: state | {"stages": []}, "stages"),
+        (lambda state: {k: v for k, v in state.items() if k != "model"}, "model"),
+        (lambda state: state | {"stages": {"collect": {"status": "done"}}}, "collect.seconds"),
+        (lambda state: state | {"stages": {"collect": {}}}, "stages.collect.status"),
+    ],
+)
+def test_a_run_json_that_lacks_something_is_refused_by_every_command(
+    steermoe: CommandLine,
+    finished: Path,
+    checkpoint: Path,
+    small_prompts: Path,
+    tmp_path: Path,
+    damage: Callable[[dict[str, Any]], dict[str, Any]],
+    lacks: str,
+) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    state = json.loads((run / "run.json").read_text("utf-8"))
+    (run / "run.json").write_text(json.dumps(damage(state)), "utf-8")
+    before = contents(run)
+    for arguments in (
+        ["show", "--run", run],
+        ["report", "--run", run],
+        ["identify", "--run", run, "--power"],
+        ["run", *arguments_of(checkpoint, run, small_prompts)],
+    ):
+        message = steermoe.refusal(*arguments)
+        assert "run.json" in message and f"{lacks};" in message
+    assert contents(run) == before

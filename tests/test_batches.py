@@ -106,7 +106,7 @@ def test_at_half_and_half_pairs_are_never_separated():
     for batch in plan.batches:
         assert [p.pair_id for p in batch[:4]] == [p.pair_id for p in batch[4:]]
     assert plan.leftovers[0].pair_id == plan.leftovers[1].pair_id
-    assert plan.notes == (
+    assert plan.notes("training prompts", "count in pooled figures only") == (
         "2 training prompts fill no batch (1 safe, 1 unsafe) and count in pooled figures only",
     )
 
@@ -115,7 +115,7 @@ def test_pairs_are_dealt_out_evenly_and_lone_prompts_fill_the_rest():
     plan = plan_batches(mixture(4, 4, 4), batch_size=8)
     assert [pairs_together([batch]) for batch in plan.batches] == [2, 2]
     assert plan.leftovers == ()
-    assert plan.notes == ()
+    assert plan.notes("prompts", "are left out") == ()
 
 
 def test_where_the_ratio_leaves_no_room_lone_prompts_come_before_halves_of_pairs():
@@ -123,7 +123,10 @@ def test_where_the_ratio_leaves_no_room_lone_prompts_come_before_halves_of_pairs
     plan = plan_batches(mixture(3, 0, 3), batch_size=4, safe_ratio=0.25)
     assert pairs_together(plan.batches) == 2
     assert [(p.label, bool(p.pair_id)) for p in plan.leftovers] == [(SAFE, True)]
-    assert plan.notes[-1] == "pairs of which only one half found room in a batch: 1"
+    assert plan.notes("prompts", "are left out") == (
+        "1 prompts fill no batch (1 safe, 0 unsafe) and are left out",
+        "pairs of which only one half found room in a batch: 1",
+    )
 
 
 def test_more_than_two_prompts_of_one_pair_id_are_matched_one_to_one():
@@ -193,10 +196,10 @@ def test_text_becomes_a_record_named_by_side_and_position():
     assert [p.goal for p in plan.batches[0]] == ["a", "b"]
 
 
-def test_a_record_keeps_all_but_its_label():
-    record = dataclasses.replace(prompt("x", SAFE, "1"), category=PLAIN_GOAL)
-    assert as_prompt(record, SAFE, 0) is record
-    assert as_prompt(record, UNSAFE, 0) == dataclasses.replace(record, label=UNSAFE)
+def test_a_record_keeps_all_but_its_label_and_its_split():
+    record = dataclasses.replace(prompt("x", SAFE, "1"), category=PLAIN_GOAL, split=Split.TEST)
+    assert as_prompt(record, SAFE, 0) == dataclasses.replace(record, split=None)
+    assert as_prompt(record, UNSAFE, 0) == dataclasses.replace(record, label=UNSAFE, split=None)
 
 
 @pytest.mark.parametrize("bad", ["", "  ", [], [{"role": "assistant", "content": "Hi."}], 5, {}])

@@ -8,7 +8,7 @@ import pytest
 
 from conftest import CHATML, byte_tokenizer
 from steermoe.chat import encode, ensure_chat_template, render
-from steermoe.errors import PromptError
+from steermoe.errors import ConfigError, PromptError
 
 REFUSES_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -56,6 +56,37 @@ def test_a_template_that_refuses_everything_is_named_with_the_roles(
     with pytest.raises(PromptError, match=rf"\({roles}\): nothing is good enough") as caught:
         render(tokenizer, messages)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "fault"),
+    [
+        ("{% for m in messages %}{{ m['role' }}{% endfor %}", "TemplateSyntaxError"),
+        ("{{ messages.nothing.at_all }}", "UndefinedError"),
+        ("{{ messages + 5 }}", "TypeError"),
+    ],
+)
+@pytest.mark.parametrize("messages", [[USER], [SYSTEM, USER]])
+def test_a_broken_template_is_not_blamed_on_the_roles(
+    tokenizer: Any, template: str, fault: str, messages: list[dict[str, str]]
+) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(PromptError, match=f"is broken: {fault}") as caught:
+        render(tokenizer, messages)
+    assert "roles" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{"tokenize": True}, {"tools": 5}, {"chat_template": 5}, {"continue_final_message": True}],
+    ids=str,
+)
+def test_arguments_that_the_template_cannot_take_are_refused(
+    tokenizer: Any, kwargs: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="chat_template_kwargs") as caught:
+        render(tokenizer, [USER], kwargs)
+    assert next(iter(kwargs)) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_tokenizer_without_template_gets_a_plain_one_and_that_is_told(tokenizer: Any) -> None:

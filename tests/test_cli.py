@@ -72,6 +72,21 @@ def test_every_command_has_help(steermoe: CommandLine, command: str) -> None:
             assert option in steermoe.out, option
 
 
+@pytest.mark.parametrize(
+    ("command", "defaults"),
+    [
+        ("run", ["runs/<model name>", "smollm2-moe", "0"]),
+        ("train", ["runs/<model name>", "smollm2-moe", "0"]),
+        ("show", ["runs/<model name>"]),
+        ("export", ["<run>/export", "the one that the delta names", "the delta's"]),
+    ],
+)
+def test_help_says_the_defaults(steermoe: CommandLine, command: str, defaults: list[str]) -> None:
+    assert steermoe(command, "--help") == 0
+    for default in defaults:
+        assert f"[default: ({default})]" in steermoe.out
+
+
 def test_version(steermoe: CommandLine) -> None:
     from steermoe import __version__
 
@@ -293,7 +308,8 @@ def test_show_prints_batches_and_the_counts_of_one(steermoe: CommandLine, finish
     prompts = run.responses[run.responses["batch_idx"] == 1]
     for messages in prompts["messages"]:
         assert messages[-1]["content"] in steermoe.out
-    assert "batches 0 to 2" in steermoe.refusal("show", "--run", finished, "--batch", "7")
+    for absent in ("7", "-1"):  # -1 marks what is in no batch
+        assert "batches 0 to 2" in steermoe.refusal("show", "--run", finished, "--batch", absent)
 
 
 @pytest.mark.parametrize("missing", ["risk_diff.parquet", "unsafe_experts.json"])

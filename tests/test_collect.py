@@ -105,9 +105,33 @@ def test_sizes_and_ratios(size: int, ratio: float, num_safe: int) -> None:
 
 
 def test_prompts_that_fill_no_batch_are_counted_aloud() -> None:
-    with pytest.warns(UserWarning, match="1 training prompts fill no batch"):
-        batches = process_mixed_batches(EngineByHand(), None, SAFE, UNSAFE[:2], {}, batch_size=4)
+    engine = EngineByHand()
+    with pytest.warns(UserWarning) as warned:
+        batches = process_mixed_batches(engine, None, SAFE, UNSAFE[:2], {}, batch_size=4)
     assert len(batches) == 1
+    assert [str(warning.message) for warning in warned] == [
+        "1 prompts fill no batch (1 safe, 0 unsafe) and are left out: they are not collected"
+    ]
+    assert sum(map(len, engine.calls)) == 4
+
+
+def test_records_of_every_split_are_collected() -> None:
+    splits = [Split.TRAIN, Split.DEV, Split.TEST, None]
+    safe, unsafe = (
+        [
+            Prompt(f"{label}{i}", label, ({"role": "user", "content": f"{label} {i}"},), "", split=s)
+            for i, s in enumerate(splits)
+        ]
+        for label in (Label.SAFE, Label.UNSAFE)
+    )
+    engine = EngineByHand()
+    process_mixed_batches(engine, None, safe, unsafe, {}, batch_size=4)
+    asked = sorted(text for call in engine.calls for text in call)
+    assert asked == sorted(p.messages[-1]["content"] for p in [*safe, *unsafe])
+    test_split = [p for p in safe if p.split is Split.TEST], [
+        p for p in unsafe if p.split is Split.TEST
+    ]
+    assert len(process_mixed_batches(EngineByHand(), None, *test_split, {}, batch_size=2)) == 1
 
 
 def test_too_few_prompts_are_refused_with_numbers() -> None:

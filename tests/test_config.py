@@ -156,6 +156,8 @@ def test_a_setting_without_key_or_value_is_refused(setting: str) -> None:
         ("training.epochs=3", "train"),
         ("train.top_k=3", "identify.top_k"),
         ("trian.epochs=3", "train"),
+        ("train.lr=1", "train.learning_rate"),
+        ("collect.bs=1", "collect.batch_size"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from steermoe.training.dataset import (
 )
 
 USER = ({"role": "user", "content": "Hello"},)
+PROMPT = Prompt("p", Label.UNSAFE, USER, "Hello")
 
 
 def row(
@@ -147,6 +149,43 @@ def test_outputs_become_rows_with_targets_in_turn() -> None:
     assert [r.completion for r in rows] == ["No.", "Never.", "No."]
     assert {r.batch_idx for r in rows} == {4} and len({r.prompt_id for r in rows}) == 3
     assert all(r.objective == "refusal" and r.label is Label.UNSAFE for r in rows)
+
+
+def test_outputs_keep_the_prompt_tokens_that_were_replied_to() -> None:
+    # Another template, or other arguments of it, would render the messages to other tokens.
+    (made,) = prepare_sft_dataset([output((5, 6, 7), (2,))], byte_tokenizer(), "No.")
+    assert made.prompt_token_ids == (5, 6, 7)
+    assert made.messages == USER
+
+
+def test_a_callable_gets_a_prompt_record_of_each_output() -> None:
+    def by_category(prompt: Prompt) -> str:
+        kind = f" ({prompt.category})" if prompt.category else ""
+        return f"No{kind}: {prompt.goal}, {prompt.label}, {prompt.messages[0]['role']}."
+
+    (made,) = prepare_sft_dataset([output((1,), (2,))], byte_tokenizer(), by_category)
+    assert made.completion == "No: Hello, unsafe, user."
+
+
+def boom(prompt: Prompt) -> str:
+    raise KeyError("theft\nand more")
+
+
+def test_a_callable_that_fails_is_refused_in_one_line() -> None:
+    with pytest.raises(ConfigError, match="failed with KeyError: .*theft.*must return a text"):
+        resolve_target(boom)(PROMPT, 0)
+    with pytest.raises(ConfigError, match=r"'os:getcwd' failed with TypeError") as caught:
+        resolve_target("os:getcwd")(PROMPT, 0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_cannot_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "refusals_with_a_slip.py").write_text("def polite(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="refusals_with_a_slip:polite' cannot be imported"):
+        resolve_target("refusals_with_a_slip:polite")
 
 
 def test_outputs_have_a_default_target() -> None:

@@ -145,6 +145,8 @@ def test_parquet_holds_messages_as_lists_of_structs_and_numbers_with_gaps(write)
         ("prompt,label\né,safe\n".encode("latin-1"), "not UTF-8: byte 0xe9 at offset 13"),
         ("prompt,label\nsafe,é".encode()[:-1], "ends inside a character"),
         ("prompt,label\nx,safe".encode("utf-16"), "UTF-16"),
+        ("prompt,label\nx,safe".encode("utf-32"), "UTF-32"),
+        (b"\0\0\xfe\xff" + "prompt".encode("utf-32-be"), "UTF-32"),
         (b"\x1f\x8b\x08rest", "gzip"),
         (b"PK\x03\x04rest", "zip"),
         (b"\x80\x04\x95pickle", "not UTF-8"),

@@ -200,6 +200,14 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
     assert word in message
 
 
+def test_a_checkpoint_without_tokenizer_is_refused_in_a_whole_sentence(checkpoint: Path) -> None:
+    for file in checkpoint.glob("tokenizer*"):
+        file.unlink()
+    message = refusal(checkpoint)
+    assert "one of: (1)" in message and ":;" not in message
+    assert message.endswith("see that the checkpoint has its tokenizer.json and tokenizer_config.json")
+
+
 def test_an_empty_directory_is_no_model(tmp_path: Path) -> None:
     assert str(tmp_path) in refusal(tmp_path)
 

@@ -383,6 +383,7 @@ def test_a_schedule_is_told_its_own_settings(ready: Ready) -> None:
     "settings",
     [
         {"lr_scheduler": "sideways"},
+        {"lr_scheduler": "reduce_lr_on_plateau"},
         {"lr_scheduler_kwargs": {"power": 2.0}},  # the linear schedule takes none
         {"report_to": ["a_tracker_that_is_not_there"]},
         {"target_response": "no_such_module:refuse"},

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateRuntimeError, TemplateSyntaxError
 
-from steermoe.errors import PromptError
+from steermoe.errors import ConfigError, PromptError
 from steermoe.records import Message
 
 PLAIN_TEMPLATE = (
@@ -17,6 +17,9 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 """Used, and said so, where a tokenizer brings no chat template."""
+
+_BROKEN = "the model's chat template is broken"
+_MEND = "mend chat_template.jinja, or chat_template in tokenizer_config.json"
 
 
 def ensure_chat_template(tokenizer: Any) -> bool:
@@ -39,7 +42,8 @@ def render(
     A `system` turn that the template refuses becomes the beginning of the first user turn.
 
     Raises:
-        PromptError: The template refuses the conversation even so.
+        PromptError: The template refuses the conversation even so, or is broken.
+        ConfigError: The template cannot be given those arguments.
     """
     turns = [dict(message) for message in messages]
     kwargs = dict(template_kwargs or {})
@@ -61,13 +65,31 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def _apply(tokenizer: Any, turns: list[dict[str, str]], kwargs: dict[str, Any]) -> str:
-    return str(
-        tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **kwargs)
-    )
+    try:
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, **kwargs
+        )
+    except TemplateError:
+        raise
+    except Exception as error:  # a template is code, and its arguments are anything
+        problem = f"{type(error).__name__}: {_one_line(error)}"
+        if kwargs:
+            raise ConfigError(
+                f"model.chat_template_kwargs = {kwargs} cannot be passed to the chat template: {problem}"
+            ) from error
+        raise PromptError(f"{_BROKEN}: {problem}; {_MEND}") from error
+    return str(text)
 
 
-def _refused(turns: list[dict[str, str]], error: Exception) -> str:
+def _refused(turns: list[dict[str, str]], error: TemplateError) -> str:
+    """What to do about it: a template says no with a bare `TemplateError`; its own faults are of a subclass."""
+    if isinstance(error, TemplateSyntaxError | TemplateRuntimeError):
+        return f"{_BROKEN}: {type(error).__name__}: {_one_line(error)}; {_MEND}"
     roles = ", ".join(turn["role"] for turn in turns)
     return (
         f"the model's chat template refuses a conversation of ({roles}): {error}; change its roles"
     )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -46,14 +46,17 @@ SetOption = Annotated[
 ]
 RunOption = Annotated[
     Path | None,
-    typer.Option("--run", metavar="DIR", help="The run directory. [default: runs/<model name>]"),
+    typer.Option(
+        "--run", metavar="DIR", help="The run directory.", show_default="runs/<model name>"
+    ),
 ]
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="ID_OR_PATH",
-        help="A local directory or a hub id. [default: smollm2-moe]",
+        help="A local directory or a hub id.",
+        show_default="smollm2-moe",
     ),
 ]
 PromptsOption = Annotated[
@@ -63,7 +66,8 @@ PromptsOption = Annotated[
     ),
 ]
 SeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Seeds everything random. [default: 0]")
+    int | None,
+    typer.Option("--seed", min=0, help="Seeds everything random.", show_default="0"),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Do finished stages again.")]
 QuietOption = Annotated[
@@ -263,7 +267,7 @@ def export(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="DIR", help="Where to write. [default: <run>/export]"
+            "--output", "-o", metavar="DIR", help="Where to write.", show_default="<run>/export"
         ),
     ] = None,
     apply: Annotated[
@@ -277,14 +281,16 @@ def export(
         typer.Option(
             "--model",
             metavar="ID_OR_PATH",
-            help="With --apply: the base model. [default: the one that the delta names]",
+            help="With --apply: the base model.",
+            show_default="the one that the delta names",
         ),
     ] = None,
     revision: Annotated[
         str | None,
         typer.Option(
             "--revision",
-            help="With --apply: branch, tag or commit of a hub model. [default: the delta's]",
+            help="With --apply: branch, tag or commit of a hub model.",
+            show_default="the delta's",
         ),
     ] = None,
     debug: DebugOption = False,
@@ -362,13 +368,17 @@ def _resolve(
         "prompts": {"sources": prompts},
     }
     resolved = load_config(config, settings or (), overrides)
-    if not stored:
-        return resolved
+    from steermoe.run import load_run
     from steermoe.rundir import RunDirectory
 
     directory = RunDirectory(resolved.run_dir)
+    if not stored and not directory.exists:
+        return resolved
+    state = load_run(directory.path).state  # a damaged one is refused here
+    if not stored:
+        return resolved
     overrides["run"] = str(directory.path)
-    return load_config(config, settings or (), overrides, base=directory.read_run()["config"])
+    return load_config(config, settings or (), overrides, base=state["config"])
 
 
 def _reporter(quiet: bool) -> Reporter:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -472,16 +472,27 @@ def _explain(error: ValidationError) -> str:
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
-        known = [name for name, *_ in fields_of(Config)] + list(Config.model_fields)
-        tails = {name.rsplit(".", 1)[-1]: name for name in known}
-        near = [tails[path[-1]]] if path[-1] in tails else []
-        near = near or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        near = near or [
-            tails[tail] for tail in difflib.get_close_matches(path[-1], tails, n=1, cutoff=0.7)
-        ]
-        hint = f"did you mean {near[0]}?" if near else "see docs/settings.md for the known keys"
+        near = _nearest(path)
+        hint = f"did you mean {near}?" if near else "see docs/settings.md for the known keys"
         return f"unknown setting {key}: {hint}"
     value = json.dumps(first["input"], default=str)
     if len(value) > 80:
         value = value[:77] + "..."
     return f"setting {key or 'of the run'} = {value}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _nearest(path: Sequence[str]) -> str | None:
+    """The setting that was probably meant: one of that name, else one of those initials, else one spelt alike."""
+    settings = [name for name, *_ in fields_of(Config)]
+    *section, name = path
+    names = {setting.rsplit(".", 1)[-1]: setting for setting in settings}
+    if name in names:
+        return names[name]
+    for setting in settings:
+        *parents, other = setting.split(".")
+        if parents == section and name == "".join(word[0] for word in other.split("_")):  # lr
+            return setting
+    known = settings if section else [*settings, *Config.model_fields]
+    near = difflib.get_close_matches(".".join(path), known, n=1, cutoff=0.6)
+    near = near or [names[n] for n in difflib.get_close_matches(name, names, n=1, cutoff=0.7)]
+    return near[0] if near else None

@@ -23,6 +23,7 @@ from steermoe.display_evidence import (
 from steermoe.errors import RunDirectoryError
 from steermoe.loading import describe_model, model_source
 from steermoe.moe.support import supported_architectures
+from steermoe.records import NO_BATCH
 from steermoe.run import Run
 from steermoe.rundir import ABLATION, EVALUATION, MODEL, REPORT, RISK, RunDirectory
 from steermoe.stages.identify import power_table
@@ -100,7 +101,7 @@ def all_batches(run: Run) -> Table:
 def one_batch(run: Run, batch_idx: int, top: int) -> Group:
     """The prompts of one mixed batch, and the counts of its top experts."""
     rows = run.responses[run.responses["batch_idx"] == batch_idx].sort_values("in_batch_idx")
-    if rows.empty:
+    if rows.empty or batch_idx == NO_BATCH:
         last = int(run.responses["batch_idx"].max())
         raise RunDirectoryError(f"there is no batch {batch_idx}: this run has batches 0 to {last}")
     prompts = Table("", "label", "tokens", "verdict", "prompt", box=None)

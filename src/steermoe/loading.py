@@ -94,7 +94,10 @@ def load_tokenizer(settings: ModelSection, source: str, report: Report | None = 
             source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"tokenizer of {source} cannot be loaded: {_first_line(error)}") from None
+        raise ModelError(
+            f"tokenizer of {source} cannot be loaded: {_first_line(error)}; see that the checkpoint has its "
+            "tokenizer.json and tokenizer_config.json"
+        ) from None
     if ensure_chat_template(tokenizer) and report is not None:
         report(f"{source} brings no chat template: a plain one is used")
     if tokenizer.pad_token_id is None:
@@ -214,5 +217,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    """What an error says first, without its full stop; all of it where that announces a list."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    said = " ".join(lines) if lines[0].endswith(":") else lines[0]
+    return said.removesuffix(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import pandas as pd
 
 from steermoe.analysis.counts import RoutingCounts, separate_prompt_and_generation_routings
 from steermoe.config import Config, validate
+from steermoe.errors import RunDirectoryError
 from steermoe.records import IntArray, Label, MixedBatch, Output, Prompt
-from steermoe.rundir import RISK, RISK_PER_BATCH, RunDirectory
+from steermoe.rundir import RISK, RISK_PER_BATCH, RUN_JSON, RunDirectory
 
 
 class Run:
@@ -28,8 +30,17 @@ class Run:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """`run.json`: config, seed, package versions, model, stages."""
-        return self.directory.read_run()
+        """`run.json`: config, seed, package versions, model, stages.
+
+        Raises:
+            RunDirectoryError: It was damaged: something that every run has is missing.
+        """
+        state = self.directory.read_run()
+        if missing := _missing(state):
+            raise RunDirectoryError(
+                f"{RUN_JSON} in {self.path} is damaged: it lacks {missing}; choose another with --run"
+            )
+        return state
 
     @cached_property
     def config(self) -> Config:
@@ -111,6 +122,20 @@ def load_run(run_dir: str | Path) -> Run:
     run = Run(RunDirectory(run_dir))
     _ = run.state
     return run
+
+
+def _missing(state: Mapping[str, Any]) -> str:
+    """The first thing that `run.json` lacks of what every run has; empty where it is whole."""
+    for key in ("config", "model", "stages"):
+        if not isinstance(state.get(key), Mapping):
+            return key
+    for name, stage in state["stages"].items():
+        status = stage.get("status") if isinstance(stage, Mapping) else None
+        needed = ("seconds", "peak_memory_bytes") if status == "done" else ("status",)
+        for key in needed:
+            if not isinstance(stage, Mapping) or key not in stage:
+                return f"stages.{name}.{key}"
+    return ""
 
 
 def _mixed_batch(batch_idx: int, entries: list[tuple[int, bool, Output]]) -> MixedBatch:

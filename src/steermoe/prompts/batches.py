@@ -27,13 +27,33 @@ class BatchPlan:
     Attributes:
         batches: Each holds its safe prompts first, then its unsafe ones. Pairs come first on both sides, in
             the same order, so the i-th safe prompt belongs to the i-th unsafe one.
-        leftovers: Training prompts, safe and unsafe, that fill no batch.
-        notes: What to say aloud: leftovers, and pairs that could not stay together.
+        leftovers: Safe and unsafe prompts that fill no batch.
+        num_torn_pairs: Pairs of which only one half is in a batch.
     """
 
     batches: tuple[tuple[Prompt, ...], ...]
     leftovers: tuple[Prompt, ...]
-    notes: tuple[str, ...] = ()
+    num_torn_pairs: int = 0
+
+    def notes(self, prompts: str, fate: str) -> tuple[str, ...]:
+        """What to say aloud: leftovers, and pairs that could not stay together.
+
+        Args:
+            prompts: What the leftovers are called.
+            fate: What becomes of them; only the caller knows.
+        """
+        notes = []
+        if self.leftovers:
+            num_safe = sum(prompt.label is Label.SAFE for prompt in self.leftovers)
+            notes.append(
+                f"{len(self.leftovers)} {prompts} fill no batch ({num_safe} safe, "
+                f"{len(self.leftovers) - num_safe} unsafe) and {fate}"
+            )
+        if self.num_torn_pairs:
+            notes.append(
+                f"pairs of which only one half found room in a batch: {self.num_torn_pairs}"
+            )
+        return tuple(notes)
 
 
 def batch_counts(batch_size: int, safe_ratio: float) -> tuple[int, int]:
@@ -105,7 +125,9 @@ def plan_batches(
         )
         safe, unsafe = safe[wanted[0] :], unsafe[wanted[1] :]
     leftovers = (*safe, *unsafe)
-    return BatchPlan(tuple(batches), leftovers, _notes(leftovers, broken))
+    outside = {prompt.prompt_id for prompt in leftovers}
+    torn = sum(any(prompt.prompt_id not in outside for prompt in pair) for pair in broken)
+    return BatchPlan(tuple(batches), leftovers, torn)
 
 
 def as_messages(prompt: PromptLike) -> tuple[Message, ...]:
@@ -126,7 +148,7 @@ def as_prompt(prompt: PromptLike, label: Label, index: int) -> Prompt:
     """A record for a prompt of the Python interface.
 
     Args:
-        prompt: Text, chat messages, or a record, which keeps all but its label.
+        prompt: Text, chat messages, or a record, which keeps all but its label and its split: the caller has chosen it.
         label: The side that the caller puts it on.
         index: Position among the prompts of that side; names it.
 
@@ -134,7 +156,7 @@ def as_prompt(prompt: PromptLike, label: Label, index: int) -> Prompt:
         PromptError: It is empty, or its messages are malformed; the message names label and index.
     """
     if isinstance(prompt, Prompt):
-        return prompt if prompt.label is label else dataclasses.replace(prompt, label=label)
+        return dataclasses.replace(prompt, label=label, split=None)
     try:
         messages = parse_conversation(prompt)
     except PromptError as error:
@@ -187,18 +209,3 @@ def _num_batches(wanted: int | None, needs: tuple[int, int], have: tuple[int, in
             f"{filled} or less"
         )
     return filled if wanted is None else wanted
-
-
-def _notes(leftovers: Sequence[Prompt], broken: Sequence[Pair]) -> tuple[str, ...]:
-    notes = []
-    if leftovers:
-        num_safe = sum(prompt.label is Label.SAFE for prompt in leftovers)
-        notes.append(
-            f"{len(leftovers)} training prompts fill no batch ({num_safe} safe, "
-            f"{len(leftovers) - num_safe} unsafe) and count in pooled figures only"
-        )
-    outside = {prompt.prompt_id for prompt in leftovers}
-    torn = sum(any(prompt.prompt_id not in outside for prompt in pair) for pair in broken)
-    if torn:
-        notes.append(f"pairs of which only one half found room in a batch: {torn}")
-    return tuple(notes)

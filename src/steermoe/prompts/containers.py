@@ -18,6 +18,9 @@ MISSING_CELLS = frozenset({"", "nan", "NaN", "<NA>", "None", "null"})
 
 _PARQUET = b"PAR1"
 _WRONG_KINDS = {
+    # Before UTF-16, whose mark begins that of UTF-32.
+    b"\xff\xfe\0\0": "is UTF-32, not UTF-8; save it again as UTF-8",
+    b"\0\0\xfe\xff": "is UTF-32, not UTF-8; save it again as UTF-8",
     b"\xff\xfe": "is UTF-16, not UTF-8; save it again as UTF-8",
     b"\xfe\xff": "is UTF-16, not UTF-8; save it again as UTF-8",
     b"\x1f\x8b": "is compressed with gzip; unpack it first",

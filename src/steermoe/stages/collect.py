@@ -92,7 +92,7 @@ def plan_groups(
         contrast, settings.batch_size, settings.safe_ratio, settings.num_batches, config.seed
     )
     if reporter is not None:
-        for note in plan.notes:
+        for note in plan.notes("training prompts", "count in pooled figures only"):
             reporter.note(note)
     batches = [
         [Planned(prompt, batch_idx, position) for position, prompt in enumerate(batch)]
@@ -218,7 +218,7 @@ def process_mixed_batches(
     Args:
         llm: An engine, or a transformers model.
         tokenizer: The model's tokenizer; unused where `llm` is an engine.
-        safe_prompts: Texts, lists of chat messages, or prompt records.
+        safe_prompts: Texts, lists of chat messages, or prompt records of any split.
         unsafe_prompts: The same.
         sampling_params: Any object or mapping with `max_tokens`, `temperature` and `seed`; a missing one has
             its default.
@@ -242,7 +242,7 @@ def process_mixed_batches(
     prompts += [as_prompt(prompt, Label.UNSAFE, i) for i, prompt in enumerate(unsafe_prompts)]
     sampling = _as_sampling(sampling_params)
     plan = plan_batches(prompts, batch_size, safe_ratio, None, sampling.seed)
-    _warn(plan.notes)
+    _warn(plan.notes("prompts", "are left out: they are not collected"))
     batches = []
     for batch_idx, batch in enumerate(plan.batches):
         outputs = engine.generate([p.messages for p in batch], group_sampling(sampling, batch_idx))

@@ -15,6 +15,10 @@ from steermoe.config import TrainSection
 from steermoe.errors import ConfigError, TrainingError
 
 
+STEPPED_BY_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
+"""Schedules that wait for figures of an evaluation, which training here does not make."""
+
+
 def training_arguments(
     settings: TrainSection, seed: int, folder: Path, num_steps: int, use_cpu: bool
 ) -> TrainingArguments:
@@ -72,10 +76,12 @@ def _check_names(settings: TrainSection) -> None:
     Raises:
         ConfigError: A schedule, a setting of it or a tracker is unknown, or the tracker's package is not installed.
     """
-    schedules = [str(schedule.value) for schedule in SchedulerType]
+    known = [str(schedule.value) for schedule in SchedulerType]
+    schedules = [name for name in known if name not in STEPPED_BY_EVALUATIONS]
     if settings.lr_scheduler not in schedules:
+        why = "needs evaluations while training" if settings.lr_scheduler in known else "is not known"
         raise ConfigError(
-            f"train.lr_scheduler = {settings.lr_scheduler!r} is not known: use one of {', '.join(schedules)}"
+            f"train.lr_scheduler = {settings.lr_scheduler!r} {why}: use one of {', '.join(schedules)}"
         )
     given = dict(settings.lr_scheduler_kwargs)
     try:

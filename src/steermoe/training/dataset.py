@@ -21,10 +21,10 @@ from torch.utils.data import Dataset
 from steermoe.chat import encode, render
 from steermoe.config import DEFAULT_REFUSALS
 from steermoe.errors import ConfigError, TrainingError
-from steermoe.records import Label, Message, Output, Prompt, PromptLike, Verdict
+from steermoe.records import Label, Message, Output, Prompt, Verdict
 
 Objective = Literal["refusal", "retention"]
-TargetResponse = str | Sequence[str] | Callable[[PromptLike], str]
+TargetResponse = str | Sequence[str] | Callable[[Prompt], str]
 
 IGNORED = -100
 """Label of a token without loss."""
@@ -66,21 +66,23 @@ class TrainingRow:
         }
 
 
-def resolve_target(target: TargetResponse) -> Callable[[PromptLike, int], str]:
+def resolve_target(target: TargetResponse) -> Callable[[Prompt, int], str]:
     """Turn a target response into a function of the prompt and its position.
 
     Args:
         target: A text; several, which the rows take in turn; a callable of the prompt; or the name of one
             as `package.module:callable`.
 
+    Returns:
+        A function that raises `ConfigError` where a user's callable fails or returns no text.
+
     Raises:
         ConfigError: It is empty, or names nothing that can be called.
     """
     if isinstance(target, str) and _names_callable(target):
-        target = _import_callable(target)
+        return _checked(_import_callable(target), f" {target!r}")
     if callable(target):
-        function = target
-        return lambda prompt, _: _checked(function(prompt))
+        return _checked(target, "")
     texts = [target] if isinstance(target, str) else list(target)
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ConfigError(
@@ -100,6 +102,18 @@ def refusal_row(
 ) -> TrainingRow:
     """A row that learns to answer a prompt with the target and then to end its turn."""
     prompt_ids = encode(tokenizer, render(tokenizer, messages, template_kwargs))
+    return _refusal(prompt_id, label, batch_idx, messages, prompt_ids, target, tokenizer)
+
+
+def _refusal(
+    prompt_id: str,
+    label: Label,
+    batch_idx: int,
+    messages: Sequence[Message],
+    prompt_ids: Sequence[int],
+    target: str,
+    tokenizer: Any,
+) -> TrainingRow:
     completion_ids = encode(tokenizer, target)
     if tokenizer.eos_token_id is not None:
         completion_ids.append(int(tokenizer.eos_token_id))
@@ -246,17 +260,18 @@ def prepare_sft_dataset(
     """Rows that teach a model to refuse the prompts it answered.
 
     Args:
-        unsafe_outputs: Outputs of unsafe prompts; their replies are not used.
+        unsafe_outputs: Outputs of unsafe prompts. Their prompt tokens are trained on as they are, with whatever
+            arguments the chat template had; their replies are not used.
         tokenizer: The model's tokenizer.
-        target_response: A text, a list of texts taken in turn, or a callable of the chat messages; by default
-            the refusals that a run trains towards.
+        target_response: A text, a list of texts taken in turn, or a callable of the prompt record, as in a run; by
+            default the refusals that a run trains towards.
         batch_idx: The mixed batch they came from.
 
     Returns:
         One row an output; `row.as_sft()` is its line in `sft_dataset.jsonl`.
 
     Raises:
-        ConfigError: The target response is empty.
+        ConfigError: The target response is empty, or a callable fails or returns no text.
 
     Example:
         >>> rows = prepare_sft_dataset([], None, "I can't help with that.")
@@ -264,17 +279,23 @@ def prepare_sft_dataset(
         []
     """
     target = resolve_target(target_response)
-    return [
-        refusal_row(
-            f"unsafe-{position}",
-            Label.UNSAFE,
-            batch_idx,
-            output.messages,
-            target(output.messages, position),
-            tokenizer,
+    rows = []
+    for position, output in enumerate(unsafe_outputs):
+        prompt = Prompt(
+            f"unsafe-{position}", Label.UNSAFE, output.messages, goal=output.messages[-1]["content"]
         )
-        for position, output in enumerate(unsafe_outputs)
-    ]
+        rows.append(
+            _refusal(
+                prompt.prompt_id,
+                prompt.label,
+                batch_idx,
+                prompt.messages,
+                output.prompt_token_ids,
+                target(prompt, position),
+                tokenizer,
+            )
+        )
+    return rows
 
 
 def _cut(rows: list[TrainingRow], batch_size: int | None) -> list[list[TrainingRow]]:
@@ -291,18 +312,38 @@ def _names_callable(text: str) -> bool:
     return bool(colon) and name.isidentifier() and all(p.isidentifier() for p in module.split("."))
 
 
-def _import_callable(text: str) -> Callable[[PromptLike], str]:
+def _import_callable(text: str) -> Callable[[Prompt], str]:
     module, _, name = text.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"train.target_response = {text!r} cannot be imported: {error}") from None
+    except Exception as error:  # the user's module raises whatever is wrong with it
+        raise ConfigError(
+            f"train.target_response = {text!r} cannot be imported: {_one_line(error)}"
+        ) from error
     if not callable(found):
         raise ConfigError(f"train.target_response = {text!r} is not callable")
     return found  # type: ignore[no-any-return]  # imported by name: its type cannot be known
 
 
-def _checked(text: object) -> str:
-    if not isinstance(text, str) or not text.strip():
-        raise ConfigError(f"the target response callable returned {text!r}; it must return a text")
-    return text
+def _checked(function: Callable[[Prompt], str], name: str) -> Callable[[Prompt, int], str]:
+    """A user's callable, whose failures and returned values are the user's errors."""
+
+    def target(prompt: Prompt, _: int) -> str:
+        try:
+            text: object = function(prompt)
+        except Exception as error:
+            raise ConfigError(
+                f"the target response callable{name} failed with {type(error).__name__}: {_one_line(error)}; it is "
+                "given the prompt record and must return a text"
+            ) from error
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(
+                f"the target response callable{name} returned {text!r}; it must return a text"
+            )
+        return text
+
+    return target
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
