@@ -119,7 +119,9 @@ def test_records_of_every_split_are_collected() -> None:
     splits = [Split.TRAIN, Split.DEV, Split.TEST, None]
     safe, unsafe = (
         [
-            Prompt(f"{label}{i}", label, ({"role": "user", "content": f"{label} {i}"},), "", split=s)
+            Prompt(
+                f"{label}{i}", label, ({"role": "user", "content": f"{label} {i}"},), "", split=s
+            )
             for i, s in enumerate(splits)
         ]
         for label in (Label.SAFE, Label.UNSAFE)
@@ -128,9 +130,10 @@ def test_records_of_every_split_are_collected() -> None:
     process_mixed_batches(engine, None, safe, unsafe, {}, batch_size=4)
     asked = sorted(text for call in engine.calls for text in call)
     assert asked == sorted(p.messages[-1]["content"] for p in [*safe, *unsafe])
-    test_split = [p for p in safe if p.split is Split.TEST], [
-        p for p in unsafe if p.split is Split.TEST
-    ]
+    test_split = (
+        [p for p in safe if p.split is Split.TEST],
+        [p for p in unsafe if p.split is Split.TEST],
+    )
     assert len(process_mixed_batches(EngineByHand(), None, *test_split, {}, batch_size=2)) == 1
 
 

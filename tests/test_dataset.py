@@ -172,7 +172,7 @@ def boom(prompt: Prompt) -> str:
 
 
 def test_a_callable_that_fails_is_refused_in_one_line() -> None:
-    with pytest.raises(ConfigError, match="failed with KeyError: .*theft.*must return a text"):
+    with pytest.raises(ConfigError, match=r"failed with KeyError: .*theft.*must return a text"):
         resolve_target(boom)(PROMPT, 0)
     with pytest.raises(ConfigError, match=r"'os:getcwd' failed with TypeError") as caught:
         resolve_target("os:getcwd")(PROMPT, 0)

@@ -205,7 +205,9 @@ def test_a_checkpoint_without_tokenizer_is_refused_in_a_whole_sentence(checkpoin
         file.unlink()
     message = refusal(checkpoint)
     assert "one of: (1)" in message and ":;" not in message
-    assert message.endswith("see that the checkpoint has its tokenizer.json and tokenizer_config.json")
+    assert message.endswith(
+        "see that the checkpoint has its tokenizer.json and tokenizer_config.json"
+    )
 
 
 def test_an_empty_directory_is_no_model(tmp_path: Path) -> None:

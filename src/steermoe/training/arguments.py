@@ -14,7 +14,6 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 from steermoe.config import TrainSection
 from steermoe.errors import ConfigError, TrainingError
 
-
 STEPPED_BY_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
 """Schedules that wait for figures of an evaluation, which training here does not make."""
 
@@ -79,7 +78,9 @@ def _check_names(settings: TrainSection) -> None:
     known = [str(schedule.value) for schedule in SchedulerType]
     schedules = [name for name in known if name not in STEPPED_BY_EVALUATIONS]
     if settings.lr_scheduler not in schedules:
-        why = "needs evaluations while training" if settings.lr_scheduler in known else "is not known"
+        why = (
+            "needs evaluations while training" if settings.lr_scheduler in known else "is not known"
+        )
         raise ConfigError(
             f"train.lr_scheduler = {settings.lr_scheduler!r} {why}: use one of {', '.join(schedules)}"
         )
