@@ -189,7 +189,22 @@ def lose_tensor(folder: Path) -> None:
         (cut("tokenizer.json", 0.5), "tokenizer"),
         (cut("tokenizer_config.json", 0.5), "tokenizer"),
     ],
-    ids=str,
+    ids=[
+        "no_config",
+        "half_a_config",
+        "empty_config",
+        "unknown_type",
+        "no_weights",
+        "empty_weights",
+        "a_thousandth_of_the_weights",
+        "most_of_the_weights",
+        "a_tensor_lost",
+        "other_number_of_experts",
+        "a_layer_more",
+        "no_tokenizer",
+        "half_a_tokenizer",
+        "half_a_tokenizer_config",
+    ],
 )
 def test_a_damaged_checkpoint_is_refused_in_one_line(
     checkpoint: Path, damage: Callable[[Path], None], word: str

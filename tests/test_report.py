@@ -507,8 +507,15 @@ def test_a_missing_value_in_one_row_is_a_dash(tmp_path: Path) -> None:
 
 def test_the_union_of_the_batches_is_marked_where_that_is_trained(tmp_path: Path) -> None:
     run, config = make_run(tmp_path / "run", settings={"train": {"experts": "union"}})
-    rows = page_of(run, config).table("The 8 experts")  # its union holds the first expert alone
+    page = page_of(run, config)
+    rows = page.table("The 8 experts")  # its union holds the first expert alone
     assert [row[1] for row in rows[1:4]] == ["selected", "\N{EN DASH}", "\N{EN DASH}"]
+    assert (
+        "The 1 outlined of 8 are those to train, the union of what each mixed batch selects "
+        "(threshold 0, at most 3 a batch)."
+    ) in page.text
+    assert "the union of what each mixed batch selects. Everything else" in page.text
+    assert "rule threshold" not in page.text
 
 
 # ---- what must not be in the file -----------------------------------------------------------------
@@ -607,6 +614,29 @@ def test_nothing_selected_says_so_and_names_the_largest_difference(tmp_path: Pat
     assert list(page.figures) == ["risk-map"]
     assert "After" not in page.table("Harmful requests and verdicts")[0]
     assert SECRET not in page.source
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_union", "advice"),
+    [
+        ("threshold", False, "lower identify.threshold, or use more prompts"),
+        ("fdr", False, "raise identify.max_q_value, or use more prompts"),
+        ("stability", False, "lower identify.min_stability, or use more prompts"),
+        (
+            "combined",
+            False,
+            "raise identify.max_q_value and lower identify.min_stability, or use more prompts",
+        ),
+        ("my_rules:mine", False, "choose another identify.rule, or use more prompts"),
+        ("fdr", True, "lower identify.threshold, or use more prompts"),  # each batch goes by it
+    ],
+)
+def test_nothing_selected_advises_what_the_rule_goes_by(
+    rule: str, is_union: bool, advice: str
+) -> None:
+    largest = ("L00_E00", 0.1)
+    subject = Subject("m", "experts", rule, 0, 8, largest, None, False, 4, "test", is_union)
+    assert headline(subject, None)[1].endswith(f"{advice}.")
 
 
 def test_a_model_that_was_not_evaluated_for_want_of_test_prompts(tmp_path: Path) -> None:

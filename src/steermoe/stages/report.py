@@ -126,6 +126,7 @@ def _opening(material: Material) -> dict[str, Any]:
         is_trained=material.is_trained,
         num_held_out=held_out,
         split=material.split,
+        is_union=config.train.experts == "union",
     )
     evaluation = material.evaluation
     return {
@@ -167,6 +168,7 @@ def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, Any]:
         return {"experts": [], "uncertainty": [], "num_selected": 0, "num_experts": 0} | {
             "num_in_figure": 0,
             "selection": {},
+            "is_union": False,
             "estimator": "",
         }
     uncertainty = [
@@ -202,6 +204,7 @@ def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, Any]:
         "num_experts": len(material.risk),
         "num_in_figure": min(len(selected), MAX_EXPERTS_SHOWN),
         "selection": dict((material.selection or {}).get("rule", {})),
+        "is_union": material.config.train.experts == "union",
     }
 
 

@@ -50,6 +50,14 @@ METRICS = {
 RULES_BY_RISK = ("threshold", "fdr", "stability", "combined")
 """Selection rules that take the largest risk differences."""
 
+RULE_ADVICE = {
+    "threshold": "lower identify.threshold",
+    "fdr": "raise identify.max_q_value",
+    "stability": "lower identify.min_stability",
+    "combined": "raise identify.max_q_value and lower identify.min_stability",
+}
+"""What lets a selection rule take more experts."""
+
 TILES = ("refusal_rate", "over_refusal_rate", "over_refusal_rate_look_alike")
 """The rates that are shown large."""
 
@@ -69,6 +77,7 @@ class Subject:
         is_trained: Whether there is a hardened model.
         num_held_out: Prompts of the split that is evaluated.
         split: That split.
+        is_union: Whether the experts are the union of what each mixed batch selects, which `rule` has no part in.
     """
 
     model: str
@@ -81,6 +90,7 @@ class Subject:
     is_trained: bool
     num_held_out: int
     split: str
+    is_union: bool = False
 
 
 # ---- headline -----------------------------------------------------------------------------------------
@@ -133,12 +143,19 @@ def _untrained(subject: Subject) -> list[str]:
         threshold = "" if subject.threshold is None else f" (threshold {subject.threshold:g})"
         return [
             f"No expert of {subject.model} was selected{threshold}, so nothing was trained and the model is as it was.",
-            f"{largest}; lower identify.threshold, or use more prompts.",
+            f"{largest}; {_advice(subject)}, or use more prompts.",
         ]
     return [
         f"{_experts(subject)} of {subject.model} were selected, but nothing is trained yet: run steermoe train.",
         f"{largest}.",
     ]
+
+
+def _advice(subject: Subject) -> str:
+    """What would have more experts selected."""
+    if subject.is_union:  # each batch goes by the threshold
+        return RULE_ADVICE["threshold"]
+    return RULE_ADVICE.get(subject.rule, "choose another identify.rule")
 
 
 def _experts(subject: Subject) -> str:
@@ -152,7 +169,9 @@ def _what_was_done(subject: Subject) -> str:
         trained = "the routers" if subject.parameters == "routers" else "all parameters"
         return f"As a baseline to compare with, {trained} of {subject.model} were trained to refuse harmful requests."
     chosen = (
-        "those that fire more often on unsafe prompts than on safe ones"
+        "the union of what each mixed batch selects"
+        if subject.is_union
+        else "those that fire more often on unsafe prompts than on safe ones"
         if subject.rule in RULES_BY_RISK
         else f"those that the rule {subject.rule} selected"
     )
