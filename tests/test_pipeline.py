@@ -653,6 +653,20 @@ def test_a_finished_run_is_left_as_it_is(
     assert before == {name: (run / name).stat().st_mtime_ns for name in files_of(run) - {RUN_JSON}}
 
 
+def test_a_warm_up_that_training_refuses_leaves_a_finished_run_as_it_was(
+    finished: Path, checkpoint: Path, small_prompts: Path, tmp_path: Path
+) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    # Once for the path of the copy in run.json.
+    run_pipeline(tiny_config(checkpoint, run, small_prompts))
+    before = contents_of(run)
+    other = {"warmup_steps": 100, "target_response": "Never."}
+    for only in ("train", None):
+        with pytest.raises(TrainingError, match="warm-up of 100 steps"):
+            run_pipeline(tiny_config(checkpoint, run, small_prompts, train=other), only=only)
+        assert contents_of(run) == before
+
+
 def test_changed_training_keeps_the_replies_and_changes_the_model(
     finished: Path, checkpoint: Path, small_prompts: Path, tmp_path: Path
 ) -> None:
