@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,26 @@ from safetensors.torch import load_file, save_file
 from conftest import TinyCheckpoint
 from steermoe import pipeline
 from steermoe.config import Config, validate
-from steermoe.errors import ModelError, PromptError, RunDirectoryError, SteerMoEError
+from steermoe.errors import (
+    ConfigError,
+    ModelError,
+    PromptError,
+    RunDirectoryError,
+    SelectionError,
+    SteerMoEError,
+    TrainingError,
+)
 from steermoe.pipeline import STAGE_NAMES, Stage, run_pipeline
 from steermoe.run import load_run
-from steermoe.rundir import RISK, RUN_JSON, SHARDS, RunDirectory
+from steermoe.rundir import (
+    CHECKPOINTS,
+    RISK,
+    RISK_HELD_OUT,
+    RUN_JSON,
+    SHARDS,
+    WRITTEN_BY,
+    RunDirectory,
+)
 from tiny import (
     Listener,
     contents,
@@ -35,25 +52,27 @@ ALL = list(STAGE_NAMES)
 
 
 class Fakes:
-    """Stages that leave the files of the real ones, empty, and can be told to fail."""
+    """Stages that leave the files of the real ones, can be told to fail, or to refuse before they write."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.failing: dict[str, BaseException] = {}
+        self.refused: list[str] = []
 
     def stage(self, real: Stage) -> Stage:
         def function(run: RunDirectory, config: Config, reporter: Any) -> dict[str, Any]:
             self.ran.append(real.name)
+            if real.name in self.refused:
+                raise TrainingError("no")
             if real.name == "collect":
-                run.file(SHARDS).mkdir(exist_ok=True)
+                run.write_json(run.shard_name(0), {})
             if real.name in self.failing:
                 raise self.failing[real.name]
-            for name in run.lacks(real.name):
-                run.file(name).touch()
-            run.remove(SHARDS)
+            for name in run.lacks(real.name, WRITTEN_BY):
+                run.write_json(name, {"ran": len(self.ran)})
             return {"ran": len(self.ran)}
 
-        return Stage(real.name, function, real.settings)
+        return replace(real, function=function, check=lambda config: None)
 
     def take(self) -> list[str]:
         """What ran since it was asked last."""
@@ -223,7 +242,7 @@ def test_what_an_interrupted_stage_left_is_kept_for_the_same_settings_alone(
     fakes.failing = {"collect": KeyboardInterrupt()}
     with pytest.raises(KeyboardInterrupt):
         run_pipeline(config())
-    shard = config().run_dir / SHARDS / "shard"
+    shard = config().run_dir / RunDirectory("").shard_name(7)
     shard.touch()
     with pytest.raises(KeyboardInterrupt):
         run_pipeline(config())
@@ -250,16 +269,277 @@ def test_a_stage_can_run_alone_and_builds_on_what_is_there(
     assert fakes.take() == ["train"]
 
 
-def test_a_table_that_was_deleted_is_made_again(
-    fakes: Fakes, config: Callable[..., Config]
+@pytest.mark.parametrize("name", sorted(WRITTEN_BY.keys() - {"ablation.json", "ablation.parquet"}))
+def test_a_result_that_was_deleted_is_made_again_with_all_that_is_built_on_it(
+    fakes: Fakes, config: Callable[..., Config], name: str
 ) -> None:
     run_pipeline(config())
     fakes.take()
-    (config().run_dir / RISK).unlink()
+    (config().run_dir / name).unlink()
     listener = Listener()
     run_pipeline(config(), reporter=listener)
-    assert fakes.take() == ["identify"]
-    assert f"identify: {RISK} is gone" in listener.text
+    assert fakes.take() == ALL[ALL.index(WRITTEN_BY[name]) :]
+    assert f"{WRITTEN_BY[name]}: {name} is gone" in listener.text
+    assert (config().run_dir / name).exists()
+    run_pipeline(config())
+    assert fakes.take() == []
+
+
+def test_what_is_built_on_a_deleted_result_is_done_again_after_an_interruption_too(
+    fakes: Fakes, config: Callable[..., Config]
+) -> None:
+    run_pipeline(config())
+    (config().run_dir / RISK).unlink()
+    fakes.failing = {"train": KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(config())
+    fakes.failing = {}
+    fakes.take()
+    run_pipeline(config())
+    assert fakes.take() == ALL[2:]
+
+
+def test_a_stage_that_had_nothing_to_write_is_not_done_again_for_that(
+    fakes: Fakes, config: Callable[..., Config]
+) -> None:
+    run_pipeline(config())
+    state = json.loads((config().run_dir / RUN_JSON).read_text())
+    state["stages"]["identify"]["files"].remove(RISK_HELD_OUT)
+    (config().run_dir / RUN_JSON).write_text(json.dumps(state))
+    (config().run_dir / RISK_HELD_OUT).unlink()
+    fakes.take()
+    run_pipeline(config())
+    assert fakes.take() == []
+
+
+# ---- what is refused leaves the run as it was ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("only", [None, "train"])
+def test_a_setting_that_is_refused_is_not_kept(
+    fakes: Fakes, config: Callable[..., Config], only: str | None
+) -> None:
+    run_pipeline(config())
+    before = (config().run_dir / RUN_JSON).read_bytes()
+    fakes.refused = ["train"]
+    with pytest.raises(TrainingError):
+        run_pipeline(config(train={"warmup_steps": 100}, report={"top_experts": 3}), only=only)
+    assert (config().run_dir / RUN_JSON).read_bytes() == before
+    fakes.refused = []
+    fakes.take()
+    run_pipeline(config())
+    assert fakes.take() == []
+
+
+def test_settings_of_the_stages_before_the_refused_one_are_kept(
+    fakes: Fakes, config: Callable[..., Config]
+) -> None:
+    run_pipeline(config())
+    fakes.refused = ["train"]
+    with pytest.raises(TrainingError):
+        run_pipeline(config(identify={"top_k": 3}, train={"warmup_steps": 100}))
+    stored = load_run(config().run_dir).state
+    assert stored["config"]["identify"]["top_k"] == 3
+    assert stored["config"]["train"]["warmup_steps"] is None
+    assert stored["stages"]["train"]["status"] == "done"
+    fakes.refused, fakes.ran = [], []
+    run_pipeline(config(identify={"top_k": 3}))
+    assert fakes.take() == ALL[2:]
+
+
+def test_a_stage_that_wrote_before_it_failed_is_not_called_done(
+    fakes: Fakes, config: Callable[..., Config]
+) -> None:
+    run_pipeline(config())
+
+    def fail(run: RunDirectory, config: Config, reporter: Any) -> dict[str, Any]:
+        run.write_json(RISK, {})
+        raise PromptError("no")
+
+    stages = pipeline.STAGES
+    pipeline.STAGES = tuple(
+        replace(stage, function=fail) if stage.name == "identify" else stage for stage in stages
+    )
+    try:
+        with pytest.raises(PromptError):
+            run_pipeline(config(), only="identify", force=True)
+    finally:
+        pipeline.STAGES = stages
+    assert load_run(config().run_dir).state["stages"]["identify"]["status"] == "running"
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"collect": {"judge": "oracle"}}, ConfigError),
+        ({"prompts": {"sources": ["missing.csv"]}}, PromptError),
+        ({"identify": {"rule": "nope"}}, SelectionError),
+        ({"train": {"target_response": "no.such.module:function"}}, ConfigError),
+        ({"train": {"lr_scheduler": "nope"}}, ConfigError),
+    ],
+    ids=str,
+)
+def test_what_names_nothing_is_refused_before_anything_is_collected(
+    checkpoint: Path,
+    small_prompts: Path,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    error: type[SteerMoEError],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(run: RunDirectory, config: Config, reporter: Any) -> dict[str, Any]:
+        raise AssertionError("collected")
+
+    first, *others = pipeline.STAGES
+    monkeypatch.setattr(pipeline, "STAGES", (replace(first, function=never), *others))
+    with pytest.raises(error):
+        run_pipeline(tiny_config(checkpoint, tmp_path / "run", small_prompts, **settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_file_that_is_not_there_does_not_cost_the_replies_of_an_interrupted_run(
+    checkpoint: Path, small_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(run: RunDirectory, config: Config, reporter: Any) -> dict[str, Any]:
+        run.write_json(run.shard_name(0), {})
+        raise KeyboardInterrupt
+
+    first, *others = pipeline.STAGES
+    monkeypatch.setattr(pipeline, "STAGES", (replace(first, function=stop), *others))
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(tiny_config(checkpoint, run, small_prompts))
+    before = contents_of(run)
+    with pytest.raises(PromptError):
+        run_pipeline(tiny_config(checkpoint, run, tmp_path / "missing.csv"))
+    assert contents_of(run) == before and SHARDS in "".join(before)
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder but the lock."""
+    return {name: (folder / name).read_bytes() for name in files_of(folder)}
+
+
+# ---- files of the user's own ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*WRITTEN_BY, SHARDS, CHECKPOINTS])
+def test_a_directory_with_files_but_no_run_is_refused_and_keeps_them(
+    fakes: Fakes, config: Callable[..., Config], name: str
+) -> None:
+    folder = config().run_dir
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("mine")
+    with pytest.raises(RunDirectoryError, match=f"{name}.*no run.*--run") as caught:
+        run_pipeline(config())
+    assert "\n" not in str(caught.value)
+    # A model that is not there is refused too, and must not take the file with it.
+    with pytest.raises(SteerMoEError):
+        run_pipeline(config(model={"id": "./missing"}), force=True)
+    assert contents_of(folder) == {name: b"mine"}
+    assert fakes.take() == []
+
+
+def test_a_base_model_where_the_hardened_one_would_go_is_refused(
+    fakes: Fakes, config: Callable[..., Config], tmp_path: Path
+) -> None:
+    first = config(run=str(tmp_path))
+    before = contents_of(tmp_path)
+    with pytest.raises(RunDirectoryError, match=r"holds model but no run"):
+        run_pipeline(first)
+    assert contents_of(tmp_path) == before
+    # A run that died before it had anything to keep is no leave to overwrite it either.
+    RunDirectory(tmp_path).write_run({"model": {"id": first.model.id}, "stages": {}})
+    with pytest.raises(RunDirectoryError, match="keeps its hardened model"):
+        run_pipeline(first)
+    assert contents_of(tmp_path).keys() == before.keys() | {RUN_JSON}
+
+
+def test_an_empty_directory_of_the_users_is_kept_when_a_run_is_refused(
+    fakes: Fakes, config: Callable[..., Config]
+) -> None:
+    config().run_dir.mkdir()
+    with pytest.raises(ModelError):
+        run_pipeline(config(model={"id": "./missing"}))
+    assert list(config().run_dir.iterdir()) == []
+
+
+def test_shards_without_a_run_are_never_taken_for_those_of_another(
+    fakes: Fakes, config: Callable[..., Config]
+) -> None:
+    fakes.failing = {"collect": KeyboardInterrupt()}
+    with pytest.raises(KeyboardInterrupt):
+        run_pipeline(config())
+    (config().run_dir / RUN_JSON).unlink()
+    before = contents_of(config().run_dir)
+    with pytest.raises(
+        RunDirectoryError, match=r"holds shards but no run \(run\.json is missing\)"
+    ):
+        run_pipeline(config(collect={"max_new_tokens": 3}))
+    assert contents_of(config().run_dir) == before
+
+
+def test_a_stage_that_starts_over_keeps_what_another_goes_on_from(
+    fakes: Fakes, config: Callable[..., Config]
+) -> None:
+    run_pipeline(config())
+    directory = RunDirectory(config().run_dir)
+    directory.write_json(directory.shard_name(3, "hardened"), {})
+    directory.write_json(directory.shard_name(3), {})
+    run_pipeline(config(), only="report", force=True)
+    assert directory.holds_unfinished("evaluate") and directory.holds_unfinished("collect")
+    run_pipeline(config(), only="evaluate", force=True)
+    assert not directory.holds_unfinished("evaluate") and directory.holds_unfinished("collect")
+    run_pipeline(config(), only="collect")
+    assert not directory.file(SHARDS).exists(), "a finished stage has nothing to go on from"
+
+
+# ---- stages that build on what is there ----------------------------------------------------------------
+
+
+def test_a_stage_alone_needs_neither_the_prompt_file_nor_a_model_that_it_does_not_read(
+    fakes: Fakes, config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    relative = {"model": {"id": "./model"}, "prompts": {"sources": ["prompts.csv"]}}
+    run_pipeline(config(**relative))
+    fakes.take()
+    (tmp_path / "prompts.csv").rename(tmp_path / "renamed.csv")
+    run_pipeline(config(**relative, train={"epochs": 9}), only="train")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for name in ("identify", "report"):
+        run_pipeline(config(**relative), only=name, force=True)
+    assert fakes.take() == ["train", "identify", "report"]
+    with pytest.raises(ModelError, match="does not exist"):
+        run_pipeline(config(**relative), only="evaluate", force=True)
+    assert "hash" in load_run(config().run_dir).state["model"]
+
+
+@pytest.mark.parametrize("only", ["identify", "evaluate"])
+def test_a_stage_alone_refuses_settings_that_the_replies_were_not_made_with(
+    fakes: Fakes, config: Callable[..., Config], only: str
+) -> None:
+    run_pipeline(config())
+    before = (config().run_dir / RUN_JSON).read_bytes()
+    for settings in ({"collect": {"max_new_tokens": 3}}, {"prompts": {"sources": ["b.csv"]}}):
+        with pytest.raises(RunDirectoryError, match="other prompts"):
+            run_pipeline(config(**settings), only=only)
+    assert (config().run_dir / RUN_JSON).read_bytes() == before
+
+
+def test_the_starter_prompts_are_known_by_their_content(
+    fakes: Fakes, config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builtin = config(prompts={"sources": ["builtin:starter"]})
+    run_pipeline(builtin)
+    monkeypatch.setattr(pipeline, "version", lambda name: "99")
+    fakes.take()
+    run_pipeline(builtin)
+    assert fakes.take() == []
+    monkeypatch.setattr(pipeline, "builtin_bytes", lambda source: b"other")
+    with pytest.raises(RunDirectoryError, match="other prompts"):
+        run_pipeline(builtin)
 
 
 def test_refused_input_leaves_nothing_behind(
@@ -272,7 +552,7 @@ def test_refused_input_leaves_nothing_behind(
         raise PromptError("no")
 
     stages = pipeline.STAGES
-    pipeline.STAGES = (Stage("collect", fail_early, stages[0].settings), *stages[1:])
+    pipeline.STAGES = (replace(stages[0], function=fail_early), *stages[1:])
     try:
         with pytest.raises(PromptError):
             run_pipeline(config())
@@ -371,6 +651,20 @@ def test_a_finished_run_is_left_as_it_is(
     before = {name: (run / name).stat().st_mtime_ns for name in files_of(run) - {RUN_JSON}}
     run_pipeline(tiny_config(checkpoint, run, small_prompts))
     assert before == {name: (run / name).stat().st_mtime_ns for name in files_of(run) - {RUN_JSON}}
+
+
+def test_a_warm_up_that_training_refuses_leaves_a_finished_run_as_it_was(
+    finished: Path, checkpoint: Path, small_prompts: Path, tmp_path: Path
+) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    # Once for the path of the copy in run.json.
+    run_pipeline(tiny_config(checkpoint, run, small_prompts))
+    before = contents_of(run)
+    other = {"warmup_steps": 100, "target_response": "Never."}
+    for only in ("train", None):
+        with pytest.raises(TrainingError, match="warm-up of 100 steps"):
+            run_pipeline(tiny_config(checkpoint, run, small_prompts, train=other), only=only)
+        assert contents_of(run) == before
 
 
 def test_changed_training_keeps_the_replies_and_changes_the_model(

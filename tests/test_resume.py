@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tiny import COMPARED, contents, files_of, finished_run, tiny_config, write_prompts
+from tiny import COMPARED, contents, copy_of, files_of, finished_run, tiny_config, write_prompts
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
@@ -151,6 +151,42 @@ def test_a_sampled_run_with_other_settings_does_too(
     paths = checkpoint, tmp_path / "killed", small_prompts
     assert kill_and_go_on(processes, paths, [total // 4] * 3, settings) >= 2
     assert_same(paths[1], contents(through[1]))
+
+
+@pytest.mark.parametrize(
+    ("stage", "last_step"), [("collect", "_figures"), ("evaluate", "_kl_per_token")]
+)
+def test_a_stage_that_stops_after_its_last_reply_generates_none_again(
+    checkpoint: Path,
+    small_prompts: Path,
+    expected: Mapping[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    last_step: str,
+) -> None:
+    from steermoe.engines.transformers import TransformersEngine
+    from steermoe.pipeline import run_pipeline
+
+    config = tiny_config(checkpoint, tmp_path / "run", small_prompts)
+    if stage == "evaluate":
+        copy_of(finished_run(checkpoint, small_prompts), tmp_path / "run")
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def generate(*_: Any) -> None:
+        raise AssertionError("a reply is generated again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(f"steermoe.stages.{stage}.{last_step}", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(config, only=stage, force=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(TransformersEngine, "generate", generate)
+        run_pipeline(config, only=stage)
+    run_pipeline(config)
+    assert_same(tmp_path / "run", expected)
 
 
 def test_a_second_process_is_refused_while_the_first_runs_and_not_after_it_was_killed(

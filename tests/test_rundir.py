@@ -276,6 +276,9 @@ def test_damaged_json_is_refused_by_name(plain: RunDirectory, name: str, content
     with pytest.raises(RunDirectoryError, match="is damaged") as caught:
         read()
     assert name in str(caught.value) and "\n" not in str(caught.value)
+    # Nothing makes run.json again.
+    advice = "choose another with --run" if name == RUN_JSON else "delete it"
+    assert advice in str(caught.value)
 
 
 def test_a_missing_file_names_the_stage_that_writes_it(plain: RunDirectory) -> None:
@@ -347,7 +350,8 @@ def collected(directory: RunDirectory) -> list[Output]:
 
 def test_responses_and_counts_are_those_of_the_outputs(directory: RunDirectory) -> None:
     outputs = collected(directory)
-    assert files_of(directory) == {RESPONSES, TOKENS, ROUTING}
+    shards = {directory.shard_name(index) for index in range(3)}
+    assert files_of(directory) == {RESPONSES, TOKENS, ROUTING} | shards
     responses = directory.read_responses()
     assert list(responses.columns) == [
         "prompt_id",

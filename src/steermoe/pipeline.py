@@ -2,7 +2,8 @@
 
 Every stage has a fingerprint: a hash of the settings it reads, of its inputs, and of the fingerprint of the stage
 before it. A finished stage whose fingerprint still holds is not done again; one that was interrupted goes on; one
-whose settings changed starts over, and says so.
+whose settings changed, or whose files are gone, starts over, and says so. One that is refused before it wrote anything
+leaves `run.json` as it was.
 """
 
 from __future__ import annotations
@@ -15,24 +16,31 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from steermoe.config import BUILTIN_PROMPTS, Config
+from steermoe.analysis.selection import resolve_rule
+from steermoe.config import BUILTIN_PROMPTS, Config, validate
 from steermoe.errors import RunDirectoryError, SteerMoEError
+from steermoe.judges import judge_named
 from steermoe.loading import describe_model, model_source
 from steermoe.moe.stored import hash_checkpoint
+from steermoe.prompts.formats import builtin_bytes
 from steermoe.reporter import Reporter, silent
 from steermoe.run import Run
-from steermoe.rundir import CHECKPOINTS, SHARDS, RunDirectory
+from steermoe.rundir import MODEL, RunDirectory
 from steermoe.stages.ablate import ablate, built_on
-from steermoe.stages.collect import collect
+from steermoe.stages.collect import collect, plan_groups, prepare_prompts
 from steermoe.stages.evaluate import evaluate
 from steermoe.stages.identify import identify
 from steermoe.stages.report import report
 from steermoe.stages.train import train
+from steermoe.training.arguments import check_names
+from steermoe.training.dataset import resolve_target
+
+COLLECT = "collect"
 
 StageFunction = Callable[[RunDirectory, Config, Reporter], dict[str, Any]]
 
@@ -48,6 +56,20 @@ PACKAGES = (
 )
 
 
+def _nothing_to_check(config: Config) -> None:
+    """Of a stage whose settings name nothing."""
+
+
+def _check_collect(config: Config) -> None:
+    judge_named(config.collect.judge)
+    plan_groups(prepare_prompts(config, silent()), config)
+
+
+def _check_train(config: Config) -> None:
+    resolve_target(config.train.target_response)
+    check_names(config.train)
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One step of the pipeline.
@@ -56,19 +78,34 @@ class Stage:
         name: Its name on the command line.
         function: Run directory in, run directory out; returns figures for `run.json`.
         settings: The top-level settings it reads.
+        check: Refuses what can be told to be wrong before any stage is run: names, prompt files.
+        needs_model: Whether it reads the model, and so whether the model has to be there.
     """
 
     name: str
     function: StageFunction
     settings: tuple[str, ...]
+    check: Callable[[Config], object] = _nothing_to_check
+    needs_model: bool = True
 
 
 STAGES = (
-    Stage("collect", collect, ("seed", "model", "prompts", "collect")),
-    Stage("identify", identify, ("seed", "identify")),
-    Stage("train", train, ("seed", "model", "train")),
+    Stage(
+        COLLECT,
+        collect,
+        ("seed", "model", "prompts", "collect"),
+        _check_collect,
+    ),
+    Stage(
+        "identify",
+        identify,
+        ("seed", "identify"),
+        lambda config: resolve_rule(config.identify.rule),
+        needs_model=False,
+    ),
+    Stage("train", train, ("seed", "model", "train"), _check_train),
     Stage("evaluate", evaluate, ("seed", "evaluate")),
-    Stage("report", report, ("report",)),
+    Stage("report", report, ("report",), needs_model=False),
 )
 
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
@@ -103,13 +140,16 @@ def run_pipeline(
         >>> run = run_pipeline(load_config())  # doctest: +SKIP
         >>> run.evaluation["hardened"]["refusal_rate"]["value"]  # doctest: +SKIP
     """
-    reporter = reporter if reporter is not None else silent()
     directory = RunDirectory(config.run_dir)
+    request = _Request(
+        directory, config, only, force, reporter if reporter is not None else silent()
+    )
     with directory.locked():
         is_new = not directory.exists
         try:
-            state = _open(directory, config, force, reporter)
-            _run_stages(directory, config, state, only, force, reporter)
+            directory.refuse_strangers()
+            _open(request)
+            _run_stages(request)
         except SteerMoEError:
             # Input that was refused must not leave a run behind that belongs to it.
             if is_new and not directory.holds_work:
@@ -118,40 +158,94 @@ def run_pipeline(
     return Run(directory)
 
 
-def _run_stages(
-    directory: RunDirectory,
-    config: Config,
-    state: dict[str, Any],
-    only: str | None,
-    force: bool,
-    reporter: Reporter,
-) -> None:
+@dataclass(slots=True)
+class _Request:
+    """What was asked for, and the run as it is while that is done.
+
+    Attributes:
+        directory: The run directory.
+        config: All settings, as they were asked for.
+        only: The one stage to run; None for all.
+        force: Whether finished stages are done again.
+        reporter: Where to print.
+        stored_config: The settings in `run.json` before; None for a new run.
+        state: What goes into `run.json`.
+    """
+
+    directory: RunDirectory
+    config: Config
+    only: str | None
+    force: bool
+    reporter: Reporter
+    stored_config: dict[str, Any] | None = None
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> dict[str, Any]:
+        """Status, fingerprint and figures of each stage that was begun."""
+        found: dict[str, Any] = self.state["stages"]
+        return found
+
+    def is_finished(self, stage: Stage, fingerprint: str) -> bool:
+        """Whether a stage is done with these settings, and its files are there."""
+        entry = self.stages.get(stage.name, {})
+        return (
+            not self.force
+            and entry.get("status") == "done"
+            and entry["fingerprint"] == fingerprint
+            and not self.lacks(stage)
+        )
+
+    def lacks(self, stage: Stage) -> list[str]:
+        """Files that a stage left when it was done and that are gone."""
+        entry = self.stages.get(stage.name, {})
+        if entry.get("status") != "done":
+            return []
+        return self.directory.lacks(stage.name, entry.get("files", ()))
+
+
+def _run_stages(request: _Request) -> None:
+    chosen = _chosen(request)
+    is_due = False
+    for stage, fingerprint in chosen:
+        is_due = is_due or not request.is_finished(stage, fingerprint)
+        if is_due:
+            stage.check(request.config)
+    for stage, fingerprint in chosen:
+        _run_stage(request, stage, fingerprint)
+
+
+def _chosen(request: _Request) -> list[tuple[Stage, str]]:
+    """The stages that were asked for, each with its fingerprint."""
+    config, only = request.config, request.only
+    chosen = []
     upstream = ""
     for stage in STAGES:
         fingerprint = _fingerprint(stage, config, upstream)
         if only in (None, stage.name):
-            _run_stage(
-                directory, stage, config, state, fingerprint, force, only is not None, reporter
-            )
+            chosen.append((stage, fingerprint))
         # A stage run alone builds on what is there, whatever it was made with.
-        stored = state["stages"].get(stage.name, {}).get("fingerprint", fingerprint)
+        stored = request.stages.get(stage.name, {}).get("fingerprint", fingerprint)
         if only == ABLATE.name and stage.name == "train" and stored != fingerprint:
-            reporter.note(
+            request.reporter.note(
                 "the hardened model was trained on another selection or with other settings than the run has now; "
                 "steermoe train makes it again"
             )
-        upstream = stored
+        upstream = fingerprint if only is None else stored
     if only == ABLATE.name:
-        upstream = json.dumps(built_on(state["stages"]))
-        fingerprint = _fingerprint(ABLATE, config, upstream)
-        _run_stage(directory, ABLATE, config, state, fingerprint, force, True, reporter)
+        upstream = json.dumps(built_on(request.stages))
+        chosen.append((ABLATE, _fingerprint(ABLATE, config, upstream)))
+    return chosen
 
 
-def _open(
-    directory: RunDirectory, config: Config, force: bool, reporter: Reporter
-) -> dict[str, Any]:
-    """`run.json` of this run, made if there is none, with the config as it is now."""
-    model = {"id": config.model.id, "revision": config.model.revision}
+def _open(request: _Request) -> None:
+    """Read `run.json` into the request, or begin it, with the config as it is now.
+
+    Raises:
+        SteerMoEError: The run belongs to another model, or its replies to other settings; or the model cannot be used.
+    """
+    directory, config = request.directory, request.config
+    model: dict[str, Any] = {"id": config.model.id, "revision": config.model.revision}
     stored = directory.read_run() if directory.exists else None
     if stored is not None and not directory.holds_work:
         stored = None  # it died before it had anything to keep
@@ -163,81 +257,145 @@ def _open(
                 f"{' @ ' + before['revision'] if before['revision'] else ''}, not {model['id']}; "
                 "choose another with --run"
             )
-    source = model_source(config.model, reporter.line)
-    if stored is None:
-        describe_model(
-            config.model, source
-        )  # what cannot be used is refused before its weights are read
-    # Content hash of a local model; a hub model is known by its revision.
-    model["hash"] = hash_checkpoint(source) if Path(source).is_dir() else ""
+    needs_model = {stage.name: stage.needs_model for stage in STAGES}.get(request.only or "", True)
+    if stored is None or needs_model:
+        model["hash"] = _model_hash(request, is_new=stored is None)
+    else:
+        model = stored["model"]
     if stored is not None and stored["model"].get("hash") != model["hash"]:
         raise RunDirectoryError(
             f"run directory {directory.path} was made with other weights of {model['id']}; choose another with --run"
         )
-    stages = stored["stages"] if stored is not None else {}
-    collected = stages.get("collect", {})
-    changed = collected and collected["fingerprint"] != _fingerprint(STAGES[0], config, "")
-    if changed and collected["status"] == "done" and not force:
-        raise RunDirectoryError(
-            f"run directory {directory.path} holds replies to other prompts, or generated with other settings; "
-            "choose another with --run, or replace it with --force"
-        )
-    return {
+    if stored is not None:
+        _refuse_other_replies(request, stored)
+        request.stored_config = stored["config"]
+    request.state = {
         "config": config.model_dump(mode="json"),
         "seed": config.seed,
         "packages": _package_versions(),
         "model": model,
-        "stages": stages,
+        "stages": stored["stages"] if stored is not None else {},
     }
 
 
-def _run_stage(
-    directory: RunDirectory,
-    stage: Stage,
-    config: Config,
-    state: dict[str, Any],
-    fingerprint: str,
-    force: bool,
-    alone: bool,
-    reporter: Reporter,
-) -> None:
-    before = state["stages"].get(stage.name, {})
-    same = before.get("fingerprint") == fingerprint
-    is_done = before.get("status") == "done"
-    lacking = directory.lacks(stage.name) if is_done else []
-    if same and is_done and not force and not lacking:
-        hint = "; --force does it again" if alone else ""
+def _model_hash(request: _Request, is_new: bool) -> str:
+    """Content hash of a local model; a hub model is known by its revision and has none.
+
+    Raises:
+        ModelError: The model is not there, or, for a new run, cannot be used.
+        RunDirectoryError: It lies where the hardened model would be written.
+    """
+    settings = request.config.model
+    source = model_source(settings, request.reporter.line)
+    if Path(source).resolve() == request.directory.file(MODEL).resolve():
+        raise RunDirectoryError(
+            f"model {settings.id} lies where run directory {request.directory.path} keeps its hardened model, which "
+            "would replace it; choose another --run"
+        )
+    if is_new:
+        describe_model(
+            settings, source
+        )  # what cannot be used is refused before its weights are read
+    return hash_checkpoint(source) if Path(source).is_dir() else ""
+
+
+def _refuse_other_replies(request: _Request, stored: Mapping[str, Any]) -> None:
+    """Check that finished replies are not mixed with, or replaced by, those to other prompts or of other settings.
+
+    A stage that only builds on the replies needs the settings that they were made with, and no prompt file any more.
+
+    Raises:
+        RunDirectoryError: They would be.
+    """
+    collecting = STAGES[0]
+    collected = stored["stages"].get(collecting.name, {})
+    if request.force or collected.get("status") != "done":
+        return
+    if request.only in (None, collecting.name):
+        changed = collected["fingerprint"] != _fingerprint(collecting, request.config, "")
+    else:
+        before = validate(stored["config"])
+        changed = any(
+            getattr(before, name) != getattr(request.config, name) for name in collecting.settings
+        )
+    if changed:
+        raise RunDirectoryError(
+            f"run directory {request.directory.path} holds replies to other prompts, or generated with other "
+            "settings; choose another with --run, or replace it with --force"
+        )
+
+
+def _run_stage(request: _Request, stage: Stage, fingerprint: str) -> None:
+    directory, state, reporter = request.directory, request.state, request.reporter
+    if request.is_finished(stage, fingerprint):
+        hint = "; --force does it again" if request.only is not None else ""
         reporter.line(f"{stage.name}: done already{hint}")
         directory.write_run(state)
+        directory.remove_unfinished(stage.name)
         return
+    stages_before = dict(request.stages)
+    before = stages_before.get(stage.name, {})
+    same = before.get("fingerprint") == fingerprint
+    lacking = request.lacks(stage)
     if lacking:
         reporter.note(f"{stage.name}: {', '.join(lacking)} is gone, so it is done again")
-    if before and (not same or force):
-        if not same:
-            reporter.note(f"{stage.name}: settings or inputs changed, so it is done again")
+    if before and not same:
+        reporter.note(f"{stage.name}: settings or inputs changed, so it is done again")
+    if not same or before["status"] == "done" or request.force:
         # What an interrupted attempt left behind belongs to other settings.
-        directory.remove(SHARDS)
-        directory.remove(CHECKPOINTS)
+        directory.remove_unfinished(stage.name)
+        if request.only is None:
+            _forget_later(request, stage)
     state["stages"][stage.name] = {"status": "running", "fingerprint": fingerprint}
     directory.write_run(state)
+    num_changes = directory.num_changes
     peak = _PeakMemory()
     started = time.monotonic()
-    figures = stage.function(directory, config, reporter)
+    try:
+        figures = stage.function(directory, request.config, reporter)
+    except SteerMoEError:
+        if directory.num_changes == num_changes and not directory.holds_unfinished(stage.name):
+            _take_back(request, stage, stages_before)
+        raise
     _release_memory()
     state["stages"][stage.name] = {
         "status": "done",
         "fingerprint": fingerprint,
         "seconds": round(time.monotonic() - started, 2),
         "peak_memory_bytes": peak.read(),
+        "files": directory.left_by(stage.name),
         "figures": figures,
     }
     directory.write_run(state)
+    # Not before: a process that dies in between would have to make them again.
+    directory.remove_unfinished(stage.name)
+
+
+def _forget_later(request: _Request, stage: Stage) -> None:
+    """A stage that starts over is built on by those after it, also where its fingerprint is the same as before."""
+    later = STAGE_NAMES[STAGE_NAMES.index(stage.name) + 1 :]
+    fingerprints = {chosen.name: fingerprint for chosen, fingerprint in _chosen(request)}
+    for name in later:
+        if request.stages.get(name, {}).get("fingerprint") == fingerprints[name]:
+            del request.stages[name]
+
+
+def _take_back(request: _Request, stage: Stage, stages_before: dict[str, Any]) -> None:
+    """Write into `run.json` what it said before a stage that was refused: its status, and the settings not applied."""
+    request.state["stages"] = stages_before
+    if request.stored_config is not None:
+        earlier = STAGES[: STAGE_NAMES.index(stage.name)] if request.only is None else ()
+        asked = request.state["config"]
+        applied = {name: asked[name] for other in earlier for name in other.settings}
+        request.state["config"] = {**request.stored_config, **applied, "run": asked["run"]}
+        request.state["seed"] = request.state["config"]["seed"]
+    request.directory.write_run(request.state)
 
 
 def _fingerprint(stage: Stage, config: Config, upstream: str) -> str:
     values = config.model_dump(mode="json")
     inputs: dict[str, Any] = {name: values[name] for name in stage.settings}
-    if stage.name == "collect":
+    if stage.name == COLLECT:
         inputs["prompt_files"] = [_file_hash(source) for source in config.prompts.sources]
     if stage.name == "train":
         # How often it saves and whom it tells does not change what is trained.
@@ -252,7 +410,7 @@ def _fingerprint(stage: Stage, config: Config, upstream: str) -> str:
 
 def _file_hash(source: str) -> str:
     if source == BUILTIN_PROMPTS:
-        return version("steermoe")
+        return hashlib.sha256(builtin_bytes(source)).hexdigest()
     try:
         return hashlib.sha256(Path(source).read_bytes()).hexdigest()
     except OSError:

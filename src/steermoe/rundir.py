@@ -59,10 +59,19 @@ LOCK = ".lock"
 
 
 class RunDirectory:
-    """One run's files. Opening it creates nothing; `create` does."""
+    """One run's files. Opening it creates nothing; `create` does.
+
+    Attributes:
+        path: The directory.
+        num_changes: How many results were written or removed through this object; `run.json` and what an interrupted
+            stage goes on from are none.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.num_changes = 0
+        self._is_new = False
+        self._new_files: list[str] = []
 
     def file(self, name: str) -> Path:
         """Where a file of the run is."""
@@ -75,6 +84,7 @@ class RunDirectory:
             RunDirectoryError: It cannot.
         """
         try:
+            self._is_new = self._is_new or not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -91,6 +101,7 @@ class RunDirectory:
             RunDirectoryError: Somebody else holds it.
         """
         self.create()
+        self._note_if_new(LOCK)
         lock = FileLock(self.file(LOCK))
         try:
             lock.acquire(timeout=0)
@@ -112,15 +123,39 @@ class RunDirectory:
 
     @property
     def holds_work(self) -> bool:
-        """Whether anything was collected here, or is being collected."""
-        return self.file(RESPONSES).exists() or self.file(SHARDS).exists()
+        """Whether anything was collected here, or is being collected; prompts alone are no work."""
+        results = (name for name in WRITTEN_BY if name != PROMPTS)
+        return any(self.file(name).exists() for name in (SHARDS, *results))
+
+    def refuse_strangers(self) -> None:
+        """Check that no file without a run would be overwritten, or taken for the run's own.
+
+        Raises:
+            RunDirectoryError: There is no `run.json`, but something under a name that a run writes.
+        """
+        names = [*WRITTEN_BY, SHARDS, CHECKPOINTS]
+        found = [name for name in names if not self.exists and self.file(name).exists()]
+        if found:
+            raise RunDirectoryError(
+                f"{self.path} holds {', '.join(found)} but no run ({RUN_JSON} is missing), and a run would overwrite "
+                "it; choose another --run"
+            )
 
     def discard(self) -> None:
-        """Remove what a run has written before it collected anything, and the directory if that was all."""
-        for name in (RUN_JSON, PROMPTS, LOCK):
-            self.remove(name)
-        with suppress(OSError):
-            self.path.rmdir()
+        """Remove the files that were made through this object, and the directory if it was made and that was all."""
+        for name in reversed(self._new_files):
+            self._delete(self.file(name))
+        if self._is_new:
+            with suppress(OSError):
+                self.path.rmdir()
+
+    def _note_if_new(self, name: str) -> None:
+        if not self.file(name).exists():
+            self._new_files.append(name)
+
+    def _note_change(self, name: str) -> None:
+        if name != RUN_JSON:
+            self.num_changes += 1
 
     def read_run(self) -> dict[str, Any]:
         """`run.json`.
@@ -156,12 +191,14 @@ class RunDirectory:
         """
         target = self.file(name)
         temporary = target.with_name(f".{target.name}.partial")
+        self._note_if_new(name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             with temporary.open("rb+") as written:
                 os.fsync(written.fileno())
             temporary.replace(target)
+            self._note_change(name)
         except OSError as error:
             raise RunDirectoryError(
                 f"{target} cannot be written: {error.strerror or error}; free space or choose another --run"
@@ -178,6 +215,7 @@ class RunDirectory:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             yield temporary
+            self._note_change(name)
             shutil.rmtree(target, ignore_errors=True)
             temporary.replace(target)
         except Exception as error:
@@ -232,23 +270,54 @@ class RunDirectory:
         path = self.file(name)
         if not path.is_file():
             raise RunDirectoryError(
-                f"{path} is missing: run `steermoe {_WRITTEN_BY.get(name, 'run')} --run {self.path}` first"
+                f"{path} is missing: run `steermoe {WRITTEN_BY.get(name, 'run')} --run {self.path}` first"
             )
         try:
             yield path
         except _DAMAGE as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RunDirectoryError(
-                f"{path} is damaged ({reason}): delete it, and the command that made the run makes it again"
-            ) from None
+            advice = (
+                "nothing else says what the run was made with; choose another with --run"
+                if name == RUN_JSON
+                else "delete it, and the command that made the run makes it again"
+            )
+            raise RunDirectoryError(f"{path} is damaged ({reason}): {advice}") from None
 
-    def lacks(self, stage: str) -> list[str]:
-        """Files that a finished stage must have left and that are not there."""
+    # ---- what a stage leaves --------------------------------------------------------------------
+
+    def left_by(self, stage: str) -> list[str]:
+        """The files and folders of a stage that are there."""
         return [
             name
-            for name, writer in _WRITTEN_BY.items()
-            if writer == stage and name not in _NOT_ALWAYS and not self.file(name).is_file()
+            for name, writer in WRITTEN_BY.items()
+            if writer == stage and self.file(name).exists()
         ]
+
+    def lacks(self, stage: str, left: Iterable[str] = ()) -> list[str]:
+        """What a finished stage left and is not there: what it said it left, and what it always leaves."""
+        left = set(left)
+        return [
+            name
+            for name, writer in WRITTEN_BY.items()
+            if writer == stage
+            and (name in left or name not in _NOT_ALWAYS)
+            and not self.file(name).exists()
+        ]
+
+    def holds_unfinished(self, stage: str) -> bool:
+        """Whether an interrupted attempt at a stage left something to go on from."""
+        return any(True for _ in self._unfinished(stage))
+
+    def remove_unfinished(self, stage: str) -> None:
+        """Remove what a stage would go on from; that of other stages is kept."""
+        for path in list(self._unfinished(stage)):
+            self._delete(path)
+        with suppress(OSError):
+            self.file(SHARDS).rmdir()
+
+    def _unfinished(self, stage: str) -> Iterator[Path]:
+        pattern = _UNFINISHED.get(stage)
+        return self.path.glob(pattern) if pattern is not None else iter(())
 
     # ---- prompts --------------------------------------------------------------------------------
 
@@ -298,7 +367,7 @@ class RunDirectory:
     def merge_shards(self, count: int, shape: tuple[int, int], metadata: Mapping[str, str]) -> None:
         """Turn the shards into `responses.parquet`, `tokens.parquet` and `routing.safetensors`.
 
-        One shard is in memory at a time.
+        One shard is in memory at a time. The shards are kept: until the stage is done, it may have to do this again.
 
         Args:
             count: How many shards there are.
@@ -335,15 +404,13 @@ class RunDirectory:
                         at += 1
             for array in arrays.values():
                 array.flush()
-        shutil.rmtree(self.file(SHARDS))
 
     def merge_response_shards(self, indices: Iterable[int], prefix: str, name: str) -> None:
-        """Turn shards into a table of responses alone, and remove them."""
+        """Turn shards into a table of responses alone."""
         with self.writing(name) as path, pq.ParquetWriter(path, RESPONSES_SCHEMA) as responses:
             for index in indices:
                 table = pq.read_table(self.file(self.shard_name(index, prefix)))
                 responses.write_table(table.select(RESPONSES_SCHEMA.names))
-        shutil.rmtree(self.file(SHARDS))
 
     def read_responses(self) -> pd.DataFrame:
         """`responses.parquet`, one row a response."""
@@ -415,29 +482,54 @@ class RunDirectory:
 
     def remove(self, name: str) -> None:
         """Delete a file or folder of the run, if it is there."""
-        path = self.file(name)
+        if self.file(name).exists():
+            self._note_change(name)
+        self._delete(self.file(name))
+
+    def _delete(self, path: Path) -> None:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
 
-_WRITTEN_BY = {
+WRITTEN_BY = {
     PROMPTS: "collect",
     RESPONSES: "collect",
     TOKENS: "collect",
     ROUTING: "collect",
     RISK: "identify",
     RISK_PER_BATCH: "identify",
+    RISK_HELD_OUT: "identify",
     UNSAFE_EXPERTS: "identify",
     SFT_DATASET: "train",
+    MODEL: "train",
+    HARDENED_RESPONSES: "evaluate",
     EVALUATION: "evaluate",
+    REPORT: "report",
     ABLATION: "ablate",
     ABLATION_FIGURES: "ablate",
 }
+"""The stage that writes each file or folder of a finished run."""
 
-_NOT_ALWAYS = (SFT_DATASET, EVALUATION, ABLATION, ABLATION_FIGURES)
-"""Files that a stage does not write where it has nothing to do."""
+_NOT_ALWAYS = (
+    RISK_HELD_OUT,
+    SFT_DATASET,
+    MODEL,
+    HARDENED_RESPONSES,
+    EVALUATION,
+    ABLATION,
+    ABLATION_FIGURES,
+)
+"""What a stage does not write where it has nothing to do."""
+
+_UNFINISHED = {
+    "collect": f"{SHARDS}/*responses-*",
+    "train": CHECKPOINTS,
+    "evaluate": f"{SHARDS}/*hardened-*",
+    "ablate": f"{SHARDS}/*ablation-*",
+}
+"""What an interrupted stage goes on from, half-written files included: its own shards, or the trainer's checkpoints."""
 
 _OF_THE_DISK = (
     errno.ENOSPC,

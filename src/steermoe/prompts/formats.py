@@ -94,7 +94,7 @@ def read_prompts(
     """
     wanted = _known_format(format)
     builtin = str(source).startswith("builtin:")
-    rows = parse_rows(_builtin_bytes(str(source)) if builtin else _file_bytes(source), str(source))
+    rows = parse_rows(builtin_bytes(str(source)) if builtin else _file_bytes(source), str(source))
     found = PromptFormat.ROWS if builtin else wanted or detect_format(rows)
     name = str(source) if builtin else Path(source).name
     if found is PromptFormat.JAILBREAK:
@@ -188,7 +188,12 @@ def _known_format(format: PromptFormat | str | None) -> PromptFormat | None:
     return PromptFormat(format)
 
 
-def _builtin_bytes(source: str) -> bytes:
+def builtin_bytes(source: str) -> bytes:
+    """The content of a prompt file that ships with the package.
+
+    Raises:
+        PromptError: There is none of that name.
+    """
     if source != BUILTIN_STARTER:
         raise PromptError(f"prompts: {unknown_word(source, [BUILTIN_STARTER])}")
     return (resources.files("steermoe.prompts") / "data" / "starter.jsonl").read_bytes()

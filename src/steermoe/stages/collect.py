@@ -125,7 +125,6 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, 
     groups = plan_groups(prompts, config, reporter)
     source = model_source(config.model, reporter.line)
     description = describe_model(config.model, source)
-    run.write_prompts(prompts)
     missing = [i for i in range(len(groups)) if not run.file(run.shard_name(i)).exists()]
     if missing:
         tokenizer = load_tokenizer(config.model, source, reporter.line)
@@ -134,6 +133,8 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, 
             loaded.model, tokenizer, loaded.description, config.model.chat_template_kwargs
         )
         _check_lengths(engine, prompts, config)
+        # Nothing is written before this, so prompts that are refused replace none.
+        run.write_prompts(prompts)
         _generate_shards(run, config, reporter, engine, groups, missing)
     metadata = {
         "layer_indices": json.dumps(list(description.layer_indices)),

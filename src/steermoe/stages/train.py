@@ -64,7 +64,6 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, An
     source = model_source(config.model, reporter.line)
     loaded = load_model(config.model, source, report=reporter.line)
     rows, benign, left_out = training_rows(run, config, loaded.tokenizer)
-    run.write_json_lines(SFT_DATASET, (row.as_sft() for row in [*rows, *benign]))
     dataset = MicroBatches(
         rows, benign, config.train.batch_size, config.train.benign_per_batch, config.seed
     )
@@ -77,6 +76,8 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, An
         reporter.note(f"{count} prompts {reason} and are not trained on")
     slices = _choose_parameters(loaded.model, experts, config)
     history = _fit(run, config, reporter, loaded, slices, dataset, experts)
+    # Only now: settings that the trainer refuses must leave the finished run as it is.
+    run.write_json_lines(SFT_DATASET, (row.as_sft() for row in [*rows, *benign]))
     gc.collect()  # the trainer and its moments sit in reference cycles, and saving needs room
     num_parameters = slices.num_parameters if slices is not None else None
     if slices is None and config.train.kept_change < 1:

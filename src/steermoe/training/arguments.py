@@ -41,7 +41,7 @@ def training_arguments(
         raise TrainingError(
             f"warm-up of {warmup} steps is the whole run of {num_steps}: lower train.warmup_steps or warmup_ratio"
         )
-    _check_names(settings)
+    check_names(settings)
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=settings.epochs,
@@ -69,7 +69,7 @@ def training_arguments(
     )
 
 
-def _check_names(settings: TrainSection) -> None:
+def check_names(settings: TrainSection) -> None:
     """Refuse names that transformers does not know, before anything is computed.
 
     Raises:
