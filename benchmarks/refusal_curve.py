@@ -1,8 +1,9 @@
-"""Refusal against over-refusal on the dev prompts, with part of what training changed.
+"""Refusal against over-refusal with a share of what the hardened model differs in from its base.
 
-    python -m benchmarks.refusal_curve runs/smollm2-moe [--shares 1 0.9 0.8 0.7 0.6]
+    python -m benchmarks.refusal_curve runs/smollm2-moe [--shares 1 0.9 0.8 0.7 0.6] [--split test]
 
-For each share s the hardened weights are `base + s * (hardened - base)`. The run is copied, never changed.
+For each share s the weights are `base + s * (hardened - base)`. The run is copied, never changed. Where it was
+trained with `train.kept_change` below 1, shares are of what was kept.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def write_share(base: dict[str, Tensor], hardened: Path, share: float, to: Path)
         save_file(tensors, to / file.name, metadata={"format": "pt"})
 
 
-def points(run_dir: Path, shares: list[float]) -> Iterator[dict[str, object]]:
+def points(run_dir: Path, shares: list[float], split: str) -> Iterator[dict[str, object]]:
     """The figures of each share."""
     source = load_run(run_dir)
     settings = load_config(overrides=source.state["config"])
@@ -61,7 +62,7 @@ def points(run_dir: Path, shares: list[float]) -> Iterator[dict[str, object]]:
             config = settings.model_copy(
                 update={
                     "run": str(copy),
-                    "evaluate": settings.evaluate.model_copy(update={"split": "dev"}),
+                    "evaluate": settings.evaluate.model_copy(update={"split": split}),
                 }
             )
             figures = run_pipeline(config, only="evaluate").evaluation
@@ -88,10 +89,12 @@ def main() -> None:
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
+    parser.add_argument("--split", choices=("dev", "test"), default="dev")
     chosen = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    rows = points(chosen.run, chosen.shares)
-    show(list(rows))
+    # One table a row, so that nothing is lost where somebody stops it.
+    for row in points(chosen.run, chosen.shares, chosen.split):
+        show([row])
 
 
 if __name__ == "__main__":

@@ -232,6 +232,19 @@ RULES: dict[str, Callable[[pd.DataFrame, SelectionSettings], list[Expert]]] = {
 }
 """The named rules. `lowest` and `random` are controls, not candidates."""
 
+RULE_ADVICE = {
+    "threshold": "lower identify.threshold",
+    "fdr": "raise identify.max_q_value",
+    "stability": "lower identify.min_stability",
+    "combined": "raise identify.max_q_value and lower identify.min_stability",
+}
+"""What lets a selection rule take more experts."""
+
+
+def how_to_select_more(rule: str) -> str:
+    """What to tell somebody whose rule selected nothing."""
+    return RULE_ADVICE.get(rule, "choose another identify.rule")
+
 
 def _users_rule(name: str) -> Rule:
     module_name, _, attribute = name.partition(":")

@@ -18,6 +18,7 @@ from steermoe.analysis.risk import expert_label, risk_tables
 from steermoe.analysis.selection import (
     Expert,
     SelectionSettings,
+    how_to_select_more,
     identify_unsafe_experts,
     resolve_rule,
 )
@@ -77,7 +78,8 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
     if not experts:
         reporter.note(
             f"no expert was selected by rule {settings.rule!r} (threshold {settings.threshold}); the largest risk "
-            f"difference is {largest['risk_diff']:+.4f} ({largest['Layer_Expert']}): lower identify.threshold"
+            f"difference is {largest['risk_diff']:+.4f} ({largest['Layer_Expert']}): "
+            f"{how_to_select_more(settings.rule)}"
         )
     else:
         reporter.line(

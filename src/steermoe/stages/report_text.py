@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steermoe.analysis.selection import how_to_select_more
 from steermoe.stages.report_numbers import (
     MISSING,
     NBSP,
@@ -49,14 +50,6 @@ METRICS = {
 
 RULES_BY_RISK = ("threshold", "fdr", "stability", "combined")
 """Selection rules that take the largest risk differences."""
-
-RULE_ADVICE = {
-    "threshold": "lower identify.threshold",
-    "fdr": "raise identify.max_q_value",
-    "stability": "lower identify.min_stability",
-    "combined": "raise identify.max_q_value and lower identify.min_stability",
-}
-"""What lets a selection rule take more experts."""
 
 TILES = ("refusal_rate", "over_refusal_rate", "over_refusal_rate_look_alike")
 """The rates that are shown large."""
@@ -154,8 +147,8 @@ def _untrained(subject: Subject) -> list[str]:
 def _advice(subject: Subject) -> str:
     """What would have more experts selected."""
     if subject.is_union:  # each batch goes by the threshold
-        return RULE_ADVICE["threshold"]
-    return RULE_ADVICE.get(subject.rule, "choose another identify.rule")
+        return how_to_select_more("threshold")
+    return how_to_select_more(subject.rule)
 
 
 def _experts(subject: Subject) -> str:
