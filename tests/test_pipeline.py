@@ -449,7 +449,10 @@ def test_a_base_model_where_the_hardened_one_would_go_is_refused(
         run_pipeline(first)
     assert contents_of(tmp_path) == before
     # A run that died before it had anything to keep is no leave to overwrite it either.
-    RunDirectory(tmp_path).write_run({"model": {"id": first.model.id}, "stages": {}})
+    state = first.model_dump(mode="json")
+    RunDirectory(tmp_path).write_run(
+        {"config": state, "model": {"id": first.model.id, "revision": None}, "stages": {}}
+    )
     with pytest.raises(RunDirectoryError, match="keeps its hardened model"):
         run_pipeline(first)
     assert contents_of(tmp_path).keys() == before.keys() | {RUN_JSON}

@@ -368,17 +368,13 @@ def _resolve(
         "prompts": {"sources": prompts},
     }
     resolved = load_config(config, settings or (), overrides)
-    from steermoe.run import load_run
-    from steermoe.rundir import RunDirectory
-
-    directory = RunDirectory(resolved.run_dir)
-    if not stored and not directory.exists:
-        return resolved
-    state = load_run(directory.path).state  # a damaged one is refused here
     if not stored:
         return resolved
-    overrides["run"] = str(directory.path)
-    return load_config(config, settings or (), overrides, base=state["config"])
+    from steermoe.run import load_run
+
+    run = load_run(resolved.run_dir)
+    overrides["run"] = str(run.path)
+    return load_config(config, settings or (), overrides, base=run.state["config"])
 
 
 def _reporter(quiet: bool) -> Reporter:

@@ -8,14 +8,13 @@ leaves `run.json` as it was.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import hashlib
 import json
 import platform
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +25,7 @@ from steermoe.config import BUILTIN_PROMPTS, Config, validate
 from steermoe.errors import RunDirectoryError, SteerMoEError
 from steermoe.judges import judge_named
 from steermoe.loading import describe_model, model_source
+from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.stored import hash_checkpoint
 from steermoe.prompts.formats import builtin_bytes
 from steermoe.reporter import Reporter, silent
@@ -211,8 +211,8 @@ def _run_stages(request: _Request) -> None:
         is_due = is_due or not request.is_finished(stage, fingerprint)
         if is_due:
             stage.check(request.config)
-    for stage, fingerprint in chosen:
-        _run_stage(request, stage, fingerprint)
+    for place, (stage, fingerprint) in enumerate(chosen):
+        _run_stage(request, stage, fingerprint, later=chosen[place + 1 :])
 
 
 def _chosen(request: _Request) -> list[tuple[Stage, str]]:
@@ -246,9 +246,8 @@ def _open(request: _Request) -> None:
     """
     directory, config = request.directory, request.config
     model: dict[str, Any] = {"id": config.model.id, "revision": config.model.revision}
-    stored = directory.read_run() if directory.exists else None
-    if stored is not None and not directory.holds_work:
-        stored = None  # it died before it had anything to keep
+    # One that died before it had anything to keep begins anew.
+    stored = Run(directory).state if directory.exists and directory.holds_work else None
     if stored is not None:
         before = {key: stored["model"].get(key) for key in model}
         if before != model:
@@ -325,7 +324,10 @@ def _refuse_other_replies(request: _Request, stored: Mapping[str, Any]) -> None:
         )
 
 
-def _run_stage(request: _Request, stage: Stage, fingerprint: str) -> None:
+def _run_stage(
+    request: _Request, stage: Stage, fingerprint: str, later: Sequence[tuple[Stage, str]]
+) -> None:
+    """Do a stage that is not done yet; those after it that are built on it are then done again."""
     directory, state, reporter = request.directory, request.state, request.reporter
     if request.is_finished(stage, fingerprint):
         hint = "; --force does it again" if request.only is not None else ""
@@ -344,8 +346,10 @@ def _run_stage(request: _Request, stage: Stage, fingerprint: str) -> None:
     if not same or before["status"] == "done" or request.force:
         # What an interrupted attempt left behind belongs to other settings.
         directory.remove_unfinished(stage.name)
-        if request.only is None:
-            _forget_later(request, stage)
+        # Also where their fingerprints are the same as before.
+        for other, other_fingerprint in later:
+            if request.stages.get(other.name, {}).get("fingerprint") == other_fingerprint:
+                del request.stages[other.name]
     state["stages"][stage.name] = {"status": "running", "fingerprint": fingerprint}
     directory.write_run(state)
     num_changes = directory.num_changes
@@ -369,15 +373,6 @@ def _run_stage(request: _Request, stage: Stage, fingerprint: str) -> None:
     directory.write_run(state)
     # Not before: a process that dies in between would have to make them again.
     directory.remove_unfinished(stage.name)
-
-
-def _forget_later(request: _Request, stage: Stage) -> None:
-    """A stage that starts over is built on by those after it, also where its fingerprint is the same as before."""
-    later = STAGE_NAMES[STAGE_NAMES.index(stage.name) + 1 :]
-    fingerprints = {chosen.name: fingerprint for chosen, fingerprint in _chosen(request)}
-    for name in later:
-        if request.stages.get(name, {}).get("fingerprint") == fingerprints[name]:
-            del request.stages[name]
 
 
 def _take_back(request: _Request, stage: Stage, stages_before: dict[str, Any]) -> None:
@@ -428,10 +423,9 @@ def _package_versions() -> Mapping[str, str]:
 
 
 def _release_memory() -> None:
-    """Give memory back to the system: models sit in reference cycles, and glibc keeps what is freed."""
+    """Give memory back to the system: models sit in reference cycles, and the allocator keeps what is freed."""
     gc.collect()
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_freed_memory()
 
 
 class _PeakMemory:

@@ -63,8 +63,8 @@ class RunDirectory:
 
     Attributes:
         path: The directory.
-        num_changes: How many results were written or removed through this object; `run.json` and what an interrupted
-            stage goes on from are none.
+        num_changes: How many files were written or removed through this object, other than `run.json` and what
+            `remove_unfinished` removes.
     """
 
     def __init__(self, path: str | Path) -> None:
