@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateError, TemplateRuntimeError, TemplateSyntaxError
 
-from steermoe.errors import ConfigError, PromptError
+from steermoe.errors import ConfigError, PromptError, on_one_line
 from steermoe.records import Message
 
 PLAIN_TEMPLATE = (
@@ -72,7 +72,7 @@ def _apply(tokenizer: Any, turns: list[dict[str, str]], kwargs: dict[str, Any]) 
     except TemplateError:
         raise
     except Exception as error:  # a template is code, and its arguments are anything
-        problem = f"{type(error).__name__}: {_one_line(error)}"
+        problem = f"{type(error).__name__}: {on_one_line(error)}"
         if kwargs:
             raise ConfigError(
                 f"model.chat_template_kwargs = {kwargs} cannot be passed to the chat template: {problem}"
@@ -84,12 +84,8 @@ def _apply(tokenizer: Any, turns: list[dict[str, str]], kwargs: dict[str, Any]) 
 def _refused(turns: list[dict[str, str]], error: TemplateError) -> str:
     """What to do about it: a template says no with a bare `TemplateError`; its own faults are of a subclass."""
     if isinstance(error, TemplateSyntaxError | TemplateRuntimeError):
-        return f"{_BROKEN}: {type(error).__name__}: {_one_line(error)}; {_MEND}"
+        return f"{_BROKEN}: {type(error).__name__}: {on_one_line(error)}; {_MEND}"
     roles = ", ".join(turn["role"] for turn in turns)
     return (
         f"the model's chat template refuses a conversation of ({roles}): {error}; change its roles"
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

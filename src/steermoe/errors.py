@@ -9,6 +9,11 @@ class SteerMoEError(Exception):
     """Something the user can mend. The message is one line that says how."""
 
 
+def on_one_line(error: Exception) -> str:
+    """What an error says, its lines joined: the errors of other people's code may have several."""
+    return " ".join(str(error).split())
+
+
 class ConfigError(SteerMoEError):
     """A setting is unknown, has the wrong type, or cannot hold with the others."""
 

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from steermoe.chat import encode, render
 from steermoe.config import DEFAULT_REFUSALS
-from steermoe.errors import ConfigError, TrainingError
+from steermoe.errors import ConfigError, TrainingError, on_one_line
 from steermoe.records import Label, Message, Output, Prompt, Verdict
 
 Objective = Literal["refusal", "retention"]
@@ -318,7 +318,7 @@ def _import_callable(text: str) -> Callable[[Prompt], str]:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # the user's module raises whatever is wrong with it
         raise ConfigError(
-            f"train.target_response = {text!r} cannot be imported: {_one_line(error)}"
+            f"train.target_response = {text!r} cannot be imported: {on_one_line(error)}"
         ) from error
     if not callable(found):
         raise ConfigError(f"train.target_response = {text!r} is not callable")
@@ -333,7 +333,7 @@ def _checked(function: Callable[[Prompt], str], name: str) -> Callable[[Prompt, 
             text: object = function(prompt)
         except Exception as error:
             raise ConfigError(
-                f"the target response callable{name} failed with {type(error).__name__}: {_one_line(error)}; it is "
+                f"the target response callable{name} failed with {type(error).__name__}: {on_one_line(error)}; it is "
                 "given the prompt record and must return a text"
             ) from error
         if not isinstance(text, str) or not text.strip():
@@ -343,7 +343,3 @@ def _checked(function: Callable[[Prompt], str], name: str) -> Callable[[Prompt, 
         return text
 
     return target
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
