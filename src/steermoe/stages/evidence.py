@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from steermoe.analysis import estimators
 from steermoe.analysis.confounds import confound_differences, flag_confounded
-from steermoe.analysis.counts import RoutingCounts
-from steermoe.analysis.estimators import build_contrast
+from steermoe.analysis.counts import RoutingCounts, Segment
+from steermoe.analysis.estimators import Estimator
 from steermoe.analysis.replication import replicate
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import Expert
@@ -50,6 +51,12 @@ class Contrast:
     batch_idx: IntArray
     clusters: IntArray
     num_pairs_left_out: int = 0
+
+    def seen_by(self, estimator: Estimator, segment: Segment) -> estimators.Contrast:
+        """The responses that an estimator uses of them."""
+        return estimators.build_contrast(
+            self.counts, self.is_unsafe, self.batch_idx, self.clusters, estimator, segment
+        )
 
 
 def train_contrast(run: RunDirectory, config: Config, reporter: Reporter | None = None) -> Contrast:
@@ -190,16 +197,8 @@ def add_evidence(
 
 def _ratio_of_errors(contrast: Contrast, uncertainty: pd.DataFrame, config: Config) -> float | None:
     """The cross-check of the bootstrap; None where no expert has two errors."""
-    analytic = cluster_robust_errors(
-        build_contrast(
-            contrast.counts,
-            contrast.is_unsafe,
-            contrast.batch_idx,
-            contrast.clusters,
-            config.identify.estimator,
-            config.identify.segment,
-        )
-    )
+    settings = config.identify
+    analytic = cluster_robust_errors(contrast.seen_by(settings.estimator, settings.segment))
     bootstrap = uncertainty["risk_diff_se"].to_numpy()
     known = (analytic > 0) & (bootstrap > 0)
     return round(float(np.median(analytic[known] / bootstrap[known])), 4) if known.any() else None

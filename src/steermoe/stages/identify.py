@@ -11,8 +11,6 @@ from typing import Any
 import pandas as pd
 
 from steermoe.analysis.counts import RoutingCounts
-from steermoe.analysis.estimators import Contrast as ResponseContrast
-from steermoe.analysis.estimators import build_contrast
 from steermoe.analysis.power import check_findable, prompts_needed, risk_diffs_to_find
 from steermoe.analysis.risk import expert_label, risk_tables
 from steermoe.analysis.selection import (
@@ -125,7 +123,9 @@ def power_table(
     asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
     for risk_diff in asked:
         check_findable(risk_diff, threshold)
-    used = _responses_behind(pilot, run, config)
+    # The responses that the standard errors come from: the table's own estimator's, in its own segment.
+    segment = run.read_unsafe_experts()["rule"]["segment"]
+    used = train_contrast(run, config).seen_by(pilot["estimator"].iloc[0], segment)
     num_unsafe = int(used.is_unsafe.sum())
     has_unsafe, has_safe = cluster_kinds(used)
     pilot["n_unsafe"] = used.tokens[used.is_unsafe].sum()
@@ -146,19 +146,6 @@ def power_table(
         except RoutingError as error:
             rows.append(row | {"note": str(error)})
     return pd.DataFrame(rows)
-
-
-def _responses_behind(pilot: pd.DataFrame, run: RunDirectory, config: Config) -> ResponseContrast:
-    """The responses that the standard errors of a risk table come from: its own estimator's, in its own segment."""
-    contrast = train_contrast(run, config)
-    return build_contrast(
-        contrast.counts,
-        contrast.is_unsafe,
-        contrast.batch_idx,
-        contrast.clusters,
-        pilot["estimator"].iloc[0],
-        run.read_unsafe_experts()["rule"]["segment"],
-    )
 
 
 def describe_selection(
