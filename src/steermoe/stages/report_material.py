@@ -12,6 +12,7 @@ import pandas as pd
 from steermoe import __version__
 from steermoe.config import EMBEDDED_MODEL, Config, fields_of, preset
 from steermoe.records import NO_BATCH, Label, Prompt, Split, Verdict
+from steermoe.run import Run
 from steermoe.rundir import (
     EVALUATION,
     HARDENED_RESPONSES,
@@ -57,6 +58,7 @@ class Material:
         risk: The aggregated risk table.
         per_batch: The risk tables of the batches.
         is_trained: Whether there is a hardened model.
+        trained_experts: What it was trained on; empty for a baseline, or without one.
     """
 
     state: Mapping[str, Any]
@@ -69,6 +71,7 @@ class Material:
     risk: pd.DataFrame | None
     per_batch: pd.DataFrame | None
     is_trained: bool
+    trained_experts: list[Expert]
 
     @property
     def split(self) -> str:
@@ -78,22 +81,14 @@ class Material:
     @property
     def experts(self) -> list[Expert]:
         """The experts that were trained, or are to be; largest risk difference first."""
-        if self.selection is None:
+        if self.selection is None or self.risk is None:
             return []
-        trained = self.state["stages"].get("train", {}).get("figures", {}).get("trained_experts")
-        if self.is_trained and trained:
-            of_model = set(map(tuple, trained))
-            return [pair for pair in self._ranked() if pair in of_model]
-        if self.config.train.experts == "union":
-            chosen = {(int(layer), int(expert)) for layer, expert in self.selection["union"]}
-            return [pair for pair in self._ranked() if pair in chosen]
-        return [(int(e["layer"]), int(e["expert"])) for e in self.selection["unsafe_experts"]]
-
-    def _ranked(self) -> list[Expert]:
-        assert self.risk is not None
-        return [
-            (int(x), int(y)) for x, y in zip(self.risk["layer"], self.risk["expert"], strict=True)
-        ]
+        if not self.trained_experts and self.config.train.experts == "global":
+            return [(int(e["layer"]), int(e["expert"])) for e in self.selection["unsafe_experts"]]
+        union = {(int(layer), int(expert)) for layer, expert in self.selection["union"]}
+        chosen = set(self.trained_experts) or union
+        ranked = zip(self.risk["layer"].tolist(), self.risk["expert"].tolist(), strict=True)
+        return [pair for pair in ranked if pair in chosen]
 
 
 def read_material(run: RunDirectory, config: Config) -> Material:
@@ -121,6 +116,7 @@ def read_material(run: RunDirectory, config: Config) -> Material:
         risk=table(RISK) if selected else None,
         per_batch=table(RISK_PER_BATCH),
         is_trained=is_trained,
+        trained_experts=Run(run).trained_experts if is_trained else [],
     )
 
 
