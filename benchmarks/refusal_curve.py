@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.statistics import show
-from steermoe.config import load_config
 from steermoe.loading import model_source
 from steermoe.pipeline import run_pipeline
 from steermoe.run import load_run
@@ -52,7 +51,7 @@ def write_share(base: dict[str, Tensor], hardened: Path, share: float, to: Path)
 def points(run_dir: Path, shares: list[float], split: str) -> Iterator[dict[str, object]]:
     """The figures of each share."""
     source = load_run(run_dir)
-    settings = load_config(overrides=source.state["config"])
+    settings = source.config
     base = tensors_of(Path(model_source(settings.model)))
     for share in shares:
         with tempfile.TemporaryDirectory() as folder:

@@ -293,8 +293,9 @@ def variance_by_kind(contrast: Contrast, influences: FloatArray) -> tuple[FloatA
     Returns:
         Two arrays `(M,)`.
     """
-    squares = [np.sum(influences[group] ** 2, axis=0) for group in cluster_groups(contrast)]
-    factors = [small_sample_factor(len(group)) for group in cluster_groups(contrast)]
+    groups = cluster_groups(contrast)
+    squares = [np.sum(influences[group] ** 2, axis=0) for group in groups]
+    factors = [small_sample_factor(len(group)) for group in groups]
     corrected = [factor * square for factor, square in zip(factors, squares, strict=True)]
     return np.sum(squares, axis=0), np.sum(corrected, axis=0)
 
