@@ -68,41 +68,58 @@ def byte_tokenizer() -> Any:
     return tokenizer
 
 
-def save_tiny_checkpoint(architecture: str, folder: Path, seed: int = 0) -> None:
-    """Save a random model (2 layers, 8 experts, top-2, D 32, fp32) and its tokenizer."""
+def tiny_model(architecture: str, tokenizer: Any, **settings: Any) -> Any:
+    """A model for that tokenizer (2 layers, D 32, fp32) with the weights that transformers begins with."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = byte_tokenizer()
+    defaults = {
+        "hidden_size": 32,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": False,
+    }
     config = AutoConfig.for_model(
         architecture,
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
-        **ARCHITECTURES[architecture],
+        **defaults | settings,
     )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3, generator=generator)
-        # The largest of fifty random logits is above 0, so only letters, spaces and the end of a turn are chosen.
-        speakable = {*string.ascii_letters, " ", TURN_ENDS}
-        for token_id in range(len(tokenizer)):
-            if tokenizer.decode([token_id]) not in speakable:
-                model.lm_head.weight[token_id] = 0.0
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def silence_all_but(speakable: set[str], model: Any, tokenizer: Any) -> None:
+    """Make every other token's logit 0: the largest of fifty random ones is above it, and chosen."""
+    for token_id in range(len(tokenizer)):
+        if tokenizer.decode([token_id]) not in speakable:
+            model.lm_head.weight.data[token_id] = 0.0
+
+
+def save_with_tokenizer(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Save both, so that replies end where a turn does."""
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def save_tiny_checkpoint(architecture: str, folder: Path, seed: int = 0) -> None:
+    """Save a random model (2 layers, 8 experts, top-2, D 32, fp32) and its tokenizer."""
+    import torch
+
+    tokenizer = byte_tokenizer()
+    model = tiny_model(architecture, tokenizer, **ARCHITECTURES[architecture])
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3, generator=generator)
+    silence_all_but({*string.ascii_letters, " ", TURN_ENDS}, model, tokenizer)
+    save_with_tokenizer(model, tokenizer, folder)
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MixtralConfig
 
-from conftest import byte_tokenizer
+from conftest import byte_tokenizer, save_with_tokenizer, silence_all_but, tiny_model
 from steermoe.config import Config
 from steermoe.pipeline import run_pipeline
 from steermoe.run import load_run
@@ -35,31 +34,24 @@ SIGNAL = 0
 def save_planted_model(folder: Path, seed: int) -> None:
     """A random Mixtral with the planted experts, and its tokenizer."""
     tokenizer = byte_tokenizer()
-    config = MixtralConfig(
-        vocab_size=len(tokenizer),
+    model = tiny_model(
+        "mixtral",
+        tokenizer,
         hidden_size=WIDTH,
-        intermediate_size=16,
         num_hidden_layers=NUM_LAYERS,
         num_attention_heads=WIDTH // HEAD,
         num_key_value_heads=WIDTH // HEAD,
         head_dim=HEAD,
         num_local_experts=NUM_EXPERTS,
         num_experts_per_tok=2,
-        max_position_embeddings=1024,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
     )
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" not in name:
                 parameter.normal_(0.0, 0.3, generator=generator)
         model.lm_head.weight[:, SIGNAL] = 0.0
-        for token in range(len(tokenizer)):  # Replies are small letters and spaces.
-            if tokenizer.decode([token]) not in {*string.ascii_lowercase, " "}:
-                model.lm_head.weight[token] = 0.0
+        silence_all_but({*string.ascii_lowercase, " "}, model, tokenizer)
         embedding = model.model.embed_tokens.weight
         embedding.normal_(0.0, 1.0, generator=generator)
         embedding[:, SIGNAL] = 0.0
@@ -87,10 +79,7 @@ def save_planted_model(folder: Path, seed: int) -> None:
         first.v_proj.weight[0, SIGNAL] = 1.0
         first.o_proj.weight[:, 0] = 0.0
         first.o_proj.weight[SIGNAL, 0] = 6.0
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_with_tokenizer(model, tokenizer, folder)
 
 
 def random_words(generator: np.random.Generator) -> str:
