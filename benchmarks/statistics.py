@@ -9,6 +9,7 @@ runs are simulated for each row. `real` reads the run in `$STEERMOE_RUN`, by def
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import resource
 import subprocess
@@ -113,7 +114,7 @@ def speed(runs: int) -> None:
             result = subprocess.run(
                 command, env=environment, capture_output=True, text=True, check=True
             )
-            rows.append(dict(pd.read_json(result.stdout, typ="series", dtype=False)))
+            rows.append(json.loads(result.stdout))
     show(rows)
 
 
@@ -384,7 +385,7 @@ def main() -> None:
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.alone:
-        print(pd.Series(speed_of(*chosen.alone)).to_json())
+        print(json.dumps(speed_of(*chosen.alone)))
         return
     for name in chosen.parts or PARTS:
         part, runs = PARTS[name]

@@ -259,6 +259,11 @@ def test_a_plan_prints_costs_and_does_nothing(
     for text in ("memory", "disk", "training steps", "3 of 8", "20 safe, 20 unsafe, 20 benign"):
         assert text in steermoe.out, text
     assert re.search(r"training steps\s+6\b", steermoe.out), "3 batches, 2 epochs"
+    settings = ["--set", "train.batch_size=3", "--set", "train.gradient_accumulation_steps=2"]
+    first = steermoe.out
+    assert steermoe("run", *arguments, "--plan", *settings) == 0, steermoe.err
+    assert re.search(r"training steps\s+10\b", steermoe.out), "9 parts of at most 3 of 8, in twos"
+    assert steermoe("run", *arguments, "--plan") == 0 and steermoe.out == first
     assert re.search(r"trained experts\s+at most 4 of 16", steermoe.out)
     # 60 replies and 12 held-out ones again, of at most 6 tokens.
     assert "432" in steermoe.out

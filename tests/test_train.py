@@ -301,6 +301,13 @@ def test_a_baseline_keeps_its_whole_change_and_says_so(ready: Ready) -> None:
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
+@pytest.mark.parametrize(("epochs", "is_few"), [(6, True), (7, False)])
+def test_few_steps_are_worth_a_word(ready: Ready, epochs: float, is_few: bool) -> None:
+    ready.train(epochs=epochs)  # of three batches each
+    said = "training steps are few; raise train.epochs (6 now)" in ready.listener.text
+    assert said == is_few
+
+
 @pytest.mark.parametrize("scope", ["unsafe", "all"])
 @pytest.mark.parametrize("mask", ["global", "batch"])
 def test_training_under_a_mask_runs_and_differs(ready: Ready, scope: str, mask: str) -> None:

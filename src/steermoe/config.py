@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -276,6 +277,11 @@ class TrainSection(Section):
     report_to: tuple[str, ...] = Field(
         (), description="Experiment trackers, as transformers names them: tensorboard, wandb, ..."
     )
+
+    def num_steps(self, num_micro_batches: int) -> int:
+        """Optimizer steps of all epochs."""
+        a_pass = math.ceil(num_micro_batches / self.gradient_accumulation_steps)
+        return math.ceil(a_pass * self.epochs)
 
 
 class EvaluateSection(Section):

@@ -49,9 +49,9 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
         weights *= 2
     training = description.bytes_to_train(num_trained)
     tokens = sum(_tokens(one, config) for one in planned)
-    steps = math.ceil(
-        math.ceil(num_batches / config.train.gradient_accumulation_steps) * config.train.epochs
-    )
+    most = config.train.batch_size or config.collect.batch_size
+    parts_of_a_batch = math.ceil(config.collect.batch_size / most)
+    steps = config.train.num_steps(num_batches * parts_of_a_batch)
     held_out = [p for p in prompts if p.split == config.evaluate.split]
 
     table = Table(

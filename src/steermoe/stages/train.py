@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -45,6 +44,9 @@ from steermoe.training.dataset import (
     retention_row,
 )
 from steermoe.training.trainer import TRAINED_WEIGHTS, ExpertMaskingTrainer, LossWeights
+
+FEW_STEPS = 20
+"""Half of what the embedded model takes; fewer are worth a word."""
 
 
 def train(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
@@ -196,9 +198,11 @@ def _fit(
     """Run the trainer, from its last checkpoint if there is one."""
     settings = config.train
     folder = run.file(CHECKPOINTS)
-    num_steps = math.ceil(
-        math.ceil(len(dataset) / settings.gradient_accumulation_steps) * settings.epochs
-    )
+    num_steps = settings.num_steps(len(dataset))
+    if num_steps < FEW_STEPS:
+        reporter.note(
+            f"{num_steps} training steps are few; raise train.epochs ({settings.epochs:g} now) if too little is refused"
+        )
     on_cpu = next(loaded.model.parameters()).device.type == "cpu"
     arguments = training_arguments(settings, config.seed, folder, num_steps, on_cpu)
     base_model = None
