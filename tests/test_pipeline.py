@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,8 @@ class Fakes:
         self.ran: list[str] = []
         self.failing: dict[str, BaseException] = {}
         self.refused: list[str] = []
+        self.left_out: list[str] = []
+        self.numbers: Iterator[int] = itertools.count()
 
     def stage(self, real: Stage) -> Stage:
         def function(run: RunDirectory, config: Config, reporter: Any) -> dict[str, Any]:
@@ -68,8 +72,9 @@ class Fakes:
                 run.write_json(run.shard_name(0), {})
             if real.name in self.failing:
                 raise self.failing[real.name]
-            for name in run.lacks(real.name, WRITTEN_BY):
-                run.write_json(name, {"ran": len(self.ran)})
+            for name, writer in WRITTEN_BY.items():
+                if writer == real.name and name not in self.left_out:
+                    run.write_json(name, {"number": next(self.numbers)})
             return {"ran": len(self.ran)}
 
         return replace(real, function=function, check=lambda config: None)
@@ -302,14 +307,103 @@ def test_what_is_built_on_a_deleted_result_is_done_again_after_an_interruption_t
 def test_a_stage_that_had_nothing_to_write_is_not_done_again_for_that(
     fakes: Fakes, config: Callable[..., Config]
 ) -> None:
+    fakes.left_out = [RISK_HELD_OUT]
     run_pipeline(config())
-    state = json.loads((config().run_dir / RUN_JSON).read_text())
-    state["stages"]["identify"]["files"].remove(RISK_HELD_OUT)
-    (config().run_dir / RUN_JSON).write_text(json.dumps(state))
-    (config().run_dir / RISK_HELD_OUT).unlink()
+    assert not (config().run_dir / RISK_HELD_OUT).exists()
     fakes.take()
     run_pipeline(config())
     assert fakes.take() == []
+
+
+@pytest.mark.parametrize(
+    ("before", "then", "again"),
+    [
+        # Evaluated before there was a model; and while the old one was being replaced.
+        (["collect", "identify", "evaluate"], ["train", None], ["train", "evaluate", "report"]),
+        ([None, "train!", "evaluate"], ["train", None], ["train", "evaluate", "report"]),
+        # Reported before there was anything else to report.
+        (["collect", "identify", "report"], ["train", "report"], ["train", "report"]),
+        ([None], ["identify", "report"], ["identify", "report"]),
+        ([None], ["identify", None], ALL[1:]),
+    ],
+    ids=str,
+)
+def test_stages_run_alone_are_done_again_when_their_inputs_have_changed(
+    fakes: Fakes,
+    config: Callable[..., Config],
+    before: list[str | None],
+    then: list[str | None],
+    again: list[str],
+) -> None:
+    for name in before:
+        if name == "train!":
+            fakes.failing = {"train": KeyboardInterrupt()}
+            with pytest.raises(KeyboardInterrupt):
+                run_pipeline(config(), only="train", force=True)
+            fakes.failing = {}
+        else:
+            run_pipeline(config(), only=name)
+    fakes.take()
+    for name in then:
+        run_pipeline(config(), only=name, force=name == "identify")
+    assert fakes.take() == again
+    run_pipeline(config())
+    fakes.take()
+    run_pipeline(config())
+    assert fakes.take() == []
+
+
+def test_a_stage_that_gives_the_same_files_again_costs_those_after_it_nothing(
+    fakes: Fakes, config: Callable[..., Config]
+) -> None:
+    fakes.numbers = itertools.repeat(0)
+    run_pipeline(config())
+    run_pipeline(config(), only="identify", force=True)
+    fakes.take()
+    run_pipeline(config())
+    assert fakes.take() == []
+    run_pipeline(config(identify={"top_k": 3}))
+    assert fakes.take() == ["identify"]
+
+
+def test_the_hash_of_every_result_is_kept(fakes: Fakes, config: Callable[..., Config]) -> None:
+    run = run_pipeline(config())
+    files = run.state["stages"]["identify"]["files"]
+    assert sorted(files) == sorted(n for n, writer in WRITTEN_BY.items() if writer == "identify")
+    for name, found in files.items():
+        assert found == hashlib.sha256((config().run_dir / name).read_bytes()).hexdigest()
+
+
+def test_the_hash_of_a_folder_is_that_of_names_and_contents(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+
+    def found(**files: str) -> str:
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
+        (tmp_path / "model" / "inner").mkdir(parents=True)
+        for name, text in files.items():
+            (tmp_path / "model" / name.replace("_", "/")).write_text(text)
+        return directory.left_by("train")["model"]
+
+    first = found(a="1", inner_b="2")
+    assert first == found(inner_b="2", a="1")
+    others = [found(a="1"), found(a="1", inner_b="3"), found(a="1", inner_c="2"), found(a="12")]
+    assert len({first, *others}) == 5
+
+
+def test_force_on_a_later_stage_is_no_leave_to_mix_generation_settings(
+    fakes: Fakes, config: Callable[..., Config]
+) -> None:
+    run_pipeline(config())
+    before = (config().run_dir / RUN_JSON).read_bytes()
+    other = config(collect={"max_new_tokens": 4})
+    for name in ALL[1:]:
+        with pytest.raises(RunDirectoryError, match="generated with other settings"):
+            run_pipeline(other, only=name, force=True)
+        assert (config().run_dir / RUN_JSON).read_bytes() == before
+    fakes.take()
+    run_pipeline(other, only="collect", force=True)
+    run_pipeline(other)
+    assert fakes.take() == ALL
 
 
 # ---- what is refused leaves the run as it was ----------------------------------------------------------

@@ -47,7 +47,9 @@ class Ready:
         return tiny_config(self.checkpoint, self.run.path, self.prompts, train=settings)
 
     def train(self, **settings: Any) -> dict[str, Any]:
-        return train(self.run, self.config(**settings), self.listener)
+        figures = train(self.run, self.config(**settings), self.listener)
+        self.run.remove_unfinished("train")  # as the pipeline does when the stage is done
+        return figures
 
     def select(self, *experts: tuple[int, int], **per_batch: list[list[int]]) -> None:
         """Write another selection."""

@@ -1,9 +1,9 @@
 """The stages in order, what each depends on, and how an interrupted run goes on.
 
-Every stage has a fingerprint: a hash of the settings it reads, of its inputs, and of the fingerprint of the stage
-before it. A finished stage whose fingerprint still holds is not done again; one that was interrupted goes on; one
-whose settings changed, or whose files are gone, starts over, and says so. One that is refused before it wrote anything
-leaves `run.json` as it was.
+Every stage has a fingerprint: a hash of the settings it reads, and of the files that the stages before it left. A
+finished stage whose fingerprint still holds is not done again; one that was interrupted goes on; one whose settings or
+inputs changed, or whose files are gone, starts over, and says so. One that is refused before it wrote anything leaves
+`run.json` as it was.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import platform
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,8 +30,8 @@ from steermoe.moe.stored import hash_checkpoint
 from steermoe.prompts.formats import builtin_bytes
 from steermoe.reporter import Reporter, silent
 from steermoe.run import Run
-from steermoe.rundir import MODEL, RunDirectory
-from steermoe.stages.ablate import ablate, built_on
+from steermoe.rundir import MODEL, RunDirectory, files_left
+from steermoe.stages.ablate import ablate
 from steermoe.stages.collect import collect, plan_groups, prepare_prompts
 from steermoe.stages.evaluate import evaluate
 from steermoe.stages.identify import identify
@@ -78,6 +78,7 @@ class Stage:
         name: Its name on the command line.
         function: Run directory in, run directory out; returns figures for `run.json`.
         settings: The top-level settings it reads.
+        built_on: The stages whose files it reads.
         check: Refuses what can be told to be wrong before any stage is run: names, prompt files.
         needs_model: Whether it reads the model, and so whether the model has to be there.
     """
@@ -85,6 +86,7 @@ class Stage:
     name: str
     function: StageFunction
     settings: tuple[str, ...]
+    built_on: tuple[str, ...]
     check: Callable[[Config], object] = _nothing_to_check
     needs_model: bool = True
 
@@ -93,24 +95,43 @@ STAGES = (
     Stage(
         COLLECT,
         collect,
-        ("seed", "model", "prompts", "collect"),
-        _check_collect,
+        settings=("seed", "model", "prompts", "collect"),
+        built_on=(),
+        check=_check_collect,
     ),
     Stage(
         "identify",
         identify,
-        ("seed", "identify"),
-        lambda config: resolve_rule(config.identify.rule),
+        settings=("seed", "identify"),
+        built_on=(COLLECT,),
+        check=lambda config: resolve_rule(config.identify.rule),
         needs_model=False,
     ),
-    Stage("train", train, ("seed", "model", "train"), _check_train),
-    Stage("evaluate", evaluate, ("seed", "evaluate")),
-    Stage("report", report, ("report",), needs_model=False),
+    Stage(
+        "train",
+        train,
+        settings=("seed", "model", "train"),
+        built_on=(COLLECT, "identify"),
+        check=_check_train,
+    ),
+    Stage("evaluate", evaluate, settings=("seed", "evaluate"), built_on=(COLLECT, "train")),
+    Stage(
+        "report",
+        report,
+        settings=("report",),
+        built_on=(COLLECT, "identify", "train", "evaluate"),
+        needs_model=False,
+    ),
 )
 
 STAGE_NAMES = tuple(stage.name for stage in STAGES)
 
-ABLATE = Stage("ablate", ablate, ("seed", "evaluate", "ablate"))
+ABLATE = Stage(
+    "ablate",
+    ablate,
+    settings=("seed", "evaluate", "ablate"),
+    built_on=(COLLECT, "identify", "train"),
+)
 """Done only when it is asked for: nothing else is built on it."""
 
 
@@ -181,6 +202,11 @@ class _Request:
     state: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def asked_for(self) -> tuple[str, ...]:
+        """The stages to run."""
+        return STAGE_NAMES if self.only is None else (self.only,)
+
+    @property
     def stages(self) -> dict[str, Any]:
         """Status, fingerprint and figures of each stage that was begun."""
         found: dict[str, Any] = self.state["stages"]
@@ -205,37 +231,27 @@ class _Request:
 
 
 def _run_stages(request: _Request) -> None:
-    chosen = _chosen(request)
+    chosen = [stage for stage in (*STAGES, ABLATE) if stage.name in request.asked_for]
     is_due = False
-    for stage, fingerprint in chosen:
-        is_due = is_due or not request.is_finished(stage, fingerprint)
+    for stage in chosen:
+        is_due = is_due or not request.is_finished(stage, _fingerprint(request, stage))
         if is_due:
             stage.check(request.config)
-    for place, (stage, fingerprint) in enumerate(chosen):
-        _run_stage(request, stage, fingerprint, later=chosen[place + 1 :])
+    if ABLATE in chosen:
+        _note_older_model(request)
+    for stage in chosen:
+        _run_stage(request, stage)
 
 
-def _chosen(request: _Request) -> list[tuple[Stage, str]]:
-    """The stages that were asked for, each with its fingerprint."""
-    config, only = request.config, request.only
-    chosen = []
-    upstream = ""
-    for stage in STAGES:
-        fingerprint = _fingerprint(stage, config, upstream)
-        if only in (None, stage.name):
-            chosen.append((stage, fingerprint))
-        # A stage run alone builds on what is there, whatever it was made with.
-        stored = request.stages.get(stage.name, {}).get("fingerprint", fingerprint)
-        if only == ABLATE.name and stage.name == "train" and stored != fingerprint:
-            request.reporter.note(
-                "the hardened model was trained on another selection or with other settings than the run has now; "
-                "steermoe train makes it again"
-            )
-        upstream = fingerprint if only is None else stored
-    if only == ABLATE.name:
-        upstream = json.dumps(built_on(request.stages))
-        chosen.append((ABLATE, _fingerprint(ABLATE, config, upstream)))
-    return chosen
+def _note_older_model(request: _Request) -> None:
+    """Say that what is measured of the hardened model is not of what the run has now."""
+    train = next(stage for stage in STAGES if stage.name == "train")
+    stored = request.stages.get(train.name, {})
+    if stored.get("status") == "done" and stored["fingerprint"] != _fingerprint(request, train):
+        request.reporter.note(
+            "the hardened model was trained on another selection or with other settings than the run has now; "
+            "steermoe train makes it again"
+        )
 
 
 def _open(request: _Request) -> None:
@@ -308,10 +324,12 @@ def _refuse_other_replies(request: _Request, stored: Mapping[str, Any]) -> None:
     """
     collecting = STAGES[0]
     collected = stored["stages"].get(collecting.name, {})
-    if request.force or collected.get("status") != "done":
+    if collected.get("status") != "done":
         return
-    if request.only in (None, collecting.name):
-        changed = collected["fingerprint"] != _fingerprint(collecting, request.config, "")
+    if collecting.name in request.asked_for:
+        if request.force:
+            return
+        changed = collected["fingerprint"] != _fingerprint(request, collecting)
     else:
         before = validate(stored["config"])
         changed = any(
@@ -320,15 +338,14 @@ def _refuse_other_replies(request: _Request, stored: Mapping[str, Any]) -> None:
     if changed:
         raise RunDirectoryError(
             f"run directory {request.directory.path} holds replies to other prompts, or generated with other "
-            "settings; choose another with --run, or replace it with --force"
+            "settings; choose another with --run, or replace them with steermoe collect --force"
         )
 
 
-def _run_stage(
-    request: _Request, stage: Stage, fingerprint: str, later: Sequence[tuple[Stage, str]]
-) -> None:
-    """Do a stage that is not done yet; those after it that are built on it are then done again."""
+def _run_stage(request: _Request, stage: Stage) -> None:
+    """Do a stage that is not done yet."""
     directory, state, reporter = request.directory, request.state, request.reporter
+    fingerprint = _fingerprint(request, stage)
     if request.is_finished(stage, fingerprint):
         hint = "; --force does it again" if request.only is not None else ""
         reporter.line(f"{stage.name}: done already{hint}")
@@ -346,10 +363,6 @@ def _run_stage(
     if not same or before["status"] == "done" or request.force:
         # What an interrupted attempt left behind belongs to other settings.
         directory.remove_unfinished(stage.name)
-        # Also where their fingerprints are the same as before.
-        for other, other_fingerprint in later:
-            if request.stages.get(other.name, {}).get("fingerprint") == other_fingerprint:
-                del request.stages[other.name]
     state["stages"][stage.name] = {"status": "running", "fingerprint": fingerprint}
     directory.write_run(state)
     num_changes = directory.num_changes
@@ -387,9 +400,12 @@ def _take_back(request: _Request, stage: Stage, stages_before: dict[str, Any]) -
     request.directory.write_run(request.state)
 
 
-def _fingerprint(stage: Stage, config: Config, upstream: str) -> str:
+def _fingerprint(request: _Request, stage: Stage) -> str:
+    """Hash of what a stage is built on: its settings, and the files that the stages before it left."""
+    config = request.config
     values = config.model_dump(mode="json")
     inputs: dict[str, Any] = {name: values[name] for name in stage.settings}
+    inputs["files"] = {name: files_left(request.stages, name) for name in stage.built_on}
     if stage.name == COLLECT:
         inputs["prompt_files"] = [_file_hash(source) for source in config.prompts.sources]
     if stage.name == "train":
@@ -399,7 +415,7 @@ def _fingerprint(stage: Stage, config: Config, upstream: str) -> str:
         }
     if stage.name == ABLATE.name:
         inputs["train"] = {k: values["train"][k] for k in ("experts", "target_response")}
-    text = json.dumps([upstream, inputs], sort_keys=True)
+    text = json.dumps(inputs, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 

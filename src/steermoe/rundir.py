@@ -8,6 +8,7 @@ Shape legend: L MoE layers, E experts.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -285,13 +286,13 @@ class RunDirectory:
 
     # ---- what a stage leaves --------------------------------------------------------------------
 
-    def left_by(self, stage: str) -> list[str]:
-        """The files and folders of a stage that are there."""
-        return [
-            name
+    def left_by(self, stage: str) -> dict[str, str]:
+        """The files and folders of a stage that are there, each with the SHA-256 of its content."""
+        return {
+            name: _hash_of(self.file(name))
             for name, writer in WRITTEN_BY.items()
             if writer == stage and self.file(name).exists()
-        ]
+        }
 
     def lacks(self, stage: str, left: Iterable[str] = ()) -> list[str]:
         """What a finished stage left and is not there: what it said it left, and what it always leaves."""
@@ -543,6 +544,23 @@ _OF_THE_DISK = (
 
 _DAMAGE = (ValueError, KeyError, TypeError, OSError, pa.ArrowException, SafetensorError)
 """What reading a damaged file raises, one library or the other."""
+
+
+def files_left(stages: Mapping[str, Any], name: str) -> dict[str, str] | None:
+    """What a stage left, and the hash of each: `files` in `run.json`. None for one that is not done."""
+    stage = stages.get(name, {})
+    left: dict[str, str] | None = stage.get("files") if stage.get("status") == "done" else None
+    return left
+
+
+def _hash_of(path: Path) -> str:
+    """SHA-256 of a file; of a folder, that of the names and hashes of its files."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        described = [[file.relative_to(path).as_posix(), _hash_of(file)] for file in files]
+        return hashlib.sha256(json.dumps(described).encode("utf-8")).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def disk_error(error: Exception) -> str | None:

@@ -35,7 +35,7 @@ from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.masking import masked_experts
 from steermoe.prompts.goals import normalised_goal
 from steermoe.reporter import Bar, Reporter
-from steermoe.rundir import ABLATION, ABLATION_FIGURES, MODEL, RISK, SHARDS, RunDirectory
+from steermoe.rundir import ABLATION, ABLATION_FIGURES, MODEL, RISK, RunDirectory, files_left
 from steermoe.stages.ablation_scores import Score, Scorer, Subject, choose_subjects, verdict_score
 from steermoe.stages.evaluate import intervals_of, load_hardened
 from steermoe.stages.identify import selected_experts
@@ -63,7 +63,7 @@ def ablate(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, A
     ablations = _plan(run, config, selected) if selected else []
     num_deactivated = len(ablations[1].deactivated) if ablations else 0
     if not num_deactivated or not subjects:
-        for name in (ABLATION, ABLATION_FIGURES, SHARDS):
+        for name in (ABLATION, ABLATION_FIGURES):
             run.remove(name)
         why = (
             "no expert is selected"
@@ -82,7 +82,6 @@ def ablate(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, A
         reporter.note("there is no hardened model, so the base model alone is measured")
     _score(run, config, reporter, models, ablations, subjects)
     _summarise(run, config, models, ablations, subjects)
-    run.remove(SHARDS)
     reporter.line(
         f"ablated {num_deactivated} experts, and {len(ablations) - 2} sets to compare with, of the "
         f"{' and the '.join(models)} model, on {len(subjects)} {config.evaluate.split} prompts"
@@ -94,12 +93,9 @@ def ablate(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, A
     }
 
 
-def built_on(stages: Mapping[str, Any]) -> dict[str, str | None]:
-    """Fingerprints of the selection and of the hardened model that an ablation measures; None for one not made."""
-    return {
-        name: stages[name]["fingerprint"] if stages.get(name, {}).get("status") == "done" else None
-        for name in ("identify", "train")
-    }
+def built_on(stages: Mapping[str, Any]) -> dict[str, dict[str, str] | None]:
+    """The files of the selection and of the hardened model that an ablation measures; None for one not made."""
+    return {name: files_left(stages, name) for name in ("identify", "train")}
 
 
 # ---- what is compared ---------------------------------------------------------------------------------

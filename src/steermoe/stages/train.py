@@ -99,7 +99,6 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, An
             reporter.line(
                 f"checked: {report.num_compared} tensors compared, only the selected experts' differ from the base"
             )
-    run.remove(CHECKPOINTS)
     return {
         "num_trained_experts": len(experts) if config.train.parameters == "experts" else None,
         # Another selection may be made later; the hardened model stays what it is.
