@@ -177,6 +177,12 @@ def test_a_mean_per_token_lies_in_its_interval_and_between_the_extreme_goals() -
     assert 0 < metric["ci_low"] < metric["value"] < metric["ci_high"] < 1
 
 
+def test_one_goal_gives_a_mean_per_token_and_no_interval() -> None:
+    metric = mean_per_token([1.0, 2.0, 5.0], [2, 4, 0], ["a", "a", "b"])
+    assert metric["value"] == 0.5 and metric["ci_low"] is None and metric["ci_high"] is None
+    assert mean_per_token([1.0, 2.0], [2, 4], ["a", "b"])["ci_low"] is not None
+
+
 def test_without_tokens_there_is_no_mean() -> None:
     metric = mean_per_token([0.0], [0], ["a"])
     assert metric["value"] is None and metric["n"] == 0 and metric["num_unscored"] == 1

@@ -149,9 +149,12 @@ def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
         star = " *" if (row["layer"], row["expert"]) in selected else ""
         numbers = f"{row['risk_diff']:+9.4f}  {row['a_safe_n']:8.4f}  {row['a_unsafe_n']:10.4f}"
         more = "".join(f"  {row[name]:9.4f}" for name in extra)
-        text.append(f"{row['Layer_Expert']:<9} {numbers}{more}{star}\n")
-    if selected:
-        text.append("* selected")
+        confound = f" {row['confounded_by']}" if row.get("confounded_by") else ""
+        text.append(f"{row['Layer_Expert']:<9} {numbers}{more}{star}{confound}\n")
+    notes = ["* selected"] if selected else []
+    if table.get("confounded_by", pd.Series(dtype=str)).any():
+        notes.append("topic, format: at least half of the risk difference may be that")
+    text.append("; ".join(notes))
     return text
 
 
@@ -273,8 +276,10 @@ def _figures_table(run: Run) -> Table:
         )
     divergence = evaluation["paired"]["kl_per_token"]
     if divergence["value"] is not None:
-        shown = f"{divergence['value']:.4f} [{divergence['ci_low']:.4f}, {divergence['ci_high']:.4f}] nats"
-        table.add_row("KL per token, benign", "", f"{shown} n={divergence['n']}")
+        low, high = divergence["ci_low"], divergence["ci_high"]
+        interval = "" if low is None else f" [{low:.4f}, {high:.4f}]"
+        shown = f"{divergence['value']:.4f}{interval} nats n={divergence['n']}"
+        table.add_row("KL per token, benign", "", shown)
     if trained:
         of_all = stages["identify"]["figures"]["num_experts_in_all"]
         table.add_row("experts trained", "", f"{trained} of {of_all}")

@@ -307,11 +307,9 @@ def _figures_of(
 
 
 def _per_token(totals: FloatArray, group: pd.DataFrame, intervals: Mapping[str, Any]) -> Metric:
-    """Mean over tokens; without an interval where there is one goal, whose resamples are all the same."""
-    goals = list(group["goal"])
-    metric = mean_per_token(totals.tolist(), group["num_tokens"].tolist(), goals, **intervals)
-    scored = {goal for goal, tokens in zip(goals, group["num_tokens"], strict=True) if tokens}
-    return metric if len(scored) > 1 else metric | {"ci_low": None, "ci_high": None}
+    """Mean over tokens."""
+    num_tokens, goals = group["num_tokens"].tolist(), group["goal"].tolist()
+    return mean_per_token(totals.tolist(), num_tokens, goals, **intervals)
 
 
 def _refusals(group: pd.DataFrame) -> list[bool | None]:

@@ -126,7 +126,8 @@ def mean_per_token(
         seed: Seeds them.
 
     Returns:
-        The metric; `n` counts tokens, `num_responses` replies.
+        The metric; `n` counts tokens, `num_responses` replies. No interval where there is one goal, whose
+        resamples are all the same.
     """
     kept = [i for i, tokens in enumerate(num_tokens) if tokens > 0]
     num_empty = len(num_tokens) - len(kept)
@@ -137,6 +138,8 @@ def mean_per_token(
     sums, counts = _by_goal(values, tokens, [goals[i] for i in kept])
     low, high = ratio_interval(sums, counts, confidence, num_bootstrap, seed)
     metric = _metric(float(values.sum() / tokens.sum()), low, high, int(tokens.sum()), num_empty)
+    if len(sums) == 1:
+        metric |= {"ci_low": None, "ci_high": None}
     return metric | {"num_responses": len(kept)}
 
 
