@@ -269,6 +269,31 @@ def test_a_plan_prints_costs_and_does_nothing(
     assert "432" in steermoe.out
 
 
+@pytest.mark.parametrize(
+    ("settings", "shown"),
+    [
+        # Of 16 experts, each of three batches may choose four others; a rule of one's own, all.
+        (["train.experts=union"], r"trained experts\s+at most 12 of 16"),
+        (["identify.rule=json:dumps"], r"trained experts\s+at most 16 of 16"),
+        (["train.parameters=routers"], r"trained\s+routers, a baseline"),
+        (["train.parameters=everything"], r"trained\s+everything, a baseline"),
+    ],
+    ids=str,
+)
+def test_a_plan_knows_what_is_trained(
+    steermoe: CommandLine,
+    checkpoint: Path,
+    small_prompts: Path,
+    tmp_path: Path,
+    settings: list[str],
+    shown: str,
+) -> None:
+    arguments = arguments_of(checkpoint, tmp_path / "run", small_prompts)
+    more = [text for setting in settings for text in ("--set", setting)]
+    assert steermoe("run", *arguments, "--plan", *more) == 0, steermoe.err
+    assert re.search(shown, steermoe.out), steermoe.out
+
+
 # ---- show ---------------------------------------------------------------------------------------------
 
 
@@ -285,7 +310,7 @@ def test_show_prints_the_experts_with_their_frequencies(
         assert float(risk_diff) == pytest.approx(row["risk_diff"], abs=1e-4)
         assert float(a_safe) == pytest.approx(row["a_safe_n"], abs=1e-4)
         assert float(a_unsafe) == pytest.approx(row["a_unsafe_n"], abs=1e-4)
-    starred = [line.split()[0] for line in lines if line.rstrip().endswith("*")]
+    starred = [line.split()[0] for line in lines if " *" in line]
     selected = {(x, e) for x, e in load_run(finished).unsafe_experts}
     expected = table[
         [(x, e) in selected for x, e in zip(table["layer"], table["expert"], strict=True)]

@@ -105,7 +105,9 @@ def run(
     seed: SeedOption = None,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Print memory, disk and steps of the run, and do nothing."),
+        typer.Option(
+            "--plan", help="Print memory, disk and steps of the run, and do nothing else."
+        ),
     ] = False,
     force: ForceOption = False,
     quiet: QuietOption = False,

@@ -6,6 +6,7 @@ import math
 
 from rich.table import Table
 
+from steermoe.analysis.selection import RULES
 from steermoe.config import Config
 from steermoe.display import gigabytes
 from steermoe.loading import describe_model, model_source
@@ -43,11 +44,11 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
     planned = [one for group in groups for one in group]
     num_batches = 1 + max(one.batch_idx for one in planned)
     num_experts = description.num_layers * description.num_experts
-    num_trained = min(config.identify.top_k, num_experts)
     weights = description.bytes_in_bfloat16
     if config.model.dtype == "float32":
         weights *= 2
-    training = description.bytes_to_train(num_trained)
+    num_trained = min(_most_selected(config, num_batches), num_experts)
+    training, checkpoint = _bytes_to_train(config, description, num_trained, weights)
     tokens = sum(_tokens(one, config) for one in planned)
     most = config.train.batch_size or config.collect.batch_size
     parts_of_a_batch = math.ceil(config.collect.batch_size / most)
@@ -69,17 +70,41 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
         f"at most {(len(planned) + len(held_out)) * config.collect.max_new_tokens:,}, in "
         f"{len(groups)} groups and once more for the {len(held_out)} held-out prompts",
     )
-    table.add_row("trained experts", f"at most {num_trained} of {num_experts}")
+    if config.train.parameters == "experts":
+        table.add_row("trained experts", f"at most {num_trained} of {num_experts}")
+    else:
+        table.add_row("trained", f"{config.train.parameters}, a baseline")
     table.add_row("training steps", f"{steps} ({config.train.epochs:g} epochs)")
     table.add_row("memory, weights", gigabytes(weights))
     table.add_row(
         "memory, training",
-        f"{gigabytes(training)} for masters, gradients and moments, and activations",
+        f"{gigabytes(training)} beside the weights, and activations",
     )
     table.add_row("disk, model", gigabytes(weights))
-    table.add_row("disk, checkpoints", f"{gigabytes(2 * training * 3 / 4)} while training")
+    table.add_row("disk, checkpoints", f"{gigabytes(2 * checkpoint)} while training")
     table.add_row("disk, routing", gigabytes(_routing_bytes(description, len(planned), tokens)))
     return table
+
+
+def _most_selected(config: Config, num_batches: int) -> float:
+    """How many experts may be selected; a rule of the user's own may take any number."""
+    if config.train.experts == "union":  # each batch goes by the threshold and top-k
+        return config.identify.top_k * num_batches
+    return config.identify.top_k if config.identify.rule in RULES else math.inf
+
+
+def _bytes_to_train(
+    config: Config, description: MoEDescription, num_trained: float, weights: int
+) -> tuple[int, int]:
+    """Bytes that training takes beside the weights, and those of one checkpoint."""
+    if config.train.parameters == "experts":
+        training = description.bytes_to_train(int(num_trained))
+        return training, training * 3 // 4  # all but the gradients
+    # The baselines train in the weights' own type, beside a copy of the base model.
+    copy = weights if config.train.retention_weight > 0 else 0
+    if config.train.parameters == "routers":
+        return copy, 0
+    return 3 * weights + copy, 3 * weights
 
 
 def _tokens(planned: Planned, config: Config) -> int:
