@@ -77,6 +77,13 @@ def test_an_expert_at_the_threshold_cannot_be_found_reliably() -> None:
         prompts_needed(pilot_of(0.02), 50, risk_diff=0.1, power=1)
 
 
+def test_the_largest_number_is_tried_before_it_is_said_not_to_do() -> None:
+    """Doubling from 4 passes a million between 524,288 and 1,048,576."""
+    found = prompts_needed(pilot_of(1.0), 50, risk_diff=0.06)
+    assert 524_288 < found.num_prompts <= 1_000_000
+    assert found.power >= 0.9
+
+
 def test_the_number_of_unsafe_experts_defaults_to_those_as_large_that_the_pilot_finds() -> None:
     pilot = pilot_of(0.02)
     assert prompts_needed(pilot, 50, risk_diff=0.1).num_unsafe == 1

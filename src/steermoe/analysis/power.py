@@ -99,15 +99,14 @@ def prompts_needed(
     def reached(number: int) -> float:
         return _power(number, spread, risk_diff, alone, threshold, num_unsafe, paired)
 
-    high = 4
+    low, high = 2, 4
     while reached(high) < power:
-        high *= 2
-        if high > MOST_PROMPTS:
+        if high == MOST_PROMPTS:
             raise RoutingError(
                 f"even {MOST_PROMPTS} prompts a class do not find a risk difference of {risk_diff} with "
                 f"power {power}; ask for a larger difference"
             )
-    low = high // 2
+        low, high = high, min(2 * high, MOST_PROMPTS)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) >= power else (middle, high)
