@@ -11,6 +11,7 @@ from steermoe.analysis.selection import (
     RULES,
     SelectionSettings,
     create_expert_mask,
+    how_to_select_more,
     identify_unsafe_experts,
     matched_random,
     resolve_rule,
@@ -39,6 +40,21 @@ def test_the_threshold_is_inclusive_and_the_order_of_rows_does_not_matter() -> N
     assert identify_unsafe_experts(table.iloc[::-1], threshold=0.05) == [(0, 0)]
     assert identify_unsafe_experts(table, threshold=0.1) == []
     assert identify_unsafe_experts(table, top_k=0) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "largest", "advice"),
+    [
+        ("fdr", 0.06, "raise identify.max_q_value"),
+        ("fdr", 0.02, "lower identify.threshold"),  # no q-value selects what is below it
+        ("stability", 0.02, "lower identify.threshold"),
+        ("combined", 0.06, "raise identify.max_q_value and lower identify.min_stability"),
+        ("threshold", 0.02, "lower identify.threshold"),
+        ("my_rules:mine", 0.02, "choose another identify.rule"),
+    ],
+)
+def test_advice_names_a_setting_that_helps(rule: str, largest: float, advice: str) -> None:
+    assert how_to_select_more(rule, 0.05, largest) == advice
 
 
 def test_ties_go_to_the_lower_layer_and_expert() -> None:

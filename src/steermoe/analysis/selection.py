@@ -241,8 +241,10 @@ RULE_ADVICE = {
 """What lets a selection rule take more experts."""
 
 
-def how_to_select_more(rule: str) -> str:
+def how_to_select_more(rule: str, threshold: float, largest_risk_diff: float) -> str:
     """What to tell somebody whose rule selected nothing."""
+    if rule in RULES and largest_risk_diff < threshold:
+        rule = "threshold"  # which all the others require too
     return RULE_ADVICE.get(rule, "choose another identify.rule")
 
 

@@ -77,7 +77,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
         reporter.note(
             f"no expert was selected by rule {settings.rule!r} (threshold {settings.threshold}); the largest risk "
             f"difference is {largest['risk_diff']:+.4f} ({largest['Layer_Expert']}): "
-            f"{how_to_select_more(settings.rule)}"
+            f"{how_to_select_more(settings.rule, settings.threshold, largest['risk_diff'])}"
         )
     else:
         reporter.line(
@@ -165,7 +165,10 @@ def describe_selection(
             "name": config.identify.rule,
             "threshold": config.identify.threshold,
             "top_k": config.identify.top_k,
+            "max_q_value": config.identify.max_q_value,
+            "min_stability": config.identify.min_stability,
             "segment": config.identify.segment,
+            "estimator": config.identify.estimator,
             "seed": config.seed,
         },
         "layer_indices": list(counts.layer_indices),

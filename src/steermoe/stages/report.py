@@ -17,6 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from steermoe.analysis.risk import expert_label
+from steermoe.analysis.selection import RULES
 from steermoe.config import Config
 from steermoe.records import Verdict
 from steermoe.reporter import Reporter
@@ -120,9 +121,7 @@ def _opening(material: Material) -> dict[str, Any]:
         num_selected=None if selection is None else len(material.experts),
         num_experts=None if material.risk is None else len(material.risk),
         largest=(largest["Layer_Expert"], largest["risk_diff"]) if largest else None,
-        threshold=config.identify.threshold
-        if config.identify.rule in ("threshold", "combined")
-        else None,
+        threshold=config.identify.threshold if config.identify.rule in RULES else None,
         is_trained=material.is_trained,
         num_held_out=held_out,
         split=material.split,

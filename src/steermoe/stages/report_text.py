@@ -146,9 +146,9 @@ def _untrained(subject: Subject) -> list[str]:
 
 def _advice(subject: Subject) -> str:
     """What would have more experts selected."""
-    if subject.is_union:  # each batch goes by the threshold
-        return how_to_select_more("threshold")
-    return how_to_select_more(subject.rule)
+    rule = "threshold" if subject.is_union else subject.rule  # each batch goes by the threshold
+    _, largest = subject.largest or ("", 0.0)
+    return how_to_select_more(rule, subject.threshold or 0.0, largest)
 
 
 def _experts(subject: Subject) -> str:
