@@ -16,8 +16,18 @@ import pandas as pd
 import pytest
 
 from steermoe.config import Config, validate
+from steermoe.display import expert_lines
 from steermoe.errors import RoutingError, SelectionError, SteerMoEError
-from steermoe.records import LOOK_ALIKE, PLAIN_GOAL, Label, Output, Prompt, Split, Verdict
+from steermoe.records import (
+    JAILBREAK_FORMAT,
+    LOOK_ALIKE,
+    PLAIN_GOAL,
+    Label,
+    Output,
+    Prompt,
+    Split,
+    Verdict,
+)
 from steermoe.response_tables import shard_row
 from steermoe.rundir import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
 from steermoe.stages.evidence import pairs_without_contrast
@@ -162,7 +172,10 @@ def test_the_selection_is_kept_per_batch_and_global(tmp_path: Path) -> None:
     assert selected_experts(run) == [(7, 2), (7, 0)]
     assert selected_experts(run, "union") == [(7, 0), (7, 2)]
     assert selection["layer_indices"] == [7] and selection["num_experts"] == 3
-    assert selection["rule"]["name"] == "threshold" and selection["rule"]["threshold"] == 0.05
+    rule = selection["rule"]
+    assert rule["name"] == "threshold" and rule["threshold"] == 0.05
+    assert rule["estimator"] == "mean_over_batches"
+    assert rule["max_q_value"] == 0.05 and rule["min_stability"] == 0.75
 
 
 @pytest.mark.parametrize(
@@ -192,6 +205,27 @@ def test_the_prompt_segment_reads_prompt_tokens_alone(tmp_path: Path) -> None:
     identify(run, settings(segment="prompt"), Listener())
     row = rows_of(run.read_table(RISK))
     assert [row[expert]["risk_diff"] for expert in range(3)] == pytest.approx([-0.5, 1.0, -0.5])
+
+
+def test_the_effect_of_a_jailbreaks_format_stands_beside_the_risk_difference(
+    tmp_path: Path,
+) -> None:
+    """Expert 0 fires in half of the tokens of unsafe replies, and of benign ones in a jailbreak's wrapping."""
+    replies = [
+        *[Reply(UNSAFE, 0, (0, 1)) for _ in range(4)],
+        *[Reply(SAFE, 0, (1, 1)) for _ in range(4)],
+        *[Reply(BENIGN, -1, (1, 1)) for _ in range(2)],
+        *[Reply(BENIGN, -1, (0, 1), category=JAILBREAK_FORMAT) for _ in range(2)],
+    ]
+    run = make_run(tmp_path, replies)
+    identify(run, settings(), Listener())
+    row = rows_of(run.read_table(RISK))[0]
+    assert row["risk_diff"] == 0.5 and row["format_diff"] == 0.5
+    assert row["confounded_by"] == "format"
+    shown = expert_lines(run.read_table(RISK), {(7, 0)}).plain
+    first, *others = [line for line in shown.splitlines() if line.startswith("L07")]
+    assert first.endswith("* format") and not any("format" in line for line in others)
+    assert "topic, format: at least half of the risk difference may be that" in shown
 
 
 def test_held_out_and_benign_replies_are_never_read(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ LOOK_ALIKE = "look_alike"
 PLAIN_GOAL = "plain_goal"
 """Category of a safe prompt that is a harmful goal asked plainly: an aligned model refuses it."""
 
+JAILBREAK_FORMAT = "jailbreak_format"
+"""Category of a benign prompt in a jailbreak's wrapping: with some, the effect of the format shows by itself."""
+
 NO_BATCH = -1
 """`batch_idx` of a response that belongs to no mixed batch."""
 
@@ -91,7 +94,7 @@ class Prompt(KeyedRecord):
         messages: The chat turns that are shown to the model; the last one is the user's.
         goal: What is asked for, in plain words. Splits are made by goal.
         pair_id: Shared by the safe and the unsafe prompt of a pair; empty if unpaired.
-        category: Free text, but `look_alike` and `plain_goal` have a meaning of their own.
+        category: Free text, but `look_alike`, `plain_goal` and `jailbreak_format` have a meaning of their own.
         split: What the prompt may be used for; None until splits are assigned.
         source: Where it came from: a file's name or `builtin:starter`.
     """
@@ -114,6 +117,11 @@ class Prompt(KeyedRecord):
     def is_plain_goal(self) -> bool:
         """Whether this is the plainly asked harmful goal of a jailbreak pair."""
         return self.label is Label.SAFE and self.category == PLAIN_GOAL
+
+    @property
+    def is_benign_in_format(self) -> bool:
+        """Whether this is a harmless request in a jailbreak's wrapping."""
+        return self.label is Label.BENIGN and self.category == JAILBREAK_FORMAT
 
 
 PromptLike = str | Sequence[Message] | Prompt

@@ -30,9 +30,6 @@ from steermoe.records import BoolArray, IntArray, Label, Prompt, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.rundir import RISK_HELD_OUT, RunDirectory
 
-JAILBREAK_FORMAT = "jailbreak_format"
-"""Category of a benign prompt in a jailbreak's wrapping: with some, the effect of the format shows by itself."""
-
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
@@ -228,10 +225,10 @@ def _with_confounds(table: pd.DataFrame, run: RunDirectory, config: Config) -> p
     responses = run.read_responses()
     positions = np.flatnonzero((responses["split"] == Split.TRAIN).to_numpy())
     chosen = [prompts[str(prompt_id)] for prompt_id in responses["prompt_id"].iloc[positions]]
-    in_format = [p.label is Label.BENIGN and p.category == JAILBREAK_FORMAT for p in chosen]
+    in_format = [p.is_benign_in_format for p in chosen]
     differences = confound_differences(
         run.read_counts().select(positions),
-        is_benign=[p.label is Label.BENIGN and p.category != JAILBREAK_FORMAT for p in chosen],
+        is_benign=[p.label is Label.BENIGN and not p.is_benign_in_format for p in chosen],
         is_look_alike=[p.is_look_alike for p in chosen],
         is_benign_in_format=in_format if any(in_format) else None,
         segment=config.identify.segment,
@@ -259,8 +256,8 @@ def replication_of(
         held_out = risk_tables(
             contrast.counts, contrast.is_unsafe, contrast.batch_idx, segment=config.identify.segment
         ).aggregated
-    except RoutingError:
-        reporter.note("no held-out goals to estimate the risk differences on again")
+    except RoutingError as error:
+        reporter.note(f"the risk differences are not estimated again on held-out goals: {error}")
         return None
     run.write_table(RISK_HELD_OUT, held_out)
     return asdict(replicate(table, held_out, selected))
