@@ -470,6 +470,7 @@ def test_a_stage_that_wrote_before_it_failed_is_not_called_done(
         ({"identify": {"rule": "nope"}}, SelectionError),
         ({"train": {"target_response": "no.such.module:function"}}, ConfigError),
         ({"train": {"lr_scheduler": "nope"}}, ConfigError),
+        ({"model": {"device": "cuda:1"}}, ConfigError),
     ],
     ids=str,
 )

@@ -23,7 +23,7 @@ from steermoe.errors import TrainingError
 from steermoe.moe.slices import ExpertSlices, attach_expert_slices
 from steermoe.records import Label
 from steermoe.training.dataset import MicroBatches, Objective, TrainingRow, collate
-from steermoe.training.trainer import ExpertMaskingTrainer
+from steermoe.training.trainer import ExpertMaskingTrainer, trainable_parameters
 
 EXPERTS = [(0, 1), (0, 4), (0, 7), (1, 2)]
 """Three rows in one layer and one in the other: neither divides evenly between two processes."""
@@ -84,6 +84,9 @@ def work(kind: str, dtype_name: str) -> None:
         assert all(p.grad is not None for p in slices.parameters())
         optimizer.step()
         optimizer.zero_grad()
+    if kind == "fully_shard":
+        with pytest.raises(TrainingError, match="cannot hold sharded parameters"):
+            trainable_parameters(model)
     masters, logits = expected_steps(dtype, 2)
     tolerance = 1e-5 if dtype is torch.float32 else 2e-3
     state = slices.state_dict()

@@ -304,6 +304,19 @@ def test_a_retention_loss_without_base_is_refused(mixtral: Any, tmp_path: Path) 
     make_trainer(mixtral, tmp_path, weights=LossWeights(retention=0.0))
 
 
+def test_a_second_gpu_does_not_split_micro_batches(mixtral: Any, tmp_path: Path) -> None:
+    """transformers would wrap the model in DataParallel and feed it two micro-batches at once."""
+    slices = attach_expert_slices(mixtral, EXPERTS)
+    arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True)
+    arguments._n_gpu = 2
+    assert arguments.train_batch_size == 2 * arguments.per_device_train_batch_size
+    trainer = ExpertMaskingTrainer(
+        model=mixtral, args=arguments, train_dataset=MicroBatches(mixed_rows()), slices=slices
+    )
+    assert trainer.args.n_gpu == 1
+    assert trainer.args.train_batch_size == trainer.args.per_device_train_batch_size
+
+
 def test_kl_by_hand() -> None:
     # Base (1/2, 1/2), model (9/10, 1/10): 1/2 ln(5/9) + 1/2 ln 5.
     base = torch.log(torch.tensor([[0.5, 0.5], [0.2, 0.8]]))

@@ -12,6 +12,7 @@ import gc
 import hashlib
 import json
 import platform
+import re
 import resource
 import time
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from typing import Any
 
 from steermoe.analysis.selection import resolve_rule
 from steermoe.config import BUILTIN_PROMPTS, Config, validate
-from steermoe.errors import RunDirectoryError, SteerMoEError
+from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError
 from steermoe.judges import judge_named
 from steermoe.loading import describe_model, model_source
 from steermoe.moe.freed_memory import give_back_freed_memory
@@ -66,6 +67,11 @@ def _check_collect(config: Config) -> None:
 
 
 def _check_train(config: Config) -> None:
+    if re.fullmatch(r"cuda:0*[1-9]\d*", config.model.device) and not config.model.device_map:
+        raise ConfigError(
+            f"model.device = {config.model.device!r}: training takes the first GPU that it sees; set "
+            "model.device=cuda and CUDA_VISIBLE_DEVICES"
+        )
     resolve_target(config.train.target_response)
     check_names(config.train)
 

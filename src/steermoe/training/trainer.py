@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
 from steermoe.errors import TrainingError
@@ -115,6 +116,10 @@ class ExpertMaskingTrainer(Trainer):
         weights: LossWeights | None = None,
         **kwargs: Any,
     ) -> None:
+        args = kwargs.get("args")
+        if args is not None and args.n_gpu > 1:
+            # Otherwise transformers splits each micro-batch over all GPUs that it sees, and merges two of them.
+            args._n_gpu = 1
         super().__init__(**kwargs)
         self.weights = weights if weights is not None else LossWeights()
         self.mask_scope = mask_scope
@@ -278,7 +283,8 @@ class ExpertMaskingTrainer(Trainer):
             return
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_trainable(self._plain_model), folder / TRAINED_WEIGHTS, self._experts_metadata())
+        trained = trainable_parameters(self._plain_model)
+        save_file(trained, folder / TRAINED_WEIGHTS, self._experts_metadata())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Read what `_save` wrote."""
@@ -290,7 +296,7 @@ class ExpertMaskingTrainer(Trainer):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         saved = load_file(path)
-        mine = _trainable(self._plain_model)
+        mine = trainable_parameters(self._plain_model)
         # Stacks of other experts can have the same names and shapes.
         if metadata != self._experts_metadata() or saved.keys() != mine.keys():
             raise TrainingError(
@@ -305,12 +311,23 @@ class ExpertMaskingTrainer(Trainer):
         return {"experts": json.dumps(self.slices.experts if self.slices is not None else None)}
 
 
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    return {
+def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
+    """What trains, by name.
+
+    Raises:
+        TrainingError: It is sharded: gathering takes all processes, and the trainer saves from one.
+    """
+    found = {
         name: parameter.detach().contiguous()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
+    if any(isinstance(parameter, DTensor) for parameter in found.values()):
+        raise TrainingError(
+            "the trainer's checkpoints cannot hold sharded parameters; set save_strategy='no' and save "
+            "ExpertSlices.state_dict() in every process"
+        )
+    return found
 
 
 class _EpochCallback(TrainerCallback):
