@@ -246,6 +246,16 @@ def test_benign_rows_take_turns_over_the_epochs() -> None:
     assert used[:3] != used[3:]
 
 
+def test_cutting_batches_adds_no_benign_rows() -> None:
+    rows = [row(f"r{b}-{i}", b) for b in range(3) for i in range(4)]
+    benign = [row(f"b{i}") for i in range(20)]
+    data = MicroBatches(rows, benign, batch_size=2, benign_per_batch=1)
+    assert len(data) == 6
+    used = benign_by_epoch(data, 2)
+    assert [len(epoch) for epoch in used] == [3, 3]
+    assert len({*used[0], *used[1]}) == 6
+
+
 @given(
     num_benign=st.integers(0, 9),
     per_batch=st.integers(0, 4),
