@@ -485,9 +485,12 @@ def test_only_the_routers_train(architecture: Architecture) -> None:
     prefixes = tuple(f"{layer.router_name}." for layer in description.layers)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained and all(name.startswith(prefixes) for name in trained)
-    assert num_parameters == sum(
-        p.numel() for n, p in model.named_parameters() if n.startswith(prefixes)
-    )
+    parameters = dict(model.named_parameters())
+    assert num_parameters == sum(parameters[name].numel() for name in trained)
+    model(input_ids=token_ids(2, 9), use_cache=False).logits.sum().backward()
+    assert {name for name in trained if parameters[name].grad is None} == set()
+    left_out = {n for n in parameters if n.startswith(prefixes)} - trained
+    assert all(name.endswith("e_score_correction_bias") for name in left_out)
 
 
 def test_everything_trains() -> None:

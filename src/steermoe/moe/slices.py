@@ -31,6 +31,9 @@ from steermoe.moe.split import Layout, Plan, split_experts
 ExpertId = tuple[int, int]
 """`(layer, expert)`; the layer is the index of the decoder layer."""
 
+CHOICE_BIAS = "e_score_correction_bias"
+"""A parameter in some architectures, and a buffer in most."""
+
 STACK_NAME = "trained_experts"
 """Attribute of an experts module that holds its `TrainedStack`."""
 
@@ -321,15 +324,20 @@ def train_routers_only(model: nn.Module) -> int:
     """
     routers = [model.get_submodule(x.router_name) for x in find_moe_layers(model).layers]
     model.requires_grad_(False)
-    for router in routers:
-        router.requires_grad_(True)
-    return sum(p.numel() for router in routers for p in router.parameters())
+    return _unfreeze(named for router in routers for named in router.named_parameters())
 
 
 def train_everything(model: nn.Module) -> int:
     """Make every parameter trainable, a baseline; returns how many numbers train."""
-    model.requires_grad_(True)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return _unfreeze(model.named_parameters())
+
+
+def _unfreeze(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> int:
+    """Make parameters trainable but for the biases that only choose experts, which no gradient reaches."""
+    chosen = [p for name, p in named_parameters if not name.endswith(CHOICE_BIAS)]
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    return sum(parameter.numel() for parameter in chosen)
 
 
 def _check_selection(
