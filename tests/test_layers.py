@@ -26,6 +26,7 @@ from steermoe.moe.layers import (
     load_description,
 )
 from steermoe.moe.quantization import dequantization_arguments, quantization_method
+from steermoe.moe.routing import RoutingRecorder
 from steermoe.moe.support import supported_architectures
 
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda x: x.name)
@@ -302,3 +303,12 @@ def test_the_list_of_architectures_agrees_with_the_matrix() -> None:
         assert listed[architecture.model_type].class_name == built
     for name in ("llama4", "dbrx", "jetmoe", "longcat_flash", "doge", "nllb-moe"):
         assert listed[name].reason
+
+
+def test_a_hash_router_is_known_while_it_is_recorded() -> None:
+    """Recording router logits stands in for the router's forward pass, whose arguments then say nothing."""
+    model = BY_NAME["deepseek_v4"].build()
+    description = find_moe_layers(model)
+    assert [layer.is_hash_routed for layer in description.layers] == [True, False]
+    with RoutingRecorder(model, description, router_logits=True):
+        assert find_moe_layers(model) == description

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from conftest import TinyCheckpoint
 from steermoe.config import Config
 from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError, TrainingError
+from steermoe.loading import LoadedModel, load_model
 from steermoe.run import load_run
 from steermoe.rundir import CHECKPOINTS, MODEL, SFT_DATASET, UNSAFE_EXPERTS, RunDirectory
 from steermoe.stages.train import train, training_rows
@@ -318,6 +320,32 @@ def test_training_under_a_mask_runs_and_differs(ready: Ready, scope: str, mask: 
     masked = ready.train(epochs=1, mask_scope=scope, mask=mask)["history"]
     assert ready.changed() == {(0, 1), (1, 3)}
     assert [e["refusal_loss"] for e in plain] != [e["refusal_loss"] for e in masked]
+
+
+def test_experts_that_are_looked_up_by_token_id_are_left_out_of_the_mask(
+    ready: Ready, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such layers cannot be masked: the choice is not the router's. Here the first one says that it is one."""
+
+    def load(*arguments: Any, **keywords: Any) -> LoadedModel:
+        loaded = load_model(*arguments, **keywords)
+        first, *others = loaded.description.layers
+        layers = (dataclasses.replace(first, is_hash_routed=True), *others)
+        return dataclasses.replace(
+            loaded, description=dataclasses.replace(loaded.description, layers=layers)
+        )
+
+    monkeypatch.setattr("steermoe.stages.train.load_model", load)
+    ready.select((1, 3))
+    alone = ready.train(epochs=1, mask_scope="all")["history"]
+    assert "looked up by token id" not in ready.listener.text
+    ready.select((0, 1))
+    assert ready.train(epochs=1, mask_scope="all")["history"] != alone
+    assert "1 trained experts are looked up by token id; their layers are not masked" in (
+        ready.listener.text
+    )
+    unmasked = ready.train(epochs=1)["history"]
+    assert ready.train(epochs=1, mask_scope="all")["history"] == unmasked
 
 
 @pytest.mark.parametrize("parameters", ["routers", "everything"])

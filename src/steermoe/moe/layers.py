@@ -337,7 +337,7 @@ def _describe_layer(modules: dict[str, nn.Module], experts_name: str) -> MoELaye
             for owner in (block, modules[decoder_layer_name])
             for name, module in owner.named_children()
         ),
-        is_hash_routed="input_ids" in inspect.signature(router.forward).parameters,
+        is_hash_routed="input_ids" in inspect.signature(type(router).forward).parameters,
         has_gate=has_gate,
         has_bias=bool(experts.has_bias),
         is_transposed=transposed,

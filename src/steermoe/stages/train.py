@@ -220,7 +220,7 @@ def _fit(
         args=arguments,
         train_dataset=dataset,
         data_collator=partial(collate, pad_token_id=loaded.tokenizer.pad_token_id),
-        expert_mask=_masks(run, config, loaded, experts),
+        expert_mask=_masks(run, config, reporter, loaded, experts),
         mask_scope=settings.mask_scope,
         slices=slices,
         base_model=base_model,
@@ -266,11 +266,21 @@ def _saving_checkpoints(folder: Path) -> Iterator[None]:
 
 
 def _masks(
-    run: RunDirectory, config: Config, loaded: LoadedModel, experts: Sequence[Expert]
+    run: RunDirectory,
+    config: Config,
+    reporter: Reporter,
+    loaded: LoadedModel,
+    experts: Sequence[Expert],
 ) -> BoolArray | dict[int, BoolArray] | None:
     """The expert mask that training applies: the global one, or one for each batch; only trained experts."""
     if config.train.mask_scope == "off":
         return None
+    hashed = {layer.index for layer in loaded.description.layers if layer.is_hash_routed}
+    if left_out := [pair for pair in experts if pair[0] in hashed]:
+        reporter.note(
+            f"{len(left_out)} trained experts are looked up by token id; their layers are not masked"
+        )
+        experts = [pair for pair in experts if pair[0] not in hashed]
     shape = (loaded.description.num_layers, loaded.description.num_experts)
     layers = loaded.description.layer_indices
     if config.train.mask == "global":
