@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from architectures import ARCHITECTURES, BY_NAME, Architecture, token_ids
 from steermoe.config import EMBEDDED_MODEL
 from steermoe.errors import ModelError, TrainingError
-from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
+from steermoe.moe.checkpoint import Owners, save_hardened, verify_only_selected_changed
 from steermoe.moe.delta import apply_delta, read_delta_header, save_delta
 from steermoe.moe.slices import attach_expert_slices
 from steermoe.moe.stored import hash_checkpoint, stored_tensors
@@ -636,3 +636,14 @@ def test_a_delta_finds_its_base_on_the_hub_by_the_commit_it_was_made_of(
     arguments = ["--apply", delta, "-o", "none", "--revision", "v2"]
     assert "owner/name at revision v2 is neither" in steermoe.refusal("export", *arguments)
     assert not (tmp_path / "none").exists()
+
+
+def test_experts_of_another_tower_belong_to_no_selected_expert() -> None:
+    """A vision tower can have experts of the same numbers; its layers are not called as the decoder's."""
+    owners = Owners(frozenset({(3, 2)}), 8, "layers")
+    name = "model.language_model.layers.3.mlp.experts.{}.up_proj.weight"
+    assert owners.owned(name.format(2), (4, 4)) == {None: (3, 2)}
+    assert owners.owned(name.format(1), (4, 4)) == {}
+    assert owners.owned("model.layers.3.mlp.experts.gate_up_proj", (8, 4, 4)) == {2: (3, 2)}
+    assert owners.owned("model.vision_tower.blocks.3.mlp.experts.2.up_proj.weight", (4, 4)) == {}
+    assert owners.owned("model.vision_tower.blocks.3.conv.weight", (8, 1, 4)) == {}

@@ -23,7 +23,7 @@ import torch
 from transformers import AutoConfig
 
 from steermoe.errors import TrainingError
-from steermoe.moe.layers import auto_model_class, load_description
+from steermoe.moe.layers import MoEDescription, auto_model_class, load_description
 from steermoe.moe.quantization import (
     dequantization_arguments,
     forget_quantization,
@@ -35,7 +35,7 @@ from steermoe.moe.stored import StoredTensor, local_folder, stored_tensors
 SHARD_SIZE = "2GB"
 """Largest file of a saved checkpoint: writing a file holds a second copy of its tensors."""
 
-_LAYER = re.compile(r"(?:^|\.)(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)(\w+)\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
@@ -93,21 +93,30 @@ def verify_only_selected_changed(
         TrainingError: Names the first tensor that differs and should not, or that the base lacks.
     """
     with comparable(local_folder(base, revision), Path(hardened)) as (before, after, _):
-        return compare(before, after, Owners.of(hardened, experts))
+        description = load_description(hardened, local_files_only=True)
+        return compare(before, after, Owners.of(description, experts))
 
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """Which tensors, and rows of tensors, of a checkpoint belong to selected experts."""
+    """Which tensors, and rows of tensors, of a checkpoint belong to selected experts.
+
+    Attributes:
+        experts: The selected `(decoder layer, expert)` pairs.
+        num_experts: Experts of a layer.
+        layers_name: What the numbered decoder layers are called, mostly `layers`.
+    """
 
     experts: frozenset[ExpertId]
     num_experts: int
+    layers_name: str
 
     @staticmethod
-    def of(folder: str | Path, experts: Iterable[ExpertId]) -> Owners:
-        """For the checkpoint in a directory, whose config says how many experts a layer has."""
-        description = load_description(folder, local_files_only=True)
-        return Owners(frozenset(experts), description.num_experts)
+    def of(description: MoEDescription, experts: Iterable[ExpertId]) -> Owners:
+        """For the checkpoints of a model."""
+        layers = _LAYER.search(description.layers[0].experts_name)
+        assert layers is not None, "the description has its number from there"
+        return Owners(frozenset(experts), description.num_experts, layers.group(1))
 
     def owned(self, name: str, shape: Sequence[int]) -> dict[int | None, ExpertId]:
         """The selected expert of each row; under None, of the whole tensor; empty if none has a part.
@@ -116,9 +125,10 @@ class Owners:
         a stack of matrices, or a stack of biases that says so in its name. (A router has two axes.)
         """
         layer = _LAYER.search(name)
-        if layer is None:
+        # Other towers of a model can have experts too: their layers have another name, or none of this kind.
+        if layer is None or layer.group(1) != self.layers_name:
             return {}
-        index = int(layer.group(1))
+        index = int(layer.group(2))
         expert = _EXPERT.search(name, layer.end() - 1)
         if expert is not None:
             pair = (index, int(expert.group(1)))

@@ -100,7 +100,8 @@ def save_delta(
     """
     path, folder = Path(path), local_folder(base, revision)
     is_directory = Path(base).is_dir()
-    owners = Owners.of(hardened, experts)
+    description = load_description(hardened, local_files_only=True)
+    owners = Owners.of(description, experts)
     with comparable(folder, Path(hardened)) as (before, after, resaved_as):
         comparison = compare(before, after, owners)
         resaved_hash = None if resaved_as is None else hash_tensors(before)
@@ -223,7 +224,7 @@ def _owners(header: DeltaHeader, delta: Path, folder: Path) -> Owners:
             raise ModelError(
                 f"{delta} has expert {expert} of layer {layer}, which {header.base} has not; write the delta again"
             )
-    return Owners(frozenset(header.experts), description.num_experts)
+    return Owners.of(description, header.experts)
 
 
 def _check_parts(
