@@ -204,7 +204,8 @@ class TrainSection(Section):
     batch_size: int | None = Field(
         None,
         ge=2,
-        description="Most rows of a micro-batch; empty takes a mixed batch whole. Lower it when memory runs out.",
+        description="Most rows of a mixed batch in one micro-batch, benign ones beside them; empty takes a mixed batch "
+        "whole. Lower it when memory runs out.",
     )
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
     weight_decay: float = Field(
@@ -267,7 +268,8 @@ class TrainSection(Section):
     )
     mask_scope: Literal["off", "unsafe", "all"] = Field(
         "off",
-        description="Expert masking while training: not at all, for unsafe samples, or for every sample.",
+        description="Expert masking while training: not at all, for unsafe samples, or for every sample that learns a "
+        "refusal.",
     )
     mask: Literal["global", "batch"] = Field(
         "global",

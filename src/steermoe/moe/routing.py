@@ -146,7 +146,7 @@ class RoutingRecorder(_ExpertsWatcher):
     def logits(self) -> list[Tensor]:
         """Router logits `(T, L, E)` of each pass since the last `take`: the router's matrix product.
 
-        Bias, soft cap, scaling, softmax and sigmoid come after it.
+        Soft cap, scaling, softmax and sigmoid come after it, and so does a bias, but for one inside the product.
 
         Raises:
             RoutingError: If a pass did not reach every MoE layer.
