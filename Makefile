@@ -38,9 +38,10 @@ format: $(DEV_STAMP)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV_STAMP)  ## Measure speed and memory, as ratios within one run
+bench: $(DEV_STAMP)  ## Measure speed, memory and calibration (two hours); ARGS="masked counting" measures these two alone
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python -m benchmarks $(ARGS)
+	$(if $(ARGS),,$(BIN)/python -m benchmarks.statistics speed calibration)
 
 clean:  ## Remove the virtual environment and every cache of the tools
 	rm -rf $(VENV) $(OLDEST) .mypy_cache .pytest_cache .ruff_cache .hypothesis
