@@ -23,7 +23,7 @@ FLOORS = (
     {"rundir", "loading"},
     {"training", "engines", "judges", "prompts"},
     {"analysis", "moe", "chat", "reporter", "response_tables"},
-    {"records", "config"},
+    {"records", "config", "hashes"},
     {"errors"},
 )
 """Rooms from the top down. A room imports only from floors below its own."""

@@ -8,7 +8,6 @@ Shape legend: L MoE layers, E experts.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 
 from steermoe.analysis.counts import RoutingCounts, count_response
 from steermoe.errors import RunDirectoryError
+from steermoe.hashes import sha256_of
 from steermoe.records import Label, Output, Prompt, Split
 from steermoe.response_tables import (
     RESPONSES_SCHEMA,
@@ -289,7 +289,7 @@ class RunDirectory:
     def left_by(self, stage: str) -> dict[str, str]:
         """The files and folders of a stage that are there, each with the SHA-256 of its content."""
         return {
-            name: _hash_of(self.file(name))
+            name: sha256_of(self.file(name))
             for name, writer in WRITTEN_BY.items()
             if writer == stage and self.file(name).exists()
         }
@@ -551,16 +551,6 @@ def files_left(stages: Mapping[str, Any], name: str) -> dict[str, str] | None:
     stage = stages.get(name, {})
     left: dict[str, str] | None = stage.get("files") if stage.get("status") == "done" else None
     return left
-
-
-def _hash_of(path: Path) -> str:
-    """SHA-256 of a file; of a folder, that of the names and hashes of its files."""
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        described = [[file.relative_to(path).as_posix(), _hash_of(file)] for file in files]
-        return hashlib.sha256(json.dumps(described).encode("utf-8")).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def disk_error(error: Exception) -> str | None:

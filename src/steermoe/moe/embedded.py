@@ -24,7 +24,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from steermoe.errors import ModelError
-from steermoe.moe.verified_cache import Report, sha256_of, verified_directory
+from steermoe.hashes import sha256_of
+from steermoe.moe.verified_cache import Report, verified_directory
 
 EMBEDDED_MODEL_ID = "smollm2-moe"
 """Names the embedded model wherever a model id or path is taken."""

@@ -32,7 +32,7 @@ ExpertId = tuple[int, int]
 """`(layer, expert)`; the layer is the index of the decoder layer."""
 
 CHOICE_BIAS = "e_score_correction_bias"
-"""A parameter in some architectures, and a buffer in most."""
+"""How the name of a bias ends that only chooses experts: a parameter in some architectures, a buffer in most."""
 
 STACK_NAME = "trained_experts"
 """Attribute of an experts module that holds its `TrainedStack`."""

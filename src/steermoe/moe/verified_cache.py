@@ -7,7 +7,6 @@ after every byte has been hashed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from steermoe.hashes import sha256_of
 
 MANIFEST = "manifest.json"
 """Lists a directory's files with their sizes and SHA-256, and the recipe that made them."""
@@ -115,9 +116,3 @@ def _describe(directory: Path) -> dict[str, dict[str, Any]]:
         for path in sorted(directory.rglob("*"))
         if path.is_file()
     }
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -186,14 +186,14 @@ class MicroBatches(Dataset[list[TrainingRow]]):
         self._seed = seed
         self._chosen: list[list[TrainingRow]] = []
         wanted = len(self._benign) if benign_per_batch is None else benign_per_batch * len(by_batch)
-        self.benign_per_epoch = min(wanted, len(self._benign))
+        self._benign_per_epoch = min(wanted, len(self._benign))
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the benign rows of an epoch: the next ones of an endless, ever reshuffled row of them."""
         self.epoch = epoch
         num_parts, num_benign = len(self._parts), len(self._benign)
-        needed = self.benign_per_epoch
+        needed = self._benign_per_epoch
         if needed == num_benign:
             self._chosen = [self._benign[i::num_parts] for i in range(num_parts)]
             return

@@ -1,0 +1,17 @@
+"""The hash of a file or a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal; of a folder, that of the names and hashes of its files."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        described = [[file.relative_to(path).as_posix(), sha256_of(file)] for file in files]
+        return hashlib.sha256(json.dumps(described).encode("utf-8")).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
