@@ -36,7 +36,7 @@ def trainer_step(repeats: int = REPEATS) -> list[Row]:
     data = MicroBatches(rows)
     batch = collate([rows], pad_token_id=0)
     with slices.switched_off():
-        base_replies = BaseReplies(model, data.retention_rows(), 0)
+        base_replies = BaseReplies(model, [row for row in rows if row.objective == "retention"], 0)
 
     @torch.no_grad()
     def bare_forward() -> None:

@@ -25,6 +25,8 @@ from steermoe.loading import LoadedModel, load_model
 from steermoe.run import load_run
 from steermoe.rundir import CHECKPOINTS, MODEL, SFT_DATASET, UNSAFE_EXPERTS, RunDirectory
 from steermoe.stages.train import train, training_rows
+from steermoe.training import lower_states
+from steermoe.training.lower_states import ROWS_AT_A_TIME, LowerStates
 from tiny import Listener, copy_of, files_of, finished_run, tiny_config
 
 EXPERT = re.compile(r"layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.")
@@ -500,5 +502,73 @@ def test_training_goes_on_from_the_last_checkpoint_that_is_whole(
     again = ready.train()["history"]
     assert f"going on from checkpoint-{goes_on_from}" in ready.listener.text
     assert again == through
+    resumed = tensors(ready.run.file(MODEL))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())
+
+
+# ---- layers below the lowest trained one --------------------------------------------------------------
+
+
+def passes_of_the_lowest_layer(ready: Ready, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows with every row that the lowest layer's experts read from now on."""
+    from steermoe.stages import train as stage
+
+    rows: list[int] = []
+
+    def load(*args: Any, **kwargs: Any) -> LoadedModel:
+        loaded = load_model(*args, **kwargs)
+        loaded.model.model.layers[0].mlp.register_forward_hook(
+            lambda _, arguments, __: rows.append(len(arguments[0]))
+        )
+        return loaded
+
+    monkeypatch.setattr(stage, "load_model", load)
+    return rows
+
+
+def test_the_layers_below_run_once_for_each_row_however_many_epochs(
+    ready: Ready, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.select((1, 0), (1, 3))
+    rows = passes_of_the_lowest_layer(ready, monkeypatch)
+    ready.train(epochs=3)
+    num_rows = len(ready.run.file(SFT_DATASET).read_text("utf-8").splitlines())
+    first_group = min(num_rows, ROWS_AT_A_TIME)
+    # Once, and of the first group once more, to see that the model can do without them.
+    assert sum(rows) == num_rows + first_group
+    assert ready.changed() == {(1, 0), (1, 3)}
+
+
+@pytest.mark.parametrize("settings", [{"epochs": 1}, {"epochs": 3, "parameters": "everything"}])
+def test_nothing_is_kept_where_it_would_not_be_read_again_or_would_change(
+    ready: Ready, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    ready.select((1, 0), (1, 3))
+    monkeypatch.setattr(LowerStates, "__init__", lambda *_: pytest.fail("states were kept"))
+    ready.train(**settings)
+
+
+def test_training_on_kept_states_ends_where_training_without_them_does(
+    ready: Ready, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.select((1, 0), (1, 3))
+    kept = ready.train(epochs=3)["history"]
+    monkeypatch.setattr(lower_states, "MOST_BYTES", 0)
+    computed = ready.train(epochs=3)["history"]
+    assert len(kept) == len(computed) > 3
+    for one, other in zip(kept, computed, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+
+
+def test_a_resumed_training_sees_the_same_kept_states(
+    ready: Ready, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.select((1, 0), (1, 3))
+    through = ready.train()["history"]
+    expected = tensors(ready.run.file(MODEL))
+    shutil.rmtree(ready.run.file(MODEL))
+    die_after(ready, monkeypatch, step=4)
+    assert ready.train()["history"] == through
+    assert "going on from checkpoint-4" in ready.listener.text
     resumed = tensors(ready.run.file(MODEL))
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in expected.items())

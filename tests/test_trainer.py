@@ -9,7 +9,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,17 @@ import torch
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 
 from conftest import TinyCheckpoint
+from steermoe.analysis.selection import create_expert_mask
 from steermoe.errors import TrainingError
+from steermoe.moe.layers import find_moe_layers
+from steermoe.moe.masking import masked_experts
+from steermoe.moe.partial_passes import LowerLayers, only_positions
 from steermoe.moe.slices import ExpertSlices, attach_expert_slices
 from steermoe.records import Label
 from steermoe.stages.train import freeze_model_except_unsafe_experts
-from steermoe.training.base_replies import BaseReplies, only_positions
+from steermoe.training.base_replies import BaseReplies
 from steermoe.training.dataset import MicroBatches, TrainingRow, collate
+from steermoe.training.lower_states import LowerStates
 from steermoe.training.trainer import (
     TRAINED_WEIGHTS,
     ExpertMaskingTrainer,
@@ -88,23 +93,25 @@ def mixtral(tiny_checkpoint: TinyCheckpoint) -> Any:
     return AutoModelForCausalLM.from_pretrained(tiny_checkpoint("mixtral")).eval()
 
 
-def with_moved_experts(base: Any) -> tuple[Any, ExpertSlices, Any]:
+def with_moved_experts(
+    base: Any, experts: Sequence[tuple[int, int]] = EXPERTS
+) -> tuple[Any, ExpertSlices, Any]:
     """A model whose slices have moved, and a stock model with the same weights that trains its fused tensors."""
     model = copy.deepcopy(base)
-    slices = attach_expert_slices(model, EXPERTS)
+    slices = attach_expert_slices(model, experts)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in slices.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     stock = copy.deepcopy(base)
     stock.requires_grad_(False)
-    for layer, expert in EXPERTS:
+    for layer, expert in experts:
         for name in ("gate_up_proj", "down_proj"):
             fused = stock.model.layers[layer].mlp.experts.get_parameter(name)
             stack = dict(slices.named_parameters())[
                 f"model.layers.{layer}.mlp.experts.trained_experts.{name}"
             ]
-            place = [e for i, e in EXPERTS if i == layer].index(expert)
+            place = [e for i, e in experts if i == layer].index(expert)
             fused.data[expert] = stack.data[place]
             fused.requires_grad_(True)
     stock.set_experts_implementation("eager")
@@ -192,7 +199,7 @@ def compare_gradients(slices: ExpertSlices, stock: Any) -> None:
     for name, parameter in slices.named_parameters():
         module, _, tensor = name.rpartition(".trained_experts.")
         layer = int(module.split(".")[2])
-        ids = [expert for i, expert in EXPERTS if i == layer]
+        ids = [expert for i, expert in slices.experts if i == layer]
         expected = stock.get_submodule(module).get_parameter(tensor).grad[ids]
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-6)
@@ -212,6 +219,49 @@ def test_kept_base_replies_give_the_same_loss_and_gradient(base: Any, tmp_path: 
     trainer = make_trainer(model, tmp_path, rows, slices=slices, base_replies=replies)
     loss = trainer.compute_loss(model, collate([rows], 0))
     expected = reference_loss(stock, base, rows, WEIGHTS)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    loss.backward()
+    expected.backward()
+    compare_gradients(slices, stock)
+
+
+@pytest.mark.parametrize("mask_scope", ["off", "unsafe"])
+@pytest.mark.parametrize("keeps_replies", [True, False])
+def test_kept_states_of_the_lower_layers_give_the_same_loss_and_gradient(
+    base: Any, tmp_path: Path, keeps_replies: bool, mask_scope: str
+) -> None:
+    rows = mixed_rows()
+    model, slices, stock = with_moved_experts(base, [(1, 0), (1, 5)])
+    layers = LowerLayers(model, find_moe_layers(model), 1)
+    others = [row(f"other {i}", "retention", Label.SAFE, seed=i) for i in range(20)]
+    states = LowerStates(model, layers, [*others, *rows], 0)
+    assert states.is_usable
+    replies = None
+    if keeps_replies:
+        with slices.switched_off():
+            replies = BaseReplies(model, [*others, *rows[2:]], 0, states)
+    allowed = create_expert_mask(2, find_moe_layers(model).num_experts, [(1, 0), (1, 5)])
+    trainer = make_trainer(
+        model,
+        tmp_path,
+        rows,
+        slices=slices,
+        base_replies=replies,
+        lower_states=states,
+        mask_scope=mask_scope,
+        expert_mask=allowed,
+    )
+    runs: list[int] = []
+    model.model.layers[0].mlp.register_forward_hook(lambda *_: runs.append(1))
+    loss = trainer.compute_loss(model, collate([rows], 0))
+    # Only the base model's own pass, where its replies were not kept.
+    assert len(runs) == (0 if keeps_replies else 1)
+
+    def masked(one: TrainingRow) -> Any:
+        is_masked = mask_scope == "unsafe" and one.label is Label.UNSAFE
+        return masked_experts(stock, allowed) if is_masked else nullcontext()
+
+    expected = reference_loss(stock, base, rows, WEIGHTS, masked)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     loss.backward()
     expected.backward()

@@ -131,6 +131,11 @@ class MoEDescription:
         return tuple(layer.index for layer in self.layers)
 
     @property
+    def decoder_layers_name(self) -> str:
+        """Path of the list of decoder layers."""
+        return _decoder_layer(self.layers[0].experts_name)[0].rpartition(".")[0]
+
+    @property
     def num_experts(self) -> int:
         """E, routed experts of each layer."""
         return self.layers[0].num_experts

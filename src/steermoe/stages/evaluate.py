@@ -20,6 +20,7 @@ from steermoe.config import Config
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.judges import judge_named
 from steermoe.loading import LoadedModel, load_model, model_source
+from steermoe.moe.partial_passes import only_positions
 from steermoe.moe.slices import attach_expert_slices
 from steermoe.prompts.goals import normalised_goal
 from steermoe.records import Label, Output, Prompt, Sampling, Split, Verdict
@@ -28,7 +29,6 @@ from steermoe.response_tables import shard_row
 from steermoe.run import Run
 from steermoe.rundir import EVALUATION, HARDENED_RESPONSES, MODEL, RunDirectory
 from steermoe.stages.collect import group_sampling, plan_groups, sampling_of
-from steermoe.training.base_replies import only_positions
 from steermoe.training.dataset import TrainingRow, collate, retention_row
 from steermoe.training.trainer import kl_to_base
 

@@ -21,6 +21,7 @@ from steermoe.config import Config
 from steermoe.errors import RunDirectoryError
 from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
+from steermoe.moe.partial_passes import LowerLayers
 from steermoe.moe.slices import (
     ExpertSlices,
     attach_expert_slices,
@@ -43,6 +44,7 @@ from steermoe.training.dataset import (
     resolve_target,
     retention_row,
 )
+from steermoe.training.lower_states import LowerStates
 from steermoe.training.trainer import TRAINED_WEIGHTS, ExpertMaskingTrainer, LossWeights
 
 FEW_STEPS = 20
@@ -207,13 +209,11 @@ def _fit(
     base_model = None
     if slices is None and settings.retention_weight > 0:
         base_model = load_model(config.model, loaded.source).model
-    base_replies = None
-    if slices is not None and settings.retention_weight > 0:
-        with slices.switched_off():
-            replies = BaseReplies(
-                loaded.model, dataset.retention_rows(), loaded.tokenizer.pad_token_id
-            )
-        base_replies = replies if replies.is_exact else None
+    lower_states = base_replies = None
+    if slices is not None:
+        lower_states = _lower_states(loaded, slices, dataset, settings.epochs)
+        if settings.retention_weight > 0:
+            base_replies = _base_replies(loaded, slices, dataset, lower_states)
     use_cache = getattr(loaded.model.config, "use_cache", None)
     trainer = ExpertMaskingTrainer(
         model=loaded.model,
@@ -225,6 +225,7 @@ def _fit(
         slices=slices,
         base_model=base_model,
         base_replies=base_replies,
+        lower_states=lower_states,
         weights=LossWeights(
             settings.refusal_weight,
             settings.retention_weight,
@@ -245,6 +246,31 @@ def _fit(
     loaded.model.config.use_cache = use_cache
     # The last entry sums up this process alone, and a resumed run has had another before it.
     return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _lower_states(
+    loaded: LoadedModel, slices: ExpertSlices, dataset: MicroBatches, epochs: float
+) -> LowerStates | None:
+    """What leaves the layers below the lowest trained one, where rows are seen more than once."""
+    first_trained = slices.experts[0][0]
+    if epochs <= 1 or first_trained == 0:
+        return None
+    layers = LowerLayers(loaded.model, loaded.description, first_trained)
+    states = LowerStates(loaded.model, layers, dataset.rows(), loaded.tokenizer.pad_token_id)
+    return states if states.is_usable else None
+
+
+def _base_replies(
+    loaded: LoadedModel,
+    slices: ExpertSlices,
+    dataset: MicroBatches,
+    lower_states: LowerStates | None,
+) -> BaseReplies | None:
+    """What the base model predicts on the retention rows."""
+    rows = [row for row in dataset.rows() if row.objective == "retention"]
+    with slices.switched_off():
+        replies = BaseReplies(loaded.model, rows, loaded.tokenizer.pad_token_id, lower_states)
+    return replies if replies.is_exact else None
 
 
 @contextmanager

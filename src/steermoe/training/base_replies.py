@@ -9,44 +9,17 @@ Shape legend: C completion tokens, D model width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from steermoe.moe.freed_memory import give_back_freed_memory
+from steermoe.moe.partial_passes import only_positions
 from steermoe.training.dataset import IGNORED, TrainingRow, collate
-
-ROWS_AT_A_TIME = 16
-
-
-@contextmanager
-def only_positions(model: nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
-    """Within it, the model's head sees only some positions: logits are `(1, C, V)` instead of `(B, T, V)`.
-
-    Args:
-        model: A causal language model with output embeddings.
-        positions: Boolean `(B, T)` with C true entries.
-
-    Yields:
-        A list that receives what the head reads, `(C, D)`, one tensor a pass.
-    """
-    head = model.get_output_embeddings()  # type: ignore[operator]  # every causal LM of transformers has it
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = arguments[0]
-        chosen = hidden[positions.to(hidden.device)]
-        seen.append(chosen)
-        return (chosen.unsqueeze(0), *arguments[1:])
-
-    handle = head.register_forward_pre_hook(keep)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+from steermoe.training.lower_states import ROWS_AT_A_TIME, LowerStates
 
 
 class BaseReplies:
@@ -56,9 +29,17 @@ class BaseReplies:
         model: A model that runs as the base model now.
         rows: The rows; each `prompt_id` is computed once.
         pad_token_id: For padding.
+        lower_states: What leaves the model's lower layers on these rows, if that was computed before.
     """
 
-    def __init__(self, model: Any, rows: Iterable[TrainingRow], pad_token_id: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        rows: Iterable[TrainingRow],
+        pad_token_id: int,
+        lower_states: LowerStates | None = None,
+    ) -> None:
+        self._lower_states = lower_states
         self._head = model.get_output_embeddings()
         self._hidden: dict[str, Tensor] = {}
         self.is_exact = True
@@ -73,7 +54,9 @@ class BaseReplies:
         batch = collate([rows], pad_token_id)
         predicts = batch["labels"] != IGNORED
         device = model.get_input_embeddings().weight.device
-        with only_positions(model, predicts) as seen:
+        lower = self._lower_states
+        skipping = lower.in_place([x.prompt_id for x in rows], device) if lower else nullcontext()
+        with skipping, only_positions(model, predicts) as seen:
             outputs = model(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),

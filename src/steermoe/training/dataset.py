@@ -54,6 +54,11 @@ class TrainingRow:
     prompt_token_ids: tuple[int, ...]
     completion_token_ids: tuple[int, ...]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.prompt_token_ids) + len(self.completion_token_ids)
+
     def as_sft(self) -> dict[str, Any]:
         """The row in the conversational prompt/completion format that TRL reads."""
         return {
@@ -204,10 +209,9 @@ class MicroBatches(Dataset[list[TrainingRow]]):
             picks.append(self._benign[int(order[offset])])
         self._chosen = [picks[i::num_parts] for i in range(num_parts)]
 
-    def retention_rows(self) -> list[TrainingRow]:
-        """Every row of any epoch that is held to the base model."""
-        every = [*(row for part in self._parts for row in part), *self._benign]
-        return [row for row in every if row.objective == "retention"]
+    def rows(self) -> list[TrainingRow]:
+        """Every row of any epoch."""
+        return [*(row for part in self._parts for row in part), *self._benign]
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -225,7 +229,7 @@ def collate(items: Sequence[Sequence[TrainingRow]], pad_token_id: int) -> dict[s
         `is_refusal`, `is_unsafe`, `batch_idx` `(B,)`; `prompt_id`, a list of B.
     """
     rows = [row for item in items for row in item]
-    lengths = [len(row.prompt_token_ids) + len(row.completion_token_ids) for row in rows]
+    lengths = [row.num_tokens for row in rows]
     # The last token predicts nothing, so it need not be fed.
     width = max(lengths) - 1
     input_ids = torch.full((len(rows), width), pad_token_id)

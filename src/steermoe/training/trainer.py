@@ -17,7 +17,7 @@ Shape legend: B rows, T tokens, C completion tokens of the micro-batch, V vocabu
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +35,12 @@ from transformers import Trainer, TrainerCallback
 from steermoe.errors import TrainingError
 from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.masking import masked_experts, masks_of_samples, router_noise_off
+from steermoe.moe.partial_passes import only_positions
 from steermoe.moe.slices import ExpertSlices
 from steermoe.records import BoolArray
-from steermoe.training.base_replies import BaseReplies, only_positions
+from steermoe.training.base_replies import BaseReplies
 from steermoe.training.dataset import IGNORED
+from steermoe.training.lower_states import LowerStates
 
 MaskScope = Literal["off", "unsafe", "all"]
 TRAINED_WEIGHTS = "trained.safetensors"
@@ -97,6 +99,8 @@ class ExpertMaskingTrainer(Trainer):
         base_model: Another copy of the model to be held to, for the baselines that train in place.
         base_replies: What the base model predicts on the retention rows, if that was computed before; it spares a
             pass of the base model in every step.
+        lower_states: What leaves the layers below the lowest trained one, if that was computed before; it spares
+            those layers in every step.
         weights: How the objectives are weighed.
         **kwargs: For `transformers.Trainer`.
 
@@ -113,6 +117,7 @@ class ExpertMaskingTrainer(Trainer):
         slices: ExpertSlices | None = None,
         base_model: nn.Module | None = None,
         base_replies: BaseReplies | None = None,
+        lower_states: LowerStates | None = None,
         weights: LossWeights | None = None,
         **kwargs: Any,
     ) -> None:
@@ -129,6 +134,7 @@ class ExpertMaskingTrainer(Trainer):
         )
         self.base_model = base_model
         self.base_replies = base_replies
+        self.lower_states = lower_states
         # The loss is a mean over the micro-batch's own tokens, so accumulation has to divide it by its steps.
         self.model_accepts_loss_kwargs = False
         self.description = find_moe_layers(self._plain_model)
@@ -164,7 +170,8 @@ class ExpertMaskingTrainer(Trainer):
             "attention_mask": inputs["attention_mask"],
             "use_cache": False,
         }
-        with self._masked(inputs), only_positions(self._plain_model, predicts):
+        skipping = self._without_lower_layers(inputs["prompt_id"])
+        with self._masked(inputs), skipping, only_positions(self._plain_model, predicts):
             outputs = model(**fed)
         logits = outputs.logits[0]  # (C, V)
         is_refusal = (
@@ -202,9 +209,10 @@ class ExpertMaskingTrainer(Trainer):
     def _base_logits(self, inputs: dict[str, Any], predicts: Tensor) -> Tensor:
         """Logits `(C, V)` of the base model on the retention rows of a micro-batch."""
         rows = ~inputs["is_refusal"].to(inputs["input_ids"].device)
+        pairs = zip(inputs["prompt_id"], rows.tolist(), strict=True)
+        kept = [prompt_id for prompt_id, keep in pairs if keep]
         if self.base_replies is not None:
-            kept = zip(inputs["prompt_id"], rows.tolist(), strict=True)
-            return self.base_replies.logits([prompt_id for prompt_id, keep in kept if keep])
+            return self.base_replies.logits(kept)
         base = self.base_model if self.base_model is not None else self._plain_model
         off: AbstractContextManager[None] = nullcontext()
         if self.base_model is None and self.slices is not None:
@@ -213,6 +221,12 @@ class ExpertMaskingTrainer(Trainer):
             fed = {name: inputs[name][rows] for name in ("input_ids", "attention_mask")}
             logits: Tensor = base(**fed, use_cache=False).logits[0]
         return logits
+
+    def _without_lower_layers(self, prompt_ids: Sequence[str]) -> AbstractContextManager[None]:
+        """A context in which the lower layers do not run, where what leaves them is known."""
+        if self.lower_states is None:
+            return nullcontext()
+        return self.lower_states.in_place(prompt_ids, self.args.device)
 
     def _token_weights(self, positions: Tensor) -> Tensor:
         weight = torch.ones_like(positions, dtype=torch.float32)

@@ -1,0 +1,100 @@
+"""What leaves the decoder layers below the lowest trained one, computed once for all epochs.
+
+A step then runs only the layers above. The groups of rows that are computed together are fixed, so a resumed training
+sees the very same numbers.
+
+Shape legend: B rows, T tokens of a row, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steermoe.errors import ModelError
+from steermoe.moe.freed_memory import give_back_freed_memory
+from steermoe.moe.partial_passes import LowerLayers, only_positions
+from steermoe.training.dataset import TrainingRow, collate
+
+ROWS_AT_A_TIME = 16
+
+MOST_BYTES = 4 * 2**30
+"""What may be kept: some seven hundred thousand tokens of a model of width 3,072 in bfloat16."""
+
+
+class LowerStates:
+    """The hidden states `(T, D)` of training rows, as they leave the lower layers.
+
+    Args:
+        model: The model; its lower layers are frozen.
+        layers: Its lower layers.
+        rows: The rows; each `prompt_id` is computed once.
+        pad_token_id: For padding.
+
+    Attributes:
+        is_usable: False where the model cannot be run without its lower layers, because layers above are given more
+            than their output, and where more than `MOST_BYTES` would be kept. Nothing is kept then.
+
+    Dropout in the lower layers, which few models have, does not act on what is kept.
+    """
+
+    def __init__(
+        self, model: Any, layers: LowerLayers, rows: Sequence[TrainingRow], pad_token_id: int
+    ) -> None:
+        self._layers = layers
+        self._states: dict[str, Tensor] = {}
+        # Of like lengths, so that little padding is computed.
+        once = sorted(
+            {row.prompt_id: row for row in rows}.values(),
+            key=lambda row: (row.num_tokens, row.prompt_id),
+        )
+        num_tokens = sum(row.num_tokens for row in once)
+        self.is_usable = True
+        for start in range(0, len(once), ROWS_AT_A_TIME):
+            group = once[start : start + ROWS_AT_A_TIME]
+            try:
+                fed = self._add(model, group, pad_token_id)
+            except ModelError:
+                self.is_usable = False
+            if start == 0 and self.is_usable:
+                a_token = self._states[group[0].prompt_id][0]
+                fits = a_token.nbytes * num_tokens <= MOST_BYTES
+                self.is_usable = fits and self._stands_in(model, group, fed)
+            if not self.is_usable:
+                self._states = {}
+                return
+        give_back_freed_memory()
+
+    @torch.no_grad()
+    def _add(self, model: Any, rows: Sequence[TrainingRow], pad_token_id: int) -> dict[str, Tensor]:
+        """Keep the states of some rows; returns what the model was fed."""
+        batch = collate([rows], pad_token_id)
+        device = model.get_input_embeddings().weight.device
+        fed = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        nowhere = torch.zeros_like(fed["input_ids"], dtype=torch.bool)
+        with self._layers.alone() as seen, only_positions(model, nowhere):
+            model(**fed, use_cache=False)
+        for row, states in zip(rows, seen[0].cpu(), strict=True):
+            self._states[row.prompt_id] = states[: row.num_tokens - 1].clone()
+        return fed
+
+    @torch.no_grad()
+    def _stands_in(self, model: Any, rows: Sequence[TrainingRow], fed: dict[str, Tensor]) -> bool:
+        """Whether the layers above give the same, bit for bit, without the lower ones."""
+        positions = fed["attention_mask"].bool()
+        with only_positions(model, positions):
+            whole = model(**fed, use_cache=False).logits
+            with self.in_place([row.prompt_id for row in rows], positions.device):
+                return torch.equal(whole, model(**fed, use_cache=False).logits)
+
+    def in_place(self, prompt_ids: Sequence[str], device: Any) -> AbstractContextManager[None]:
+        """A context in which a pass over these rows, padded on the right, skips the lower layers."""
+        rows = [self._states[prompt_id] for prompt_id in prompt_ids]
+        positions = torch.arange(max(map(len, rows)))
+        # Padding repeats the last token: whatever a layer makes of zeros, it need not be finite.
+        padded = torch.stack([states[positions.clamp(max=len(states) - 1)] for states in rows])
+        return self._layers.replaced_by(padded.to(device))
