@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from conftest import TinyCheckpoint
 from steermoe.config import Config, validate
 from steermoe.display import expert_lines
 from steermoe.errors import RoutingError, SelectionError, SteerMoEError
@@ -32,7 +33,7 @@ from steermoe.response_tables import shard_row
 from steermoe.rundir import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
 from steermoe.stages.evidence import pairs_without_contrast
 from steermoe.stages.identify import identify, selected_experts
-from tiny import Listener
+from tiny import Listener, copy_of, finished_run, tiny_config
 
 UNSAFE, SAFE, BENIGN = Label.UNSAFE, Label.SAFE, Label.BENIGN
 
@@ -442,3 +443,35 @@ def test_the_same_seed_gives_the_same_bytes_and_json_is_readable(tmp_path: Path)
         found.append([run.file(f).read_bytes() for f in (RISK, RISK_PER_BATCH, UNSAFE_EXPERTS)])
     assert found[0] == found[1]
     assert json.loads(found[0][2])["num_unsafe_experts"] == 2
+
+
+# ---- the layers to select from ------------------------------------------------------------------------
+
+
+def test_experts_below_the_first_layer_are_in_the_table_but_never_selected(
+    tmp_path: Path, tiny_checkpoint: TinyCheckpoint, small_prompts: Path
+) -> None:
+    checkpoint = tiny_checkpoint("mixtral")
+    run = RunDirectory(copy_of(finished_run(checkpoint, small_prompts), tmp_path / "run"))
+    config = tiny_config(checkpoint, run.path, small_prompts, identify={"first_layer": 1})
+    before = run.read_unsafe_experts()
+    assert {row["layer"] for row in before["unsafe_experts"]} == {0, 1}
+    identify(run, config, Listener())
+    selection = run.read_unsafe_experts()
+    assert selection["rule"]["first_layer"] == 1
+    assert {row["layer"] for row in selection["unsafe_experts"]} == {1}
+    assert {layer for layer, _ in selection["union"]} == {1}
+    assert all(layer == 1 for b in selection["per_batch"] for layer, _ in b["unsafe_experts"])
+    table = run.read_table(RISK)
+    assert set(table["layer"]) == {0, 1}
+    above = table[(table["layer"] == 1) & (table["risk_diff"] >= 0)]
+    assert [row["Layer_Expert"] for row in selection["unsafe_experts"]] == list(
+        above["Layer_Expert"].head(4)
+    )
+
+
+def test_a_first_layer_above_the_model_is_refused_by_name(tmp_path: Path) -> None:
+    hand = make_run(tmp_path, TWO_BATCHES)
+    with pytest.raises(SelectionError, match=r"first_layer is 8, but the highest MoE layer is 7"):
+        identify(hand, settings(first_layer=8), Listener())
+    identify(hand, settings(first_layer=7), Listener())

@@ -47,6 +47,18 @@ def test_planted_experts_are_stable_and_others_are_not() -> None:
     assert table.between(0, 1).all()
 
 
+def test_experts_below_the_first_layer_are_never_selected_in_a_half() -> None:
+    planted = [(0, 3), (1, 15)]
+    run = simulate_run(TINY, 100, 0, planted=planted, risk_diff=0.25)
+    whole, upper = (stability_of(run, threshold=-1.0, top_k=4, first_layer=i) for i in (0, 1))
+    table = upper.table.set_index(["layer", "expert"])["stability"]
+    assert (table.loc[0] == 0).all() and table[(1, 15)] == 1.0
+    # The places that the lower layer's experts held are taken by the next of the upper one.
+    assert upper.mean_selected == whole.mean_selected == pytest.approx(4)
+    assert (whole.num_candidates, upper.num_candidates) == (32, 16)
+    assert upper.error_bound(0.75) == pytest.approx(upper.mean_selected**2 / (0.5 * 16))
+
+
 def test_the_selection_in_a_half_is_the_threshold_rules() -> None:
     run = simulate_run(TINY, 10, 3)
     table = estimate_risk_diff(run.counts, run.is_unsafe, np.zeros(20), estimator="pooled")

@@ -153,6 +153,12 @@ class IdentifySection(Section):
     top_k: int = Field(
         50, ge=1, description="Most experts that are selected, the largest risk differences."
     )
+    first_layer: int = Field(
+        0,
+        ge=0,
+        description="Lowest decoder layer to select from. Layers below the lowest trained one cost nothing in later "
+        "passes.",
+    )
     filter_by_verdict: bool = Field(
         True,
         description="Count a pair of plain harmful goal and jailbreak only if the plain one was refused and the "

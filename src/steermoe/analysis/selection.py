@@ -47,7 +47,7 @@ def identify_unsafe_experts(
     risk_diff_df: pd.DataFrame,
     threshold: float = 0.05,
     top_k: int = 50,
-    layer_indices: Sequence[int] | None = None,
+    layer_indices: Iterable[int] | None = None,
 ) -> list[Expert]:
     """The experts that fire most on unsafe content.
 
@@ -75,6 +75,21 @@ def identify_unsafe_experts(
     if layer_indices is not None:
         table = table[table["layer"].isin(list(layer_indices))]
     return _pairs(sort_by_risk(table[table["risk_diff"] >= threshold]).head(top_k))
+
+
+def candidates(risk_diff_df: pd.DataFrame, first_layer: int) -> pd.DataFrame:
+    """The part of a risk table that may be selected from: the decoder layers from a given one on.
+
+    Raises:
+        SelectionError: If no MoE layer is left.
+    """
+    left = risk_diff_df[risk_diff_df["layer"] >= first_layer]
+    if left.empty:
+        highest = int(risk_diff_df["layer"].max())
+        raise SelectionError(
+            f"identify.first_layer is {first_layer}, but the highest MoE layer is {highest}; lower it"
+        )
+    return left
 
 
 def create_expert_mask(

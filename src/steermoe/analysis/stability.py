@@ -33,16 +33,18 @@ class Stability:
             selected. In the order of layer and expert.
         num_subsamples: Half samples that were drawn.
         mean_selected: Mean number of experts selected in one.
+        num_candidates: Experts that could be selected.
     """
 
     table: pd.DataFrame
     num_subsamples: int
     mean_selected: float
+    num_candidates: int
 
     def error_bound(self, min_stability: float) -> float:
         """Expected number, at most, of selected experts that a half sample selects no better than by chance.
 
-        `q^2 / ((2 t - 1) M)` with q experts selected on average, M experts in all and t the least
+        `q^2 / ((2 t - 1) M)` with q experts selected on average, M that may be selected and t the least
         stability (Meinshausen and Buhlmann 2010; without their exchangeability for complementary pairs
         by Shah and Samworth 2013, theorem 1 with theta = q / M).
 
@@ -53,7 +55,7 @@ class Stability:
             raise SelectionError(
                 f"the least stability is {min_stability}; the error bound holds between 0.5 and 1"
             )
-        return self.mean_selected**2 / ((2 * min_stability - 1) * len(self.table))
+        return self.mean_selected**2 / ((2 * min_stability - 1) * self.num_candidates)
 
 
 def selection_stability(
@@ -64,6 +66,7 @@ def selection_stability(
     *,
     threshold: float = 0.05,
     top_k: int = 50,
+    first_layer: int = 0,
     estimator: Estimator = "mean_over_batches",
     segment: Segment = "generation",
     num_subsamples: int = 200,
@@ -79,6 +82,7 @@ def selection_stability(
         batch_idx: `(N,)`, -1 for none. A half keeps the batches, each with the responses left to it.
         threshold: Least risk difference.
         top_k: Most experts selected in a half.
+        first_layer: Lowest decoder layer to select from.
         estimator: One of `estimators.ESTIMATORS`.
         segment: `generation` or `prompt`.
         num_subsamples: Halves, in pairs that complement each other.
@@ -108,9 +112,14 @@ def selection_stability(
     differences = np.empty((len(coefficients), contrast.num_experts))
     for columns in column_chunks(contrast.num_experts):
         differences[:, columns] = coefficients @ contrast.values(columns)
+    is_below = expert_frame(counts, {})["layer"].to_numpy() < first_layer
+    differences[:, is_below] = -np.inf
     share = _selected(differences, threshold, top_k).mean(axis=0)
     return Stability(
-        expert_frame(counts, {"stability": share}), len(coefficients), float(share.sum())
+        expert_frame(counts, {"stability": share}),
+        len(coefficients),
+        float(share.sum()),
+        int((~is_below).sum()),
     )
 
 

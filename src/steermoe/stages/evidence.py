@@ -211,6 +211,7 @@ def _stability(contrast: Contrast, goals: Sequence[str], config: Config) -> Stab
         contrast.batch_idx,
         threshold=settings.threshold,
         top_k=settings.top_k,
+        first_layer=settings.first_layer,
         estimator=settings.estimator,
         segment=settings.segment,
         num_subsamples=settings.num_subsamples,

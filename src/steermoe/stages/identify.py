@@ -16,6 +16,7 @@ from steermoe.analysis.risk import expert_label, risk_tables
 from steermoe.analysis.selection import (
     Expert,
     SelectionSettings,
+    candidates,
     how_to_select_more,
     identify_unsafe_experts,
     resolve_rule,
@@ -57,12 +58,14 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
             config.seed,
         ),
     )
-    experts = rule(aggregated)
+    eligible = candidates(aggregated, settings.first_layer)
+    experts = rule(eligible)
     per_batch = {
         batch_idx: identify_unsafe_experts(
             tables.per_batch[tables.per_batch["batch_idx"] == batch_idx],
             settings.threshold,
             settings.top_k,
+            set(eligible["layer"]),
         )
         for batch_idx in sorted({int(i) for i in tables.per_batch["batch_idx"]})
     }
@@ -72,7 +75,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
         UNSAFE_EXPERTS,
         describe_selection(aggregated, experts, per_batch, contrast.counts, config),
     )
-    largest = aggregated.iloc[0]
+    largest = eligible.iloc[0]
     if not experts:
         reporter.note(
             f"no expert was selected by rule {settings.rule!r} (threshold {settings.threshold}); the largest risk "
@@ -81,7 +84,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
         )
     else:
         reporter.line(
-            f"identified {len(experts)} unsafe experts of {len(aggregated)}; the largest risk difference is "
+            f"identified {len(experts)} unsafe experts of {len(eligible)}; the largest risk difference is "
             f"{largest['risk_diff']:+.4f} ({largest['Layer_Expert']})"
         )
     replication = replication_of(aggregated, experts, run, config, reporter)
@@ -167,6 +170,7 @@ def describe_selection(
             "top_k": config.identify.top_k,
             "max_q_value": config.identify.max_q_value,
             "min_stability": config.identify.min_stability,
+            "first_layer": config.identify.first_layer,
             "segment": config.identify.segment,
             "estimator": config.identify.estimator,
             "seed": config.seed,
