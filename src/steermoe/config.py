@@ -23,16 +23,14 @@ EMBEDDED_MODEL = "smollm2-moe"
 BUILTIN_PROMPTS = "builtin:starter"
 
 DEFAULT_REFUSALS = (
-    "I can't help with that.",
     "Sorry, but I can't help with that.",
-    "No, I can't help with that.",
-    "That's not something I'm able to help with.",
-    "I'm not able to help with that.",
-    "Unfortunately, I can't help with that.",
+    "Sorry, I'm not able to help with that.",
+    "Sorry, that's not something I can help with.",
+    "Sorry, but I have to decline this.",
 )
-"""Short, and likely to a model once it has begun to refuse, so that training moves the decision and little else. They
-begin differently: greedy decoding takes the likeliest first token, and a single opening would win it on harmless
-prompts too, where no one way to answer stands out."""
+"""Short, and likely to a model once it has begun to refuse, so that training moves the decision and little else. All
+begin with a word that hardly any harmless reply begins with, so that the whole decision lies in the first token: after
+an "I", which begins many harmless replies too, a model that has learned "I can't" goes on to refuse those as well."""
 
 
 class Section(BaseModel):

@@ -211,7 +211,7 @@ def _fit(
         base_model = load_model(config.model, loaded.source).model
     lower_states = base_replies = None
     if slices is not None:
-        lower_states = _lower_states(loaded, slices, dataset, settings.epochs)
+        lower_states = _lower_states(loaded, slices, dataset, settings.epochs, reporter)
         if settings.retention_weight > 0:
             base_replies = _base_replies(loaded, slices, dataset, lower_states)
     use_cache = getattr(loaded.model.config, "use_cache", None)
@@ -249,7 +249,11 @@ def _fit(
 
 
 def _lower_states(
-    loaded: LoadedModel, slices: ExpertSlices, dataset: MicroBatches, epochs: float
+    loaded: LoadedModel,
+    slices: ExpertSlices,
+    dataset: MicroBatches,
+    epochs: float,
+    reporter: Reporter,
 ) -> LowerStates | None:
     """What leaves the layers below the lowest trained one, where rows are seen more than once."""
     first_trained = slices.experts[0][0]
@@ -257,7 +261,12 @@ def _lower_states(
         return None
     layers = LowerLayers(loaded.model, loaded.description, first_trained)
     states = LowerStates(loaded.model, layers, dataset.rows(), loaded.tokenizer.pad_token_id)
-    return states if states.is_usable else None
+    if not states.is_usable:
+        return None
+    reporter.line(
+        f"the {first_trained} decoder layers below the trained ones have run once for every row, and need not again"
+    )
+    return states
 
 
 def _base_replies(
