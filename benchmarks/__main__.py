@@ -18,6 +18,7 @@ MEASURES = (
     "lora",
     "masked",
     "trainer_step",
+    "lower_states",
     "counting",
     "recording",
 )

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from benchmarks.measuring import REPEATS, Row, absolute_seconds, ratio, take_turns
 from benchmarks.sides import olmoe, some_experts
+from steermoe.moe.layers import find_moe_layers
+from steermoe.moe.partial_passes import LowerLayers
 from steermoe.moe.slices import attach_expert_slices
 from steermoe.records import Label
 from steermoe.training.base_replies import BaseReplies
 from steermoe.training.dataset import MicroBatches, Objective, TrainingRow, collate
+from steermoe.training.lower_states import LowerStates
 from steermoe.training.trainer import ExpertMaskingTrainer
 
 NUM_LAYERS, NUM_EXPERTS = 2, 12
+DEEP = 6
 ROWS_OF_EACH = 4
 PROMPT_TOKENS, REPLY_TOKENS = 24, 40
 
@@ -28,11 +34,7 @@ def trainer_step(repeats: int = REPEATS) -> list[Row]:
     """
     model = olmoe(NUM_LAYERS)
     slices = attach_expert_slices(model, some_experts(NUM_LAYERS, NUM_EXPERTS))
-    rows = [
-        _row(objective, number, model.config.vocab_size)
-        for number in range(ROWS_OF_EACH)
-        for objective in ("refusal", "retention")
-    ]
+    rows = _rows(model)
     data = MicroBatches(rows)
     batch = collate([rows], pad_token_id=0)
     with slices.switched_off():
@@ -44,21 +46,7 @@ def trainer_step(repeats: int = REPEATS) -> list[Row]:
             model(batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
 
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(output_dir=folder, use_cpu=True, report_to="none")
-        trainer = ExpertMaskingTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=data,
-            slices=slices,
-            base_replies=base_replies if base_replies.is_exact else None,
-        )
-        trainer.current_gradient_accumulation_steps = 1  # what `train` sets before its first step
-
-        def step() -> None:
-            trainer.training_step(model, dict(batch))
-            for parameter in slices.parameters():
-                parameter.grad = None
-
+        step = _stepper(model, folder, data, slices=slices, base_replies=base_replies)
         seconds = take_turns({"trainer step": step, "bare forward": bare_forward}, repeats)
     return [
         Row(
@@ -68,6 +56,58 @@ def trainer_step(repeats: int = REPEATS) -> list[Row]:
             f"{ratio(seconds, 'trainer step', 'bare forward')} x",
             absolute_seconds(seconds),
         )
+    ]
+
+
+def lower_states(repeats: int = REPEATS) -> list[Row]:
+    """A training step of upper layers with the states of the lower ones kept, against one that runs them."""
+    model = olmoe(DEEP)
+    upper = [(DEEP - NUM_LAYERS + i, e) for i, e in some_experts(NUM_LAYERS, NUM_EXPERTS)]
+    slices = attach_expert_slices(model, upper)
+    rows = _rows(model)
+    data = MicroBatches(rows)
+    layers = LowerLayers(model, find_moe_layers(model), upper[0][0])
+    states = LowerStates(model, layers, rows, 0)
+    with slices.switched_off():
+        base_replies = BaseReplies(model, [row for row in rows if row.objective == "retention"], 0)
+    with tempfile.TemporaryDirectory() as folder:
+        shared = {"slices": slices, "base_replies": base_replies}
+        sides = {
+            "kept": _stepper(model, folder, data, lower_states=states, **shared),
+            "run": _stepper(model, folder, data, **shared),
+        }
+        seconds = take_turns(sides, repeats)
+    return [
+        Row(
+            f"the trainer's step with {NUM_EXPERTS} experts of the upper {NUM_LAYERS} of {DEEP} layers, OLMoE's "
+            "shape, the states of the lower layers kept, against a step that runs them",
+            "none",
+            f"{ratio(seconds, 'kept', 'run')} x",
+            absolute_seconds(seconds),
+        )
+    ]
+
+
+def _stepper(model: Any, folder: str, data: MicroBatches, **kwargs: Any) -> Callable[[], None]:
+    """A training step of the trainer on the one micro-batch there is, its gradients thrown away."""
+    arguments = TrainingArguments(output_dir=folder, use_cpu=True, report_to="none")
+    trainer = ExpertMaskingTrainer(model=model, args=arguments, train_dataset=data, **kwargs)
+    trainer.current_gradient_accumulation_steps = 1  # what `train` sets before its first step
+    batch = collate([data[0]], pad_token_id=0)
+
+    def step() -> None:
+        trainer.training_step(model, dict(batch))
+        for parameter in kwargs["slices"].parameters():
+            parameter.grad = None
+
+    return step
+
+
+def _rows(model: Any) -> list[TrainingRow]:
+    return [
+        _row(objective, number, model.config.vocab_size)
+        for number in range(ROWS_OF_EACH)
+        for objective in ("refusal", "retention")
     ]
 
 

@@ -92,7 +92,12 @@ def finished(
         patch.chdir(home)
         run_pipeline(
             load_config(
-                settings=["collect.batch_size=8", "collect.max_new_tokens=8", "train.epochs=1"],
+                settings=[
+                    "collect.batch_size=8",
+                    "collect.max_new_tokens=8",
+                    "identify.first_layer=0",
+                    "train.epochs=1",
+                ],
                 overrides={"prompts": {"sources": ["prompts.csv"]}},
             )
         )

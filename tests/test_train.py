@@ -548,11 +548,12 @@ def test_nothing_is_kept_where_it_would_not_be_read_again_or_would_change(
     ready.train(**settings)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_on_kept_states_ends_where_training_without_them_does(
-    ready: Ready, monkeypatch: pytest.MonkeyPatch
+    ready: Ready, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
 ) -> None:
     ready.select((1, 0), (1, 3))
-    kept = ready.train(epochs=3)["history"]
+    kept = ready.train(epochs=3, gradient_checkpointing=checkpointing)["history"]
     monkeypatch.setattr(lower_states, "MOST_BYTES", 0)
     computed = ready.train(epochs=3)["history"]
     assert len(kept) == len(computed) > 3
