@@ -456,7 +456,7 @@ def test_experts_below_the_first_layer_are_in_the_table_but_never_selected(
     config = tiny_config(checkpoint, run.path, small_prompts, identify={"first_layer": 1})
     before = run.read_unsafe_experts()
     assert {row["layer"] for row in before["unsafe_experts"]} == {0, 1}
-    identify(run, config, Listener())
+    figures = identify(run, config, Listener())
     selection = run.read_unsafe_experts()
     assert selection["rule"]["first_layer"] == 1
     assert {row["layer"] for row in selection["unsafe_experts"]} == {1}
@@ -464,6 +464,8 @@ def test_experts_below_the_first_layer_are_in_the_table_but_never_selected(
     assert all(layer == 1 for b in selection["per_batch"] for layer, _ in b["unsafe_experts"])
     table = run.read_table(RISK)
     assert set(table["layer"]) == {0, 1}
+    # What comes back on held-out goals is asked of the experts that could be selected.
+    assert figures["replication"]["num_experts"] == 8
     above = table[(table["layer"] == 1) & (table["risk_diff"] >= 0)]
     assert [row["Layer_Expert"] for row in selection["unsafe_experts"]] == list(
         above["Layer_Expert"].head(4)

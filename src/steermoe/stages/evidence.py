@@ -19,7 +19,7 @@ from steermoe.analysis.counts import RoutingCounts, Segment
 from steermoe.analysis.estimators import Estimator
 from steermoe.analysis.replication import replicate
 from steermoe.analysis.risk import risk_tables
-from steermoe.analysis.selection import Expert
+from steermoe.analysis.selection import Expert, candidates
 from steermoe.analysis.stability import Stability, selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
 from steermoe.analysis.variance import cluster_robust_errors
@@ -261,7 +261,9 @@ def replication_of(
         reporter.note(f"the risk differences are not estimated again on held-out goals: {error}")
         return None
     run.write_table(RISK_HELD_OUT, held_out)
-    return asdict(replicate(table, held_out, selected))
+    first_layer = config.identify.first_layer
+    eligible = (candidates(one, first_layer) for one in (table, held_out))
+    return asdict(replicate(*eligible, selected))
 
 
 def _joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
