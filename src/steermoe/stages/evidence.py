@@ -261,9 +261,8 @@ def replication_of(
         reporter.note(f"the risk differences are not estimated again on held-out goals: {error}")
         return None
     run.write_table(RISK_HELD_OUT, held_out)
-    first_layer = config.identify.first_layer
-    eligible = (candidates(one, first_layer) for one in (table, held_out))
-    return asdict(replicate(*eligible, selected))
+    train, heldout = (candidates(x, config.identify.first_layer) for x in (table, held_out))
+    return asdict(replicate(train, heldout, selected))
 
 
 def _joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
