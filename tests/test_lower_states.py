@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
 from architectures import BY_NAME
+from steermoe.errors import TrainingError
 from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.partial_passes import LowerLayers
 from steermoe.records import Label
@@ -88,6 +90,25 @@ def test_more_than_fits_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_that_needs_its_lower_layers_is_not_run_without_them() -> None:
     model = BY_NAME["glm_moe_dsa"].build()
     assert not kept(model, rows_of(5, 6)).is_usable
+
+
+def test_a_model_that_fails_without_its_lower_layers_is_run_with_them() -> None:
+    model = BY_NAME["mixtral"].build()
+    lower, upper = model.model.layers
+    left: list[torch.Tensor] = []
+    lower.mlp.register_forward_hook(lambda _, __, output: left.append(output))
+    upper.register_forward_hook(
+        lambda _, __, output: output + left.pop()
+    )  # nothing left: IndexError
+    states = kept(model, rows_of(5, 6))
+    assert not states.is_usable and not states._states
+
+
+def test_two_rows_of_one_prompt_id_must_be_the_same() -> None:
+    model = BY_NAME["mixtral"].build()
+    first, other = rows_of(5, 6)
+    with pytest.raises(TrainingError, match="the prompt id 'p0' and different tokens"):
+        kept(model, [first, dataclasses.replace(other, prompt_id="p0")])
 
 
 def test_a_model_whose_upper_layers_look_past_their_input_is_found_out() -> None:

@@ -912,11 +912,11 @@ def test_examples_are_spread_over_all_prompts() -> None:
 
 
 def test_settings_that_differ_are_listed_and_those_of_the_preset_marked() -> None:
-    config = validate({"seed": 3, "identify": {"top_k": 48}, "train": {"save_steps": 10}})
+    config = validate({"seed": 3, "identify": {"first_layer": 20}, "train": {"save_steps": 10}})
     rows = {row["key"]: row for row in changed_settings(config)}
-    assert list(rows) == ["seed", "identify.top_k"]
+    assert list(rows) == ["seed", "identify.first_layer"]
     assert (rows["seed"]["value"], rows["seed"]["default"]) == ("3", "0")
-    assert (rows["identify.top_k"]["shipped"], rows["seed"]["shipped"]) == ("yes", "")
+    assert (rows["identify.first_layer"]["shipped"], rows["seed"]["shipped"]) == ("yes", "")
 
 
 def test_how_it_was_made(usual: Page) -> None:

@@ -54,7 +54,10 @@ def test_the_embedded_model_goes_through_every_stage(tmp_path: Path) -> None:
     assert {name: stage["status"] for name, stage in run.state["stages"].items()} == dict.fromkeys(
         ("collect", "identify", "train", "evaluate", "report"), "done"
     )
-    assert len(run.risk_diff) == 30 * 8 and len(run.unsafe_experts) == config.identify.top_k
+    table = run.risk_diff
+    assert len(table) == 30 * 8
+    upper = table[(table["layer"] >= 20) & (table["risk_diff"] >= 0)].head(config.identify.top_k)
+    assert run.unsafe_experts == list(zip(upper["layer"], upper["expert"], strict=True))
     # The tables are those of the Python interface, from the routes that were kept token by token.
     (batch,) = run.batches
     by_hand = calculate_risk_diff_per_batch(batch, num_experts=8)

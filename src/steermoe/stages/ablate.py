@@ -29,7 +29,7 @@ from steermoe.analysis.ablation import (
     summarise,
 )
 from steermoe.analysis.risk import expert_label
-from steermoe.analysis.selection import Expert, candidates
+from steermoe.analysis.selection import Expert
 from steermoe.config import Config
 from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.masking import masked_experts
@@ -103,7 +103,7 @@ def built_on(stages: Mapping[str, Any]) -> dict[str, dict[str, str] | None]:
 
 def _plan(run: RunDirectory, config: Config, selected: Sequence[Expert]) -> list[Ablation]:
     top_k = int(run.routing_metadata()["top_k"])
-    table = candidates(run.read_table(RISK), config.identify.first_layer)
+    table = run.read_table(RISK)
     return plan_ablations(table, selected, config.ablate.num_draws, top_k, config.seed)
 
 

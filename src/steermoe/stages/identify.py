@@ -44,6 +44,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
     tables = risk_tables(
         contrast.counts, contrast.is_unsafe, contrast.batch_idx, segment=settings.segment
     )
+    candidates(tables.aggregated, settings.first_layer)  # before the statistics, which take a while
     for note in tables.notes:
         reporter.note(note)
     evidence = add_evidence(tables.aggregated, run, contrast, config, reporter)
@@ -162,7 +163,7 @@ def describe_selection(
     keys = zip(table["layer"], table["expert"], strict=True)
     risk_of = dict(zip(keys, table["risk_diff"].tolist(), strict=True))
     union = sorted({expert for chosen in per_batch.values() for expert in chosen})
-    largest = table.iloc[0]
+    largest = candidates(table, config.identify.first_layer).iloc[0]
     return {
         "rule": {
             "name": config.identify.rule,

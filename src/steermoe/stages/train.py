@@ -262,6 +262,9 @@ def _lower_states(
     layers = LowerLayers(loaded.model, loaded.description, first_trained)
     states = LowerStates(loaded.model, layers, dataset.rows(), loaded.tokenizer.pad_token_id)
     if not states.is_usable:
+        reporter.line(
+            "every layer runs in every step: those below the trained ones cannot be spared"
+        )
         return None
     reporter.line(
         f"the {first_trained} decoder layers below the trained ones have run once for every row, and need not again"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steermoe.errors import ModelError
+from steermoe.errors import TrainingError
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.partial_passes import LowerLayers, only_positions
 from steermoe.training.dataset import TrainingRow, collate
@@ -39,6 +39,9 @@ class LowerStates:
         is_usable: False where the model cannot be run without its lower layers, because layers above are given more
             than their output, and where more than `MOST_BYTES` would be kept. Nothing is kept then.
 
+    Raises:
+        TrainingError: Two rows of one `prompt_id` have other tokens.
+
     Dropout in the lower layers, which few models have, does not act on what is kept.
     """
 
@@ -47,27 +50,36 @@ class LowerStates:
     ) -> None:
         self._layers = layers
         self._states: dict[str, Tensor] = {}
+        _check_ids(rows)
         # Of like lengths, so that little padding is computed.
         once = sorted(
             {row.prompt_id: row for row in rows}.values(),
             key=lambda row: (row.num_tokens, row.prompt_id),
         )
+        groups = [once[i : i + ROWS_AT_A_TIME] for i in range(0, len(once), ROWS_AT_A_TIME)]
         num_tokens = sum(row.num_tokens for row in once)
-        self.is_usable = True
-        for start in range(0, len(once), ROWS_AT_A_TIME):
-            group = once[start : start + ROWS_AT_A_TIME]
-            try:
-                fed = self._add(model, group, pad_token_id)
-            except ModelError:
-                self.is_usable = False
-            if start == 0 and self.is_usable:
-                a_token = self._states[group[0].prompt_id][0]
-                fits = a_token.nbytes * num_tokens <= MOST_BYTES
-                self.is_usable = fits and self._stands_in(model, group, fed)
-            if not self.is_usable:
-                self._states = {}
-                return
+        self.is_usable = self._can_be_used(model, groups[0], pad_token_id, num_tokens)
+        if not self.is_usable:
+            self._states = {}
+            return
+        for group in groups[1:]:
+            self._add(model, group, pad_token_id)
         give_back_freed_memory()
+
+    def _can_be_used(
+        self, model: Any, rows: Sequence[TrainingRow], pad_token_id: int, num_tokens: int
+    ) -> bool:
+        """Whether the states of all rows fit, and those of the first ones stand in for the lower layers."""
+        try:
+            fed = self._add(model, rows, pad_token_id)
+            a_token = self._states[rows[0].prompt_id][0]
+            return a_token.nbytes * num_tokens <= MOST_BYTES and self._stands_in(model, rows, fed)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except (
+            Exception
+        ):  # what layers miss that others would have left for them, they say in any way
+            return False
 
     @torch.no_grad()
     def _add(self, model: Any, rows: Sequence[TrainingRow], pad_token_id: int) -> dict[str, Tensor]:
@@ -85,7 +97,9 @@ class LowerStates:
     @torch.no_grad()
     def _stands_in(self, model: Any, rows: Sequence[TrainingRow], fed: dict[str, Tensor]) -> bool:
         """Whether the layers above give the same, bit for bit, without the lower ones."""
-        positions = fed["attention_mask"].bool()
+        # Of each row the last token, which sees all others: logits of all positions might not fit.
+        last = fed["attention_mask"].sum(dim=1, keepdim=True) - 1
+        positions = torch.arange(fed["input_ids"].shape[1], device=last.device) == last
         with only_positions(model, positions):
             whole = model(**fed, use_cache=False).logits
             with self.in_place([row.prompt_id for row in rows], positions.device):
@@ -98,3 +112,14 @@ class LowerStates:
         # Padding repeats the last token: whatever a layer makes of zeros, it need not be finite.
         padded = torch.stack([states[positions.clamp(max=len(states) - 1)] for states in rows])
         return self._layers.replaced_by(padded.to(device))
+
+
+def _check_ids(rows: Sequence[TrainingRow]) -> None:
+    """Refuse two rows of one prompt id with different tokens: the states of one would be taken for the other's."""
+    seen: dict[str, tuple[int, ...]] = {}
+    for row in rows:
+        tokens = row.prompt_token_ids + row.completion_token_ids
+        if seen.setdefault(row.prompt_id, tokens) != tokens:
+            raise TrainingError(
+                f"two training rows have the prompt id {row.prompt_id!r} and different tokens; give each its own id"
+            )
