@@ -50,12 +50,8 @@ class LowerStates:
     ) -> None:
         self._layers = layers
         self._states: dict[str, Tensor] = {}
-        _check_ids(rows)
         # Of like lengths, so that little padding is computed.
-        once = sorted(
-            {row.prompt_id: row for row in rows}.values(),
-            key=lambda row: (row.num_tokens, row.prompt_id),
-        )
+        once = sorted(_distinct(rows), key=lambda row: (row.num_tokens, row.prompt_id))
         groups = [once[i : i + ROWS_AT_A_TIME] for i in range(0, len(once), ROWS_AT_A_TIME)]
         num_tokens = sum(row.num_tokens for row in once)
         self.is_usable = self._can_be_used(model, groups[0], pad_token_id, num_tokens)
@@ -71,19 +67,21 @@ class LowerStates:
     ) -> bool:
         """Whether the states of all rows fit, and those of the first ones stand in for the lower layers."""
         try:
-            fed = self._add(model, rows, pad_token_id)
-            a_token = self._states[rows[0].prompt_id][0]
-            return a_token.nbytes * num_tokens <= MOST_BYTES and self._stands_in(model, rows, fed)
+            fed, states = self._add(model, rows, pad_token_id)
+            fits = states[0, 0].nbytes * num_tokens <= MOST_BYTES
+            return fits and self._stands_in(model, fed, states)
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except (
-            Exception
-        ):  # what layers miss that others would have left for them, they say in any way
+        except Exception:
+            # What a layer misses that a lower one would have left for it, it says in any way: a missing key, an
+            # empty list. Training with all layers does not need to know which.
             return False
 
     @torch.no_grad()
-    def _add(self, model: Any, rows: Sequence[TrainingRow], pad_token_id: int) -> dict[str, Tensor]:
-        """Keep the states of some rows; returns what the model was fed."""
+    def _add(
+        self, model: Any, rows: Sequence[TrainingRow], pad_token_id: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Keep the states of some rows; returns what the model was fed, and the states with their padding."""
         batch = collate([rows], pad_token_id)
         device = model.get_input_embeddings().weight.device
         fed = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
@@ -92,17 +90,21 @@ class LowerStates:
             model(**fed, use_cache=False)
         for row, states in zip(rows, seen[0].cpu(), strict=True):
             self._states[row.prompt_id] = states[: row.num_tokens - 1].clone()
-        return fed
+        return fed, seen[0]
 
     @torch.no_grad()
-    def _stands_in(self, model: Any, rows: Sequence[TrainingRow], fed: dict[str, Tensor]) -> bool:
-        """Whether the layers above give the same, bit for bit, without the lower ones."""
+    def _stands_in(self, model: Any, fed: dict[str, Tensor], states: Tensor) -> bool:
+        """Whether the layers above give the same, bit for bit, without the lower ones.
+
+        The states are those with their own padding: another one is routed otherwise, and matrix products of other
+        shapes round differently.
+        """
         # Of each row the last token, which sees all others: logits of all positions might not fit.
         last = fed["attention_mask"].sum(dim=1, keepdim=True) - 1
         positions = torch.arange(fed["input_ids"].shape[1], device=last.device) == last
         with only_positions(model, positions):
             whole = model(**fed, use_cache=False).logits
-            with self.in_place([row.prompt_id for row in rows], positions.device):
+            with self._layers.replaced_by(states):
                 return torch.equal(whole, model(**fed, use_cache=False).logits)
 
     def in_place(self, prompt_ids: Sequence[str], device: Any) -> AbstractContextManager[None]:
@@ -114,12 +116,20 @@ class LowerStates:
         return self._layers.replaced_by(padded.to(device))
 
 
-def _check_ids(rows: Sequence[TrainingRow]) -> None:
-    """Refuse two rows of one prompt id with different tokens: the states of one would be taken for the other's."""
-    seen: dict[str, tuple[int, ...]] = {}
+def _distinct(rows: Sequence[TrainingRow]) -> list[TrainingRow]:
+    """One row for each prompt id.
+
+    Raises:
+        TrainingError: Rows of one id have different tokens: the states of one would be taken for the other's.
+    """
+    found: dict[str, TrainingRow] = {}
     for row in rows:
-        tokens = row.prompt_token_ids + row.completion_token_ids
-        if seen.setdefault(row.prompt_id, tokens) != tokens:
+        same = found.setdefault(row.prompt_id, row)
+        if (same.prompt_token_ids, same.completion_token_ids) != (
+            row.prompt_token_ids,
+            row.completion_token_ids,
+        ):
             raise TrainingError(
                 f"two training rows have the prompt id {row.prompt_id!r} and different tokens; give each its own id"
             )
+    return list(found.values())
