@@ -9,7 +9,6 @@ caught; then it is applied to test. What training cannot reach although a probe 
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from scipy import optimize, special
 
+from benchmarks.arguments import parser_of_a_run
 from benchmarks.statistics import show
 from steermoe.analysis.rates import wilson
 from steermoe.chat import encode, render
@@ -75,12 +75,7 @@ def fit(features: FloatArray, is_harmful: Any, penalty: float) -> FloatArray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.probe",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", type=Path)
+    parser = parser_of_a_run("probe", __doc__)
     prompts, states = hidden_states(parser.parse_args().run)
     is_harmful = np.array([prompt.label is Label.UNSAFE for prompt in prompts])
     split = np.array([prompt.split for prompt in prompts])

@@ -8,7 +8,6 @@ trained with `train.kept_change` below 1, shares are of what was kept.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.arguments import parser_of_a_run
 from benchmarks.statistics import show
 from steermoe.loading import model_source
 from steermoe.pipeline import run_pipeline
@@ -81,12 +81,7 @@ def points(run_dir: Path, shares: list[float], split: str) -> Iterator[dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.refusal_curve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("run", type=Path)
+    parser = parser_of_a_run("refusal_curve", __doc__)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
     chosen = parser.parse_args()

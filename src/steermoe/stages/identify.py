@@ -74,7 +74,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
     run.write_table(RISK, aggregated)
     run.write_json(
         UNSAFE_EXPERTS,
-        describe_selection(aggregated, experts, per_batch, contrast.counts, config),
+        describe_selection(eligible, experts, per_batch, contrast.counts, config),
     )
     largest = eligible.iloc[0]
     if not experts:
@@ -163,7 +163,7 @@ def describe_selection(
     keys = zip(table["layer"], table["expert"], strict=True)
     risk_of = dict(zip(keys, table["risk_diff"].tolist(), strict=True))
     union = sorted({expert for chosen in per_batch.values() for expert in chosen})
-    largest = candidates(table, config.identify.first_layer).iloc[0]
+    largest = table.iloc[0]
     return {
         "rule": {
             "name": config.identify.rule,

@@ -209,10 +209,9 @@ class ExpertMaskingTrainer(Trainer):
     def _base_logits(self, inputs: dict[str, Any], predicts: Tensor) -> Tensor:
         """Logits `(C, V)` of the base model on the retention rows of a micro-batch."""
         rows = ~inputs["is_refusal"].to(inputs["input_ids"].device)
-        pairs = zip(inputs["prompt_id"], rows.tolist(), strict=True)
-        kept = [prompt_id for prompt_id, keep in pairs if keep]
         if self.base_replies is not None:
-            return self.base_replies.logits(kept)
+            kept = zip(inputs["prompt_id"], rows.tolist(), strict=True)
+            return self.base_replies.logits([prompt_id for prompt_id, keep in kept if keep])
         base = self.base_model if self.base_model is not None else self._plain_model
         off: AbstractContextManager[None] = nullcontext()
         if self.base_model is None and self.slices is not None:
