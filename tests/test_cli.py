@@ -275,6 +275,12 @@ def test_a_plan_prints_costs_and_does_nothing(
         # Of 16 experts, each of three batches may choose four others; a rule of one's own, all.
         (["train.experts=union"], r"trained experts\s+at most 12 of 16"),
         (["identify.rule=json:dumps"], r"trained experts\s+at most 16 of 16"),
+        # Eight of the 16 are in the upper of the two layers.
+        (["train.experts=union", "identify.first_layer=1"], r"trained experts\s+at most 8 of 16"),
+        (
+            ["identify.rule=json:dumps", "identify.first_layer=1"],
+            r"trained experts\s+at most 8 of 16",
+        ),
         (["train.parameters=routers"], r"trained\s+routers, a baseline"),
         (["train.parameters=everything"], r"trained\s+everything, a baseline"),
     ],
@@ -292,6 +298,20 @@ def test_a_plan_knows_what_is_trained(
     more = [text for setting in settings for text in ("--set", setting)]
     assert steermoe("run", *arguments, "--plan", *more) == 0, steermoe.err
     assert re.search(shown, steermoe.out), steermoe.out
+
+
+@pytest.mark.parametrize("plan", [["--plan"], []], ids=["plan", "run"])
+def test_a_first_layer_above_the_model_is_refused_before_anything_is_collected(
+    steermoe: CommandLine,
+    checkpoint: Path,
+    small_prompts: Path,
+    tmp_path: Path,
+    plan: list[str],
+) -> None:
+    arguments = arguments_of(checkpoint, tmp_path / "run", small_prompts)
+    assert steermoe("run", *arguments, "--set", "identify.first_layer=2", *plan) == 1
+    assert "identify.first_layer is 2, but the highest MoE layer is 1; lower it" in steermoe.err
+    assert not (tmp_path / "run" / "prompts.jsonl").exists()
 
 
 # ---- show ---------------------------------------------------------------------------------------------

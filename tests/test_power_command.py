@@ -105,6 +105,21 @@ def test_pairs_are_seen_in_the_goals(tmp_path: Path, design: Any, paired: bool) 
     assert named(run, config)[0.3] == expected[paired]
 
 
+def test_experts_that_cannot_be_selected_are_not_looked_for(tmp_path: Path) -> None:
+    """Of four layers only the highest may be selected from: a quarter as many experts to tell apart."""
+    simulated = simulate_run(MODEL, 24, 0)
+    run = run_of(tmp_path, simulated)
+    config = settings(first_layer=3)
+    identify(run, config, Reporter(quiet=True))
+    of_unsafe = simulated.counts.num_tokens[simulated.is_unsafe, 1].sum()
+    pilot = run.read_table(RISK).assign(n_unsafe=of_unsafe)
+    highest = pilot[pilot["layer"] == 3]
+    expected = prompts_needed(highest, 24, risk_diff=0.1).num_prompts
+    assert (
+        named(run, config)[0.1] == expected < prompts_needed(pilot, 24, risk_diff=0.1).num_prompts
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("design", ["paired", "unpaired"])
 def test_as_many_prompts_as_the_command_names_find_the_expert(tmp_path: Path, design: Any) -> None:

@@ -191,6 +191,19 @@ def test_q_values_are_benjamini_and_hochbergs_over_all_layers() -> None:
     assert table["q_value"].to_numpy() == pytest.approx(expected, rel=1e-5)
 
 
+def test_experts_that_cannot_be_selected_take_no_part_in_the_q_values() -> None:
+    run = simulate_run(TINY, 30, 5, planted=[(1, 3)], risk_diff=0.2)
+    table = uncertainty_of(run, first_layer=1)
+    for layer in (0, 1):
+        p = table["p_value"][table["layer"] == layer].to_numpy()
+        expected = [min(min(1.0, q * 16 / (p <= q).sum()) for q in p[p >= value]) for value in p]
+        q_value = table["q_value"][table["layer"] == layer]
+        assert q_value.to_numpy() == pytest.approx(expected, rel=1e-5)
+    over_all = uncertainty_of(run)
+    pd.testing.assert_series_equal(over_all["p_value"], table["p_value"])
+    assert (over_all["q_value"] != table["q_value"]).any()
+
+
 def test_an_expert_silent_in_short_replies_is_not_found() -> None:
     """480 safe tokens without a rare expert say little, however well the class agrees with itself."""
     generator = np.random.default_rng(0)

@@ -42,7 +42,7 @@ def stability_line(run: Run) -> Text | None:
     if "stability_error_bound" not in found:
         return None
     return Text(
-        f"stability: {found['num_stable_experts']} of {found['num_experts_in_all']} experts are selected by "
+        f"stability: {found['num_stable_experts']} of {found['num_candidates']} experts are selected by "
         f"{found['min_stability']:.0%} of random halves of the goals or more; at most "
         f"{found['stability_error_bound']:.2g} of them are expected to be no better than chance "
         f"(a half selects {found['mean_selected_by_half']:.1f})"

@@ -6,7 +6,7 @@ import math
 
 from rich.table import Table
 
-from steermoe.analysis.selection import RULES
+from steermoe.analysis.selection import RULES, check_first_layer
 from steermoe.config import Config
 from steermoe.display import gigabytes
 from steermoe.loading import describe_model, model_source
@@ -44,10 +44,15 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
     planned = [one for group in groups for one in group]
     num_batches = 1 + max(one.batch_idx for one in planned)
     num_experts = description.num_layers * description.num_experts
+    first_layer = config.identify.first_layer
+    check_first_layer(first_layer, description.layer_indices)
+    num_candidates = description.num_experts * sum(
+        layer >= first_layer for layer in description.layer_indices
+    )
     weights = description.bytes_in_bfloat16
     if config.model.dtype == "float32":
         weights *= 2
-    num_trained = min(_most_selected(config, num_batches), num_experts)
+    num_trained = _most_selected(config, num_batches, num_candidates)
     training, checkpoint = _bytes_to_train(config, description, num_trained, weights)
     tokens = sum(_tokens(one, config) for one in planned)
     most = config.train.batch_size or config.collect.batch_size
@@ -86,19 +91,20 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
     return table
 
 
-def _most_selected(config: Config, num_batches: int) -> float:
-    """How many experts may be selected; a rule of the user's own may take any number."""
+def _most_selected(config: Config, num_batches: int, num_candidates: int) -> int:
+    """How many experts may be selected; a rule of the user's own may take any of the candidates."""
     if config.train.experts == "union":  # each batch goes by the threshold and top-k
-        return config.identify.top_k * num_batches
-    return config.identify.top_k if config.identify.rule in RULES else math.inf
+        return min(config.identify.top_k * num_batches, num_candidates)
+    most = config.identify.top_k if config.identify.rule in RULES else num_candidates
+    return min(most, num_candidates)
 
 
 def _bytes_to_train(
-    config: Config, description: MoEDescription, num_trained: float, weights: int
+    config: Config, description: MoEDescription, num_trained: int, weights: int
 ) -> tuple[int, int]:
     """Bytes that training takes beside the weights, and those of one checkpoint."""
     if config.train.parameters == "experts":
-        training = description.bytes_to_train(int(num_trained))
+        training = description.bytes_to_train(num_trained)
         return training, training * 3 // 4  # all but the gradients
     # The baselines train in the weights' own type, beside a copy of the base model.
     copy = weights if config.train.retention_weight > 0 else 0

@@ -83,13 +83,21 @@ def candidates(risk_diff_df: pd.DataFrame, first_layer: int) -> pd.DataFrame:
     Raises:
         SelectionError: If no MoE layer is left.
     """
-    left = risk_diff_df[risk_diff_df["layer"] >= first_layer]
-    if left.empty:
-        highest = int(risk_diff_df["layer"].max())
+    check_first_layer(first_layer, risk_diff_df["layer"])
+    return risk_diff_df[risk_diff_df["layer"] >= first_layer]
+
+
+def check_first_layer(first_layer: int, layer_indices: Iterable[int]) -> None:
+    """Refuse a first layer that leaves none of a model's MoE layers to select from.
+
+    Raises:
+        SelectionError: If it is above the highest of them.
+    """
+    highest = max(layer_indices)
+    if first_layer > highest:
         raise SelectionError(
             f"identify.first_layer is {first_layer}, but the highest MoE layer is {highest}; lower it"
         )
-    return left
 
 
 def create_expert_mask(

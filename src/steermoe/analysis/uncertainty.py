@@ -15,7 +15,7 @@ from steermoe.analysis.counts import RoutingCounts, Segment
 from steermoe.analysis.estimators import Estimator, build_contrast
 from steermoe.analysis.permutation import permutation_p_values
 from steermoe.errors import RoutingError
-from steermoe.records import FloatArray
+from steermoe.records import BoolArray, FloatArray
 
 UNCERTAINTY_COLUMNS = [
     "risk_diff_se",
@@ -44,12 +44,14 @@ def estimate_uncertainty(
     num_bootstrap: int = 2000,
     seed: int = 0,
     clusters: npt.ArrayLike | None = None,
+    first_layer: int = 0,
 ) -> pd.DataFrame:
     """Standard error, 95 % interval, p-value and q-value of every expert's risk difference.
 
     The response is the unit and goals are clusters. Errors are from a bootstrap over clusters; p-values
     are two-sided, from relabelled clusters (`permutation.NullModel`); q-values are Benjamini and
-    Hochberg's over all layers and experts.
+    Hochberg's over all experts that may be selected, of whatever layer. Experts below `first_layer`, which may
+    not, are a family of their own: neither family's q-values depend on the other.
 
     Args:
         counts: Counts of N safe and unsafe responses (no benign ones).
@@ -64,6 +66,7 @@ def estimate_uncertainty(
         seed: Seeds both.
         clusters: `(N,)` integers to use instead of goals, as where look-alike pairs share a `pair_id`
             but not a goal (`clusters.find_clusters`).
+        first_layer: Lowest decoder layer to select from.
 
     Returns:
         One row an expert in the order of layer and expert, with `layer, expert` and
@@ -88,6 +91,7 @@ def estimate_uncertainty(
     error, half_width = errors_and_half_widths(contrast, num_bootstrap, for_bootstrap)
     p_value = permutation_p_values(contrast, num_permutations, for_null)
     low, high = difference - half_width, difference + half_width
+    layer_of = np.repeat(np.asarray(counts.layer_indices), counts.num_experts)
     return expert_frame(
         counts,
         {
@@ -95,7 +99,7 @@ def estimate_uncertainty(
             "ci_low": round_significant(np.clip(low, -1, 1)),
             "ci_high": round_significant(np.clip(high, -1, 1)),
             "p_value": round_significant(p_value),
-            "q_value": round_significant(stats.false_discovery_control(p_value)),
+            "q_value": round_significant(_q_values(p_value, layer_of >= first_layer)),
             "estimator": estimator,
             "estimate": round_significant(difference),
         },
@@ -128,6 +132,15 @@ def estimate_risk_diff(
     alone = np.arange(len(counts))
     contrast = build_contrast(counts, is_unsafe, batch_idx, alone, estimator, segment)
     return expert_frame(counts, {"risk_diff": contrast.difference(), "estimator": estimator})
+
+
+def _q_values(p_value: FloatArray, may_be_selected: BoolArray) -> FloatArray:
+    """Benjamini and Hochberg's adjusted p-values, of either family of experts."""
+    adjusted = np.empty_like(p_value)
+    for family in (may_be_selected, ~may_be_selected):
+        if family.any():
+            adjusted[family] = stats.false_discovery_control(p_value[family])
+    return adjusted
 
 
 def expert_frame(counts: RoutingCounts, columns: dict[str, FloatArray | str]) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from steermoe.analysis.selection import check_first_layer
 from steermoe.config import Config
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.errors import PromptError
@@ -125,6 +126,8 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, 
     groups = plan_groups(prompts, config, reporter)
     source = model_source(config.model, reporter.line)
     description = describe_model(config.model, source)
+    # Collecting takes long, and identify would refuse it afterwards.
+    check_first_layer(config.identify.first_layer, description.layer_indices)
     missing = [i for i in range(len(groups)) if not run.file(run.shard_name(i)).exists()]
     if missing:
         tokenizer = load_tokenizer(config.model, source, reporter.line)

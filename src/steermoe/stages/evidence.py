@@ -138,13 +138,20 @@ class Evidence:
     stability: Stability | None
     ratio_of_errors: float | None
 
-    def figures(self, max_q_value: float, min_stability: float) -> dict[str, float]:
-        """How many experts pass what is not a threshold of risk difference alone, for `run.json`."""
+    def figures(
+        self, eligible: pd.DataFrame, max_q_value: float, min_stability: float
+    ) -> dict[str, float]:
+        """How many experts pass what is not a threshold of risk difference alone, for `run.json`.
+
+        Args:
+            eligible: The rows of `table` that may be selected from.
+            max_q_value: As in the selection rule.
+            min_stability: As in the selection rule.
+        """
         found: dict[str, float] = {}
-        if "q_value" in self.table.columns:
-            found["num_experts_below_max_q_value"] = int(
-                (self.table["q_value"] <= max_q_value).sum()
-            )
+        if "q_value" in eligible.columns:
+            is_certain = eligible["q_value"] <= max_q_value
+            found["num_experts_below_max_q_value"] = int(is_certain.sum())
         if self.ratio_of_errors is not None:
             found["median_ratio_of_analytic_error"] = self.ratio_of_errors
         if "confounded_by" in self.table.columns:
@@ -179,6 +186,7 @@ def add_evidence(
             num_bootstrap=settings.num_bootstrap,
             seed=config.seed,
             clusters=contrast.clusters,
+            first_layer=settings.first_layer,
         )
         table = _joined(table, uncertainty)
         ratio = _ratio_of_errors(contrast, uncertainty, config)

@@ -92,10 +92,11 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
     return {
         "num_unsafe_experts": len(experts),
         "num_experts_in_all": len(aggregated),
+        "num_candidates": len(eligible),
         "num_pairs_left_out_by_verdict": contrast.num_pairs_left_out,
         "num_safe_responses": int((~contrast.is_unsafe).sum()),
         "num_unsafe_responses": int(contrast.is_unsafe.sum()),
-        **evidence.figures(settings.max_q_value, settings.min_stability),
+        **evidence.figures(eligible, settings.max_q_value, settings.min_stability),
         "replication": replication,
     }
 
@@ -123,16 +124,17 @@ def power_table(
         raise RoutingError(
             "the run's risk table has no standard errors: set identify.num_permutations and num_bootstrap above 0"
         )
+    rule = run.read_unsafe_experts()["rule"]
+    pilot = candidates(pilot, rule["first_layer"])
     threshold = config.identify.threshold
     asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
     for risk_diff in asked:
         check_findable(risk_diff, threshold)
     # The responses that the standard errors come from: the table's own estimator's, in its own segment.
-    segment = run.read_unsafe_experts()["rule"]["segment"]
-    used = train_contrast(run, config).seen_by(pilot["estimator"].iloc[0], segment)
+    used = train_contrast(run, config).seen_by(pilot["estimator"].iloc[0], rule["segment"])
     num_unsafe = int(used.is_unsafe.sum())
     has_unsafe, has_safe = cluster_kinds(used)
-    pilot["n_unsafe"] = used.tokens[used.is_unsafe].sum()
+    pilot = pilot.assign(n_unsafe=used.tokens[used.is_unsafe].sum())
     rows: list[dict[str, Any]] = []
     for risk_diff in asked:
         row = {"risk_diff": risk_diff, "num_prompts": None, "power": None, "num_unsafe": None}
