@@ -278,7 +278,7 @@ def test_a_plan_prints_costs_and_does_nothing(
         # Eight of the 16 are in the upper of the two layers.
         (["train.experts=union", "identify.first_layer=1"], r"trained experts\s+at most 8 of 16"),
         (
-            ["identify.rule=json:dumps", "identify.first_layer=1"],
+            ["identify.rule=json:dumps", "identify.last_layer=0"],
             r"trained experts\s+at most 8 of 16",
         ),
         (["train.parameters=routers"], r"trained\s+routers, a baseline"),
@@ -310,7 +310,7 @@ def test_a_first_layer_above_the_model_is_refused_before_anything_is_collected(
 ) -> None:
     arguments = arguments_of(checkpoint, tmp_path / "run", small_prompts)
     assert steermoe("run", *arguments, "--set", "identify.first_layer=2", *plan) == 1
-    assert "identify.first_layer is 2, but the highest MoE layer is 1; lower it" in steermoe.err
+    assert "identify.first_layer is 2, but the MoE layers are 0 .. 1; leave one" in steermoe.err
     assert not (tmp_path / "run" / "prompts.jsonl").exists()
 
 

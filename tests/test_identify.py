@@ -448,32 +448,51 @@ def test_the_same_seed_gives_the_same_bytes_and_json_is_readable(tmp_path: Path)
 # ---- the layers to select from ------------------------------------------------------------------------
 
 
-def test_experts_below_the_first_layer_are_in_the_table_but_never_selected(
-    tmp_path: Path, tiny_checkpoint: TinyCheckpoint, small_prompts: Path
+@pytest.mark.parametrize(("bounds", "layer"), [({"first_layer": 1}, 1), ({"last_layer": 0}, 0)])
+def test_experts_of_other_layers_are_in_the_table_but_never_selected(
+    tmp_path: Path,
+    tiny_checkpoint: TinyCheckpoint,
+    small_prompts: Path,
+    bounds: dict[str, int],
+    layer: int,
 ) -> None:
     checkpoint = tiny_checkpoint("mixtral")
     run = RunDirectory(copy_of(finished_run(checkpoint, small_prompts), tmp_path / "run"))
-    config = tiny_config(checkpoint, run.path, small_prompts, identify={"first_layer": 1})
+    config = tiny_config(checkpoint, run.path, small_prompts, identify=bounds)
     before = run.read_unsafe_experts()
     assert {row["layer"] for row in before["unsafe_experts"]} == {0, 1}
     figures = identify(run, config, Listener())
     selection = run.read_unsafe_experts()
-    assert selection["rule"]["first_layer"] == 1
-    assert {row["layer"] for row in selection["unsafe_experts"]} == {1}
-    assert {layer for layer, _ in selection["union"]} == {1}
-    assert all(layer == 1 for b in selection["per_batch"] for layer, _ in b["unsafe_experts"])
+    assert bounds.items() <= selection["rule"].items()
+    assert {row["layer"] for row in selection["unsafe_experts"]} == {layer}
+    assert {chosen for chosen, _ in selection["union"]} == {layer}
+    assert all(pair[0] == layer for b in selection["per_batch"] for pair in b["unsafe_experts"])
     table = run.read_table(RISK)
     assert set(table["layer"]) == {0, 1}
     # What comes back on held-out goals is asked of the experts that could be selected.
-    assert figures["replication"]["num_experts"] == 8
-    above = table[(table["layer"] == 1) & (table["risk_diff"] >= 0)]
+    assert figures["replication"]["num_experts"] == figures["num_candidates"] == 8
+    left = table[(table["layer"] == layer) & (table["risk_diff"] >= 0)]
     assert [row["Layer_Expert"] for row in selection["unsafe_experts"]] == list(
-        above["Layer_Expert"].head(4)
+        left["Layer_Expert"].head(4)
     )
 
 
-def test_a_first_layer_above_the_model_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ({"first_layer": 8}, r"identify.first_layer is 8, but the MoE layers are 7 \.\. 7"),
+        (
+            {"first_layer": 5, "last_layer": 6},
+            r"identify.first_layer is 5 and identify.last_layer 6, but the MoE layers are 7 \.\. 7",
+        ),
+        ({"first_layer": 8, "last_layer": 7}, "is 8 and identify.last_layer 7, but"),
+    ],
+    ids=str,
+)
+def test_layers_that_leave_nothing_to_select_from_are_refused_by_name(
+    tmp_path: Path, bounds: dict[str, int], said: str
+) -> None:
     hand = make_run(tmp_path, TWO_BATCHES)
-    with pytest.raises(SelectionError, match=r"first_layer is 8, but the highest MoE layer is 7"):
-        identify(hand, settings(first_layer=8), Listener())
-    identify(hand, settings(first_layer=7), Listener())
+    with pytest.raises(SelectionError, match=said):
+        identify(hand, settings(**bounds), Listener())
+    identify(hand, settings(first_layer=7, last_layer=7), Listener())

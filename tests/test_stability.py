@@ -50,7 +50,9 @@ def test_planted_experts_are_stable_and_others_are_not() -> None:
 def test_experts_below_the_first_layer_are_never_selected_in_a_half() -> None:
     planted = [(0, 3), (1, 15)]
     run = simulate_run(TINY, 100, 0, planted=planted, risk_diff=0.25)
-    whole, upper = (stability_of(run, threshold=-1.0, top_k=4, first_layer=i) for i in (0, 1))
+    whole, upper = (
+        stability_of(run, threshold=-1.0, top_k=4, layers=layers) for layers in (None, [1])
+    )
     table = upper.table.set_index(["layer", "expert"])["stability"]
     assert (table.loc[0] == 0).all() and table[(1, 15)] == 1.0
     # The places that the lower layer's experts held are taken by the next of the upper one.

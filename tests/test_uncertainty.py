@@ -193,7 +193,7 @@ def test_q_values_are_benjamini_and_hochbergs_over_all_layers() -> None:
 
 def test_experts_that_cannot_be_selected_take_no_part_in_the_q_values() -> None:
     run = simulate_run(TINY, 30, 5, planted=[(1, 3)], risk_diff=0.2)
-    table = uncertainty_of(run, first_layer=1)
+    table = uncertainty_of(run, layers=[1])
     for layer in (0, 1):
         p = table["p_value"][table["layer"] == layer].to_numpy()
         expected = [min(min(1.0, q * 16 / (p <= q).sum()) for q in p[p >= value]) for value in p]

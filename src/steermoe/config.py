@@ -157,6 +157,11 @@ class IdentifySection(Section):
         description="Lowest decoder layer to select from. Layers below the lowest trained one cost nothing in later "
         "passes.",
     )
+    last_layer: int | None = Field(
+        None,
+        ge=0,
+        description="Highest decoder layer to select from; empty means the model's last.",
+    )
     filter_by_verdict: bool = Field(
         True,
         description="Count a pair of plain harmful goal and jailbreak only if the plain one was refused and the "

@@ -6,7 +6,7 @@ import math
 
 from rich.table import Table
 
-from steermoe.analysis.selection import RULES, check_first_layer
+from steermoe.analysis.selection import RULES, selectable_layers
 from steermoe.config import Config
 from steermoe.display import gigabytes
 from steermoe.loading import describe_model, model_source
@@ -44,15 +44,13 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
     planned = [one for group in groups for one in group]
     num_batches = 1 + max(one.batch_idx for one in planned)
     num_experts = description.num_layers * description.num_experts
-    first_layer = config.identify.first_layer
-    check_first_layer(first_layer, description.layer_indices)
-    num_candidates = description.num_experts * sum(
-        layer >= first_layer for layer in description.layer_indices
+    layers = selectable_layers(
+        description.layer_indices, config.identify.first_layer, config.identify.last_layer
     )
     weights = description.bytes_in_bfloat16
     if config.model.dtype == "float32":
         weights *= 2
-    num_trained = _most_selected(config, num_batches, num_candidates)
+    num_trained = _most_selected(config, num_batches, description.num_experts * len(layers))
     training, checkpoint = _bytes_to_train(config, description, num_trained, weights)
     tokens = sum(_tokens(one, config) for one in planned)
     most = config.train.batch_size or config.collect.batch_size

@@ -77,27 +77,29 @@ def identify_unsafe_experts(
     return _pairs(sort_by_risk(table[table["risk_diff"] >= threshold]).head(top_k))
 
 
-def candidates(risk_diff_df: pd.DataFrame, first_layer: int) -> pd.DataFrame:
-    """The part of a risk table that may be selected from: the decoder layers from a given one on.
+def selectable_layers(
+    layer_indices: Iterable[int], first_layer: int = 0, last_layer: int | None = None
+) -> list[int]:
+    """The decoder layers that may be selected from.
+
+    Args:
+        layer_indices: Those that are MoE layers.
+        first_layer: The lowest to select from.
+        last_layer: The highest; None for no bound.
 
     Raises:
-        SelectionError: If no MoE layer is left.
+        SelectionError: If no MoE layer lies between the two.
     """
-    check_first_layer(first_layer, risk_diff_df["layer"])
-    return risk_diff_df[risk_diff_df["layer"] >= first_layer]
-
-
-def check_first_layer(first_layer: int, layer_indices: Iterable[int]) -> None:
-    """Refuse a first layer that leaves none of a model's MoE layers to select from.
-
-    Raises:
-        SelectionError: If it is above the highest of them.
-    """
-    highest = max(layer_indices)
-    if first_layer > highest:
+    known = list(layer_indices)
+    last = max(known) if last_layer is None else last_layer
+    layers = [layer for layer in known if first_layer <= layer <= last]
+    if not layers:
+        upper = "" if last_layer is None else f" and identify.last_layer {last_layer}"
         raise SelectionError(
-            f"identify.first_layer is {first_layer}, but the highest MoE layer is {highest}; lower it"
+            f"identify.first_layer is {first_layer}{upper}, but the MoE layers are {_span(known)}; "
+            "leave one of them to select from"
         )
+    return layers
 
 
 def create_expert_mask(

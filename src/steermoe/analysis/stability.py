@@ -8,7 +8,7 @@ Shape legend: N responses, C clusters, R subsamples, L MoE layers, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ import pandas as pd
 from steermoe.analysis.clusters import find_clusters
 from steermoe.analysis.counts import RoutingCounts, Segment
 from steermoe.analysis.estimators import Contrast, Estimator, build_contrast, column_chunks
-from steermoe.analysis.uncertainty import expert_frame
+from steermoe.analysis.uncertainty import expert_frame, of_layers
 from steermoe.analysis.variance import cluster_groups
 from steermoe.errors import RoutingError, SelectionError
 from steermoe.records import FloatArray
@@ -66,7 +66,7 @@ def selection_stability(
     *,
     threshold: float = 0.05,
     top_k: int = 50,
-    first_layer: int = 0,
+    layers: Iterable[int] | None = None,
     estimator: Estimator = "mean_over_batches",
     segment: Segment = "generation",
     num_subsamples: int = 200,
@@ -82,7 +82,7 @@ def selection_stability(
         batch_idx: `(N,)`, -1 for none. A half keeps the batches, each with the responses left to it.
         threshold: Least risk difference.
         top_k: Most experts selected in a half.
-        first_layer: Lowest decoder layer to select from.
+        layers: Decoder layers to select from; by default all.
         estimator: One of `estimators.ESTIMATORS`.
         segment: `generation` or `prompt`.
         num_subsamples: Halves, in pairs that complement each other.
@@ -112,14 +112,14 @@ def selection_stability(
     differences = np.empty((len(coefficients), contrast.num_experts))
     for columns in column_chunks(contrast.num_experts):
         differences[:, columns] = coefficients @ contrast.values(columns)
-    is_below = expert_frame(counts, {})["layer"].to_numpy() < first_layer
-    differences[:, is_below] = -np.inf
+    may_be_selected = of_layers(counts, layers)
+    differences[:, ~may_be_selected] = -np.inf
     share = _selected(differences, threshold, top_k).mean(axis=0)
     return Stability(
         expert_frame(counts, {"stability": share}),
         len(coefficients),
         float(share.sum()),
-        int((~is_below).sum()),
+        int(may_be_selected.sum()),
     )
 
 

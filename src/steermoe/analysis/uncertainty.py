@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -44,14 +44,14 @@ def estimate_uncertainty(
     num_bootstrap: int = 2000,
     seed: int = 0,
     clusters: npt.ArrayLike | None = None,
-    first_layer: int = 0,
+    layers: Iterable[int] | None = None,
 ) -> pd.DataFrame:
     """Standard error, 95 % interval, p-value and q-value of every expert's risk difference.
 
     The response is the unit and goals are clusters. Errors are from a bootstrap over clusters; p-values
     are two-sided, from relabelled clusters (`permutation.NullModel`); q-values are Benjamini and
-    Hochberg's over all experts that may be selected, of whatever layer. Experts below `first_layer`, which may
-    not, are a family of their own: neither family's q-values depend on the other.
+    Hochberg's over all experts that may be selected, of whatever layer. Those that may not are a family of their
+    own: neither family's q-values depend on the other.
 
     Args:
         counts: Counts of N safe and unsafe responses (no benign ones).
@@ -66,7 +66,7 @@ def estimate_uncertainty(
         seed: Seeds both.
         clusters: `(N,)` integers to use instead of goals, as where look-alike pairs share a `pair_id`
             but not a goal (`clusters.find_clusters`).
-        first_layer: Lowest decoder layer to select from.
+        layers: Decoder layers to select from; by default all.
 
     Returns:
         One row an expert in the order of layer and expert, with `layer, expert` and
@@ -91,7 +91,6 @@ def estimate_uncertainty(
     error, half_width = errors_and_half_widths(contrast, num_bootstrap, for_bootstrap)
     p_value = permutation_p_values(contrast, num_permutations, for_null)
     low, high = difference - half_width, difference + half_width
-    layer_of = np.repeat(np.asarray(counts.layer_indices), counts.num_experts)
     return expert_frame(
         counts,
         {
@@ -99,7 +98,7 @@ def estimate_uncertainty(
             "ci_low": round_significant(np.clip(low, -1, 1)),
             "ci_high": round_significant(np.clip(high, -1, 1)),
             "p_value": round_significant(p_value),
-            "q_value": round_significant(_q_values(p_value, layer_of >= first_layer)),
+            "q_value": round_significant(_q_values(p_value, of_layers(counts, layers))),
             "estimator": estimator,
             "estimate": round_significant(difference),
         },
@@ -148,6 +147,12 @@ def expert_frame(counts: RoutingCounts, columns: dict[str, FloatArray | str]) ->
     layers = np.repeat(np.asarray(counts.layer_indices, dtype=np.int64), counts.num_experts)
     experts = np.tile(np.arange(counts.num_experts, dtype=np.int64), counts.num_layers)
     return pd.DataFrame({"layer": layers, "expert": experts, **columns})
+
+
+def of_layers(counts: RoutingCounts, layers: Iterable[int] | None) -> BoolArray:
+    """Which of all experts `(L * E,)`, in the order of layer and expert, are of these decoder layers; None: all."""
+    chosen = counts.layer_indices if layers is None else list(layers)
+    return np.repeat(np.isin(counts.layer_indices, chosen), counts.num_experts)
 
 
 def round_significant(values: FloatArray, digits: int = DIGITS) -> FloatArray:

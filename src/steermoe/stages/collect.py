@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from steermoe.analysis.selection import check_first_layer
+from steermoe.analysis.selection import selectable_layers
 from steermoe.config import Config
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.errors import PromptError
@@ -127,7 +127,9 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, 
     source = model_source(config.model, reporter.line)
     description = describe_model(config.model, source)
     # Collecting takes long, and identify would refuse it afterwards.
-    check_first_layer(config.identify.first_layer, description.layer_indices)
+    selectable_layers(
+        description.layer_indices, config.identify.first_layer, config.identify.last_layer
+    )
     missing = [i for i in range(len(groups)) if not run.file(run.shard_name(i)).exists()]
     if missing:
         tokenizer = load_tokenizer(config.model, source, reporter.line)

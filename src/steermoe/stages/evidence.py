@@ -19,7 +19,7 @@ from steermoe.analysis.counts import RoutingCounts, Segment
 from steermoe.analysis.estimators import Estimator
 from steermoe.analysis.replication import replicate
 from steermoe.analysis.risk import risk_tables
-from steermoe.analysis.selection import Expert, candidates
+from steermoe.analysis.selection import Expert
 from steermoe.analysis.stability import Stability, selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
 from steermoe.analysis.variance import cluster_robust_errors
@@ -168,9 +168,17 @@ class Evidence:
 
 
 def add_evidence(
-    table: pd.DataFrame, run: RunDirectory, contrast: Contrast, config: Config, reporter: Reporter
+    table: pd.DataFrame,
+    run: RunDirectory,
+    contrast: Contrast,
+    layers: Sequence[int],
+    config: Config,
+    reporter: Reporter,
 ) -> Evidence:
-    """Put uncertainty, stability and confounds beside the risk differences of an aggregated table."""
+    """Put uncertainty, stability and confounds beside the risk differences of an aggregated table.
+
+    `layers` are the decoder layers that may be selected from.
+    """
     settings = config.identify
     goals = [str(cluster) for cluster in contrast.clusters]
     ratio = None
@@ -186,14 +194,14 @@ def add_evidence(
             num_bootstrap=settings.num_bootstrap,
             seed=config.seed,
             clusters=contrast.clusters,
-            first_layer=settings.first_layer,
+            layers=layers,
         )
         table = _joined(table, uncertainty)
         ratio = _ratio_of_errors(contrast, uncertainty, config)
     stability = None
     if settings.num_subsamples:
         try:
-            stability = _stability(contrast, goals, config)
+            stability = _stability(contrast, goals, layers, config)
             table = _joined(table, stability.table)
         except RoutingError as error:
             reporter.note(f"no stability column: {error}")
@@ -209,7 +217,9 @@ def _ratio_of_errors(contrast: Contrast, uncertainty: pd.DataFrame, config: Conf
     return round(float(np.median(analytic[known] / bootstrap[known])), 4) if known.any() else None
 
 
-def _stability(contrast: Contrast, goals: Sequence[str], config: Config) -> Stability:
+def _stability(
+    contrast: Contrast, goals: Sequence[str], layers: Sequence[int], config: Config
+) -> Stability:
     """How often random halves of the goals select each expert."""
     settings = config.identify
     return selection_stability(
@@ -219,7 +229,7 @@ def _stability(contrast: Contrast, goals: Sequence[str], config: Config) -> Stab
         contrast.batch_idx,
         threshold=settings.threshold,
         top_k=settings.top_k,
-        first_layer=settings.first_layer,
+        layers=layers,
         estimator=settings.estimator,
         segment=settings.segment,
         num_subsamples=settings.num_subsamples,
@@ -257,6 +267,7 @@ def replication_of(
 ) -> dict[str, Any] | None:
     """Estimate the risk differences again on held-out goals, and compare. None where there are too few.
 
+    `table` holds the experts that may be selected; no others are compared.
     Writes `risk_diff_heldout.parquet`. It comes after the selection, which never sees these goals.
     """
     run.remove(RISK_HELD_OUT)
@@ -269,8 +280,7 @@ def replication_of(
         reporter.note(f"the risk differences are not estimated again on held-out goals: {error}")
         return None
     run.write_table(RISK_HELD_OUT, held_out)
-    train, heldout = (candidates(x, config.identify.first_layer) for x in (table, held_out))
-    return asdict(replicate(train, heldout, selected))
+    return asdict(replicate(table, held_out[held_out["layer"].isin(table["layer"])], selected))
 
 
 def _joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:

@@ -16,10 +16,10 @@ from steermoe.analysis.risk import expert_label, risk_tables
 from steermoe.analysis.selection import (
     Expert,
     SelectionSettings,
-    candidates,
     how_to_select_more,
     identify_unsafe_experts,
     resolve_rule,
+    selectable_layers,
 )
 from steermoe.analysis.variance import cluster_kinds
 from steermoe.config import Config
@@ -41,13 +41,15 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
     """
     settings = config.identify
     contrast = train_contrast(run, config, reporter)
+    layers = selectable_layers(
+        contrast.counts.layer_indices, settings.first_layer, settings.last_layer
+    )
     tables = risk_tables(
         contrast.counts, contrast.is_unsafe, contrast.batch_idx, segment=settings.segment
     )
-    candidates(tables.aggregated, settings.first_layer)  # before the statistics, which take a while
     for note in tables.notes:
         reporter.note(note)
-    evidence = add_evidence(tables.aggregated, run, contrast, config, reporter)
+    evidence = add_evidence(tables.aggregated, run, contrast, layers, config, reporter)
     aggregated = evidence.table
     rule = resolve_rule(
         settings.rule,
@@ -59,14 +61,14 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
             config.seed,
         ),
     )
-    eligible = candidates(aggregated, settings.first_layer)
+    eligible = aggregated[aggregated["layer"].isin(layers)]
     experts = rule(eligible)
     per_batch = {
         batch_idx: identify_unsafe_experts(
             tables.per_batch[tables.per_batch["batch_idx"] == batch_idx],
             settings.threshold,
             settings.top_k,
-            set(eligible["layer"]),
+            layers,
         )
         for batch_idx in sorted({int(i) for i in tables.per_batch["batch_idx"]})
     }
@@ -88,7 +90,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
             f"identified {len(experts)} unsafe experts of {len(eligible)}; the largest risk difference is "
             f"{largest['risk_diff']:+.4f} ({largest['Layer_Expert']})"
         )
-    replication = replication_of(aggregated, experts, run, config, reporter)
+    replication = replication_of(eligible, experts, run, config, reporter)
     return {
         "num_unsafe_experts": len(experts),
         "num_experts_in_all": len(aggregated),
@@ -125,7 +127,8 @@ def power_table(
             "the run's risk table has no standard errors: set identify.num_permutations and num_bootstrap above 0"
         )
     rule = run.read_unsafe_experts()["rule"]
-    pilot = candidates(pilot, rule["first_layer"])
+    layers = selectable_layers(pilot["layer"].unique(), rule["first_layer"], rule["last_layer"])
+    pilot = pilot[pilot["layer"].isin(layers)]
     threshold = config.identify.threshold
     asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
     for risk_diff in asked:
@@ -174,6 +177,7 @@ def describe_selection(
             "max_q_value": config.identify.max_q_value,
             "min_stability": config.identify.min_stability,
             "first_layer": config.identify.first_layer,
+            "last_layer": config.identify.last_layer,
             "segment": config.identify.segment,
             "estimator": config.identify.estimator,
             "seed": config.seed,
