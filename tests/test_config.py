@@ -89,7 +89,7 @@ def test_the_later_layer_wins_and_the_rest_of_a_section_stays(tmp_path: Path) ->
 def test_the_embedded_model_has_a_preset_and_other_models_have_the_general_defaults() -> None:
     embedded = load_config()
     shipped = preset(EMBEDDED_MODEL)
-    assert embedded.identify.first_layer == shipped["identify"]["first_layer"] == 20
+    assert embedded.identify.first_layer == shipped["identify"]["first_layer"] == 10
     assert load_config(overrides={"model": {"id": "owner/name"}}).identify.first_layer == 0
     assert load_config(settings=["identify.first_layer=3"]).identify.first_layer == 3
 
