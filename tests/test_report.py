@@ -912,7 +912,7 @@ def test_examples_are_spread_over_all_prompts() -> None:
 
 
 def test_settings_that_differ_are_listed_and_those_of_the_preset_marked() -> None:
-    config = validate({"seed": 3, "identify": {"first_layer": 20}, "train": {"save_steps": 10}})
+    config = validate({"seed": 3, "identify": {"first_layer": 10}, "train": {"save_steps": 10}})
     rows = {row["key"]: row for row in changed_settings(config)}
     assert list(rows) == ["seed", "identify.first_layer"]
     assert (rows["seed"]["value"], rows["seed"]["default"]) == ("3", "0")
