@@ -14,7 +14,7 @@ from benchmarks.measuring import REPEATS, Row, absolute_seconds, ratio, take_tur
 from benchmarks.sides import olmoe, some_experts
 from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.partial_passes import LowerLayers
-from steermoe.moe.slices import ExpertSlices, attach_expert_slices
+from steermoe.moe.slices import attach_expert_slices
 from steermoe.records import Label
 from steermoe.training.base_replies import BaseReplies
 from steermoe.training.dataset import MicroBatches, Objective, TrainingRow, collate
@@ -37,7 +37,7 @@ def trainer_step(repeats: int = REPEATS) -> list[Row]:
     rows = _rows(model)
     data = MicroBatches(rows)
     batch = collate([rows], pad_token_id=0)
-    base_replies = _base_replies(model, slices, rows)
+    base_replies = BaseReplies.of_training_rows(model, slices, rows, pad_token_id=0)
 
     @torch.no_grad()
     def bare_forward() -> None:
@@ -67,7 +67,7 @@ def lower_states(repeats: int = REPEATS) -> list[Row]:
     data = MicroBatches(rows)
     layers = LowerLayers(model, find_moe_layers(model), upper[0][0])
     states = LowerStates(model, layers, rows, 0)
-    base_replies = _base_replies(model, slices, rows)
+    base_replies = BaseReplies.of_training_rows(model, slices, rows, pad_token_id=0)
     with tempfile.TemporaryDirectory() as folder:
         shared = {"slices": slices, "base_replies": base_replies}
         sides = {
@@ -99,13 +99,6 @@ def _stepper(model: Any, folder: str, data: MicroBatches, **kwargs: Any) -> Call
             parameter.grad = None
 
     return step
-
-
-def _base_replies(model: Any, slices: ExpertSlices, rows: list[TrainingRow]) -> BaseReplies | None:
-    """What a run keeps of the base model, where it does."""
-    with slices.switched_off():
-        replies = BaseReplies(model, [row for row in rows if row.objective == "retention"], 0)
-    return replies if replies.is_exact else None
 
 
 def _rows(model: Any) -> list[TrainingRow]:

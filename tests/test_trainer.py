@@ -6,6 +6,7 @@ Shape legend: T tokens, V vocabulary, L MoE layers, E experts.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -282,6 +283,15 @@ def test_base_replies_do_not_stand_in_for_a_model_that_changes_its_logits(
     assert BaseReplies(mixtral, rows, 0).is_exact
     mixtral.forward = scaled
     assert not BaseReplies(mixtral, rows, 0).is_exact
+
+
+def test_base_replies_of_two_rows_of_one_prompt_id_must_be_the_same(mixtral: Any) -> None:
+    first, other = [one for one in mixed_rows() if one.objective == "retention"][:2]
+    BaseReplies(mixtral, [first, first], 0)
+    with pytest.raises(
+        TrainingError, match=r"two training rows have the prompt id .* different tokens"
+    ):
+        BaseReplies(mixtral, [first, dataclasses.replace(other, prompt_id=first.prompt_id)], 0)
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,9 @@ def _fit(
     if slices is not None:
         lower_states = _lower_states(loaded, slices, dataset, settings.epochs, reporter)
         if settings.retention_weight > 0:
-            base_replies = _base_replies(loaded, slices, dataset, lower_states)
+            base_replies = BaseReplies.of_training_rows(
+                loaded.model, slices, dataset.rows(), loaded.tokenizer.pad_token_id, lower_states
+            )
     use_cache = getattr(loaded.model.config, "use_cache", None)
     trainer = ExpertMaskingTrainer(
         model=loaded.model,
@@ -270,19 +272,6 @@ def _lower_states(
         f"the {first_trained} decoder layers below the trained ones have run once for every row, and need not again"
     )
     return states
-
-
-def _base_replies(
-    loaded: LoadedModel,
-    slices: ExpertSlices,
-    dataset: MicroBatches,
-    lower_states: LowerStates | None,
-) -> BaseReplies | None:
-    """What the base model predicts on the retention rows."""
-    rows = [row for row in dataset.rows() if row.objective == "retention"]
-    with slices.switched_off():
-        replies = BaseReplies(loaded.model, rows, loaded.tokenizer.pad_token_id, lower_states)
-    return replies if replies.is_exact else None
 
 
 @contextmanager

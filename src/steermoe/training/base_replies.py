@@ -18,7 +18,8 @@ from torch import Tensor
 
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.partial_passes import only_positions
-from steermoe.training.dataset import IGNORED, TrainingRow, collate
+from steermoe.moe.slices import ExpertSlices
+from steermoe.training.dataset import IGNORED, TrainingRow, collate, distinct_rows
 from steermoe.training.lower_states import ROWS_AT_A_TIME, LowerStates
 
 
@@ -30,6 +31,9 @@ class BaseReplies:
         rows: The rows; each `prompt_id` is computed once.
         pad_token_id: For padding.
         lower_states: What leaves the model's lower layers on these rows, if that was computed before.
+
+    Raises:
+        TrainingError: Two rows of one `prompt_id` have other tokens.
     """
 
     def __init__(
@@ -44,10 +48,29 @@ class BaseReplies:
         self._hidden: dict[str, Tensor] = {}
         self.is_exact = True
         """False where the model does more to its logits than its head does: then this cannot stand in for it."""
-        once = list({row.prompt_id: row for row in rows}.values())
+        once = distinct_rows(rows)
         for start in range(0, len(once), ROWS_AT_A_TIME):
             if self.is_exact:
                 self._add(model, once[start : start + ROWS_AT_A_TIME], pad_token_id)
+
+    @classmethod
+    def of_training_rows(
+        cls,
+        model: Any,
+        slices: ExpertSlices,
+        rows: Iterable[TrainingRow],
+        pad_token_id: int,
+        lower_states: LowerStates | None = None,
+    ) -> BaseReplies | None:
+        """What is kept of the retention rows among `rows`, with the trained experts of the model switched off.
+
+        Returns:
+            None where the head alone does not give the model's logits.
+        """
+        retained = [row for row in rows if row.objective == "retention"]
+        with slices.switched_off():
+            replies = cls(model, retained, pad_token_id, lower_states)
+        return replies if replies.is_exact else None
 
     @torch.no_grad()
     def _add(self, model: Any, rows: Sequence[TrainingRow], pad_token_id: int) -> None:

@@ -255,6 +255,25 @@ def collate(items: Sequence[Sequence[TrainingRow]], pad_token_id: int) -> dict[s
     }
 
 
+def distinct_rows(rows: Iterable[TrainingRow]) -> list[TrainingRow]:
+    """One row for each prompt id, by which what was computed for a row is kept.
+
+    Raises:
+        TrainingError: Rows of one id have different tokens: what is kept of one would be taken for the other's.
+    """
+    found: dict[str, TrainingRow] = {}
+    for row in rows:
+        same = found.setdefault(row.prompt_id, row)
+        if (same.prompt_token_ids, same.completion_token_ids) != (
+            row.prompt_token_ids,
+            row.completion_token_ids,
+        ):
+            raise TrainingError(
+                f"two training rows have the prompt id {row.prompt_id!r} and different tokens; give each its own id"
+            )
+    return list(found.values())
+
+
 def prepare_sft_dataset(
     unsafe_outputs: Iterable[Output],
     tokenizer: Any,

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steermoe.errors import TrainingError
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.partial_passes import LowerLayers, only_positions
-from steermoe.training.dataset import TrainingRow, collate
+from steermoe.training.dataset import TrainingRow, collate, distinct_rows
 
 ROWS_AT_A_TIME = 16
 
@@ -51,7 +50,7 @@ class LowerStates:
         self._layers = layers
         self._states: dict[str, Tensor] = {}
         # Of like lengths, so that little padding is computed.
-        once = sorted(_distinct(rows), key=lambda row: (row.num_tokens, row.prompt_id))
+        once = sorted(distinct_rows(rows), key=lambda row: (row.num_tokens, row.prompt_id))
         groups = [once[i : i + ROWS_AT_A_TIME] for i in range(0, len(once), ROWS_AT_A_TIME)]
         num_tokens = sum(row.num_tokens for row in once)
         self.is_usable = self._can_be_used(model, groups[0], pad_token_id, num_tokens)
@@ -114,22 +113,3 @@ class LowerStates:
         # Padding repeats the last token: whatever a layer makes of zeros, it need not be finite.
         padded = torch.stack([states[positions.clamp(max=len(states) - 1)] for states in rows])
         return self._layers.replaced_by(padded.to(device))
-
-
-def _distinct(rows: Sequence[TrainingRow]) -> list[TrainingRow]:
-    """One row for each prompt id.
-
-    Raises:
-        TrainingError: Rows of one id have different tokens: the states of one would be taken for the other's.
-    """
-    found: dict[str, TrainingRow] = {}
-    for row in rows:
-        same = found.setdefault(row.prompt_id, row)
-        if (same.prompt_token_ids, same.completion_token_ids) != (
-            row.prompt_token_ids,
-            row.completion_token_ids,
-        ):
-            raise TrainingError(
-                f"two training rows have the prompt id {row.prompt_id!r} and different tokens; give each its own id"
-            )
-    return list(found.values())
