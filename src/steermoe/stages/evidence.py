@@ -130,27 +130,26 @@ class Evidence:
 
     Attributes:
         table: The aggregated risk table with its uncertainty, stability and confounds, as far as they are switched on.
+        layers: The decoder layers that may be selected from.
         stability: What came of the halves of the goals; None where there were none.
         ratio_of_errors: Analytic standard error over the bootstrap's, the median of the experts that have both.
     """
 
     table: pd.DataFrame
+    layers: Sequence[int]
     stability: Stability | None
     ratio_of_errors: float | None
 
-    def figures(
-        self, eligible: pd.DataFrame, max_q_value: float, min_stability: float
-    ) -> dict[str, float]:
-        """How many experts pass what is not a threshold of risk difference alone, for `run.json`.
+    @property
+    def eligible(self) -> pd.DataFrame:
+        """The rows of the experts that may be selected."""
+        return self.table[self.table["layer"].isin(self.layers)]
 
-        Args:
-            eligible: The rows of `table` that may be selected from.
-            max_q_value: As in the selection rule.
-            min_stability: As in the selection rule.
-        """
+    def figures(self, max_q_value: float, min_stability: float) -> dict[str, float]:
+        """How many experts pass what is not a threshold of risk difference alone, for `run.json`."""
         found: dict[str, float] = {}
-        if "q_value" in eligible.columns:
-            is_certain = eligible["q_value"] <= max_q_value
+        if "q_value" in self.table.columns:
+            is_certain = self.eligible["q_value"] <= max_q_value
             found["num_experts_below_max_q_value"] = int(is_certain.sum())
         if self.ratio_of_errors is not None:
             found["median_ratio_of_analytic_error"] = self.ratio_of_errors
@@ -205,7 +204,7 @@ def add_evidence(
             table = _joined(table, stability.table)
         except RoutingError as error:
             reporter.note(f"no stability column: {error}")
-    return Evidence(_with_confounds(table, run, config), stability, ratio)
+    return Evidence(_with_confounds(table, run, config), layers, stability, ratio)
 
 
 def _ratio_of_errors(contrast: Contrast, uncertainty: pd.DataFrame, config: Config) -> float | None:

@@ -50,7 +50,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
     for note in tables.notes:
         reporter.note(note)
     evidence = add_evidence(tables.aggregated, run, contrast, layers, config, reporter)
-    aggregated = evidence.table
+    aggregated, eligible = evidence.table, evidence.eligible
     rule = resolve_rule(
         settings.rule,
         SelectionSettings(
@@ -61,7 +61,6 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
             config.seed,
         ),
     )
-    eligible = aggregated[aggregated["layer"].isin(layers)]
     experts = rule(eligible)
     per_batch = {
         batch_idx: identify_unsafe_experts(
@@ -78,6 +77,25 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
         UNSAFE_EXPERTS,
         describe_selection(eligible, experts, per_batch, contrast.counts, config),
     )
+    _say_selection(reporter, config, experts, eligible)
+    replication = replication_of(eligible, experts, run, config, reporter)
+    return {
+        "num_unsafe_experts": len(experts),
+        "num_experts_in_all": len(aggregated),
+        "num_candidates": len(eligible),
+        "num_pairs_left_out_by_verdict": contrast.num_pairs_left_out,
+        "num_safe_responses": int((~contrast.is_unsafe).sum()),
+        "num_unsafe_responses": int(contrast.is_unsafe.sum()),
+        **evidence.figures(settings.max_q_value, settings.min_stability),
+        "replication": replication,
+    }
+
+
+def _say_selection(
+    reporter: Reporter, config: Config, experts: Sequence[Expert], eligible: pd.DataFrame
+) -> None:
+    """How many experts were selected; where none was, what would select some."""
+    settings = config.identify
     largest = eligible.iloc[0]
     if not experts:
         reporter.note(
@@ -90,17 +108,6 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
             f"identified {len(experts)} unsafe experts of {len(eligible)}; the largest risk difference is "
             f"{largest['risk_diff']:+.4f} ({largest['Layer_Expert']})"
         )
-    replication = replication_of(eligible, experts, run, config, reporter)
-    return {
-        "num_unsafe_experts": len(experts),
-        "num_experts_in_all": len(aggregated),
-        "num_candidates": len(eligible),
-        "num_pairs_left_out_by_verdict": contrast.num_pairs_left_out,
-        "num_safe_responses": int((~contrast.is_unsafe).sum()),
-        "num_unsafe_responses": int(contrast.is_unsafe.sum()),
-        **evidence.figures(eligible, settings.max_q_value, settings.min_stability),
-        "replication": replication,
-    }
 
 
 def power_table(
