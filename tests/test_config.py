@@ -56,6 +56,7 @@ def test_the_defaults_are_those_of_the_specification() -> None:
 
 def test_the_default_refusals_are_several_and_differ() -> None:
     assert len(set(DEFAULT_REFUSALS)) == len(DEFAULT_REFUSALS) >= 4
+    assert len({refusal.split()[0] for refusal in DEFAULT_REFUSALS}) > 1
     assert validate({}).train.target_response == DEFAULT_REFUSALS
 
 

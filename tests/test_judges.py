@@ -40,6 +40,14 @@ def test_refusals_are_recognised(reply: str) -> None:
     assert keyword_judge("", reply) is Verdict.REFUSED
 
 
+@pytest.mark.parametrize("refusal", DEFAULT_REFUSALS)
+def test_default_refusals_are_recognised_by_what_they_say_and_not_by_their_opening(
+    refusal: str,
+) -> None:
+    _, declining = refusal.split(", ")
+    assert keyword_judge("", declining) is Verdict.REFUSED
+
+
 @pytest.mark.parametrize("reply", ANSWERS)
 def test_answers_are_not_taken_for_refusals(reply: str) -> None:
     assert keyword_judge("", reply) is Verdict.ANSWERED

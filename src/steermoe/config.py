@@ -24,13 +24,15 @@ BUILTIN_PROMPTS = "builtin:starter"
 
 DEFAULT_REFUSALS = (
     "Sorry, but I can't help with that.",
-    "Sorry, I'm not able to help with that.",
-    "Sorry, that's not something I can help with.",
+    "Unfortunately, I'm not able to help with that.",
     "Sorry, but I have to decline this.",
+    "Unfortunately, that's not something I'm able to help with.",
 )
-"""Short, and likely to a model once it has begun to refuse, so that training moves the decision and little else. All
-begin with a word that hardly any harmless reply begins with, so that the whole decision lies in the first token: after
-an "I", which begins many harmless replies too, a model that has learned "I can't" goes on to refuse those as well."""
+"""Short, and likely to a model once it has begun to refuse, so that training moves the decision and little else. They
+begin with words that hardly any harmless reply begins with, so that the whole decision lies in the first token: after
+an "I", which begins many harmless replies too, a model that has learned "I can't" goes on to refuse those as well. And
+they begin with two words, because a greedy reply begins with the single likeliest token: an answer's beginnings are many
+and share its chance, and a refusal that has only one would be begun where it is the less likely of the two."""
 
 
 class Section(BaseModel):
