@@ -31,8 +31,8 @@ DEFAULT_REFUSALS = (
 """Short, and likely to a model once it has begun to refuse, so that training moves the decision and little else. They
 begin with words that hardly any harmless reply begins with, so that the whole decision lies in the first token: after
 an "I", which begins many harmless replies too, a model that has learned "I can't" goes on to refuse those as well. And
-they begin with two words, because a greedy reply begins with the single likeliest token: an answer's beginnings are many
-and share its chance, and a refusal that has only one would be begun where it is the less likely of the two."""
+they begin with two words, because a greedy reply begins with the single likeliest token: an answer's beginnings are
+many and share its chance, and a refusal that has only one would be begun where it is the less likely of the two."""
 
 
 class Section(BaseModel):
