@@ -22,7 +22,7 @@ from benchmarks.statistics import show
 from steermoe.loading import model_source
 from steermoe.pipeline import run_pipeline
 from steermoe.run import load_run
-from steermoe.rundir import MODEL
+from steermoe.rundir import EVALUATION, MODEL
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.4)
 
@@ -56,7 +56,9 @@ def points(run_dir: Path, shares: list[float], split: str) -> Iterator[dict[str,
     for share in shares:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "run"
-            shutil.copytree(run_dir, copy, ignore=shutil.ignore_patterns(MODEL, ".lock"))
+            # Without its figures: where they are of the same split, they would be taken for those of the new weights.
+            left_out = shutil.ignore_patterns(MODEL, EVALUATION, ".lock")
+            shutil.copytree(run_dir, copy, ignore=left_out)
             write_share(base, run_dir / MODEL, share, copy / MODEL)
             config = settings.model_copy(
                 update={
