@@ -17,11 +17,11 @@ import torch
 from benchmarks.arguments import parser_of_a_run
 from benchmarks.statistics import show
 from steermoe.chat import encode, render
-from steermoe.errors import ConfigError
 from steermoe.loading import load_model
 from steermoe.records import FloatArray, Label, Prompt
 from steermoe.run import load_run
 from steermoe.rundir import MODEL
+from steermoe.training.dataset import resolve_target
 
 THRESHOLDS = (0.85, 0.9, 0.95)
 HARMLESS = {"look-alikes": Label.SAFE, "benign": Label.BENIGN}
@@ -31,12 +31,11 @@ HARMLESS = {"look-alikes": Label.SAFE, "benign": Label.BENIGN}
 def margins(run_dir: Path, split: str) -> tuple[list[Prompt], FloatArray]:
     """The prompts of a split, and the margin of each in nats."""
     run = load_run(run_dir)
-    targets = run.config.train.target_response
-    if isinstance(targets, str):
-        raise ConfigError("refusal margins are of a list of target responses")
+    target = resolve_target(run.config.train.target_response)
     loaded = load_model(run.config.model, str(run_dir / MODEL))
-    refusals = sorted({encode(loaded.tokenizer, target)[0] for target in targets})
     prompts = [prompt for prompt in run.prompts if prompt.split == split]
+    texts = [target(prompt, position) for position, prompt in enumerate(prompts)]
+    refusals = sorted({encode(loaded.tokenizer, text)[0] for text in texts})
     found = []
     for prompt in prompts:
         kwargs = run.config.model.chat_template_kwargs
@@ -55,7 +54,7 @@ def main() -> None:
     chosen = parser.parse_args()
     prompts, found = margins(chosen.run, chosen.split)
     labels = np.array([prompt.label for prompt in prompts])
-    harmful = np.sort(found[labels == Label.UNSAFE])
+    harmful = found[labels == Label.UNSAFE]
     rows = []
     for kind, label in HARMLESS.items():
         harmless = found[labels == label]
