@@ -542,15 +542,14 @@ def test_trainer_saves_and_resumes_with_the_masters(tmp_path: Path) -> None:
 def test_gradients_on_an_accelerator(architecture: Architecture, dtype: torch.dtype) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    model, ids = architecture.build(), token_ids(3, 9)
+    # On the same device in the same dtype: rounded otherwise, a near-tie of a router goes to another expert.
+    model, ids = architecture.build().to("cuda", dtype), token_ids(3, 9).cuda()
     expected = full_gradients(model, ids)
-    model = model.to("cuda", dtype)
     slices = attach_expert_slices(model, selection(architecture))
-    loss_of(model, ids.cuda()).backward()
-    model.cpu()
+    loss_of(model, ids).backward()
     tolerance = 1e-4 if dtype is torch.float32 else 5e-2
     for name, master in slices.named_parameters():
         layer = int(next(part for part in name.split(".") if part.isdigit()))
         rows = [expert for i, expert in slices.experts if i == layer]
-        want = expected[name.replace(".trained_experts", "")][rows]
-        assert (master.grad.cpu() - want).norm() <= tolerance * want.norm()
+        want = expected[name.replace(".trained_experts", "")][rows].float()
+        assert (master.grad - want).norm() <= tolerance * want.norm()
