@@ -19,6 +19,7 @@ MEASURES = (
     "masked",
     "trainer_step",
     "lower_states",
+    "distinct_tokens",
     "counting",
     "recording",
 )

@@ -29,6 +29,7 @@ from benchmarks.sides import (
     some_experts,
     tokens,
 )
+from benchmarks.training import distinct_tokens as distinct_tokens
 from benchmarks.training import lower_states as lower_states
 from benchmarks.training import trainer_step as trainer_step
 from steermoe.analysis.counts import count_active

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from steermoe.training.lower_states import LowerStates
 from steermoe.training.trainer import ExpertMaskingTrainer
 
 NUM_LAYERS, NUM_EXPERTS = 2, 12
+SHARED_TOKENS = 14
+"""What every prompt begins with, as the embedded model's chat template has it."""
 DEEP = 6
 ROWS_OF_EACH = 4
 PROMPT_TOKENS, REPLY_TOKENS = 24, 40
@@ -86,10 +90,52 @@ def lower_states(repeats: int = REPEATS) -> list[Row]:
     ]
 
 
-def _stepper(model: Any, folder: str, data: MicroBatches, **kwargs: Any) -> Callable[[], None]:
+def distinct_tokens(repeats: int = REPEATS) -> list[Row]:
+    """A training step whose experts compute what rows begin with once and no padding, against all positions."""
+    model = olmoe(NUM_LAYERS)
+    slices = attach_expert_slices(model, some_experts(NUM_LAYERS, NUM_EXPERTS))
+    beginning = tuple(range(3, 3 + SHARED_TOKENS))
+    rows = [
+        replace(row, prompt_token_ids=beginning + row.prompt_token_ids[SHARED_TOKENS:])
+        for row in _rows(model)
+    ]
+    data = MicroBatches(rows)
+    base_replies = BaseReplies.of_training_rows(model, slices, rows, pad_token_id=0)
+    with tempfile.TemporaryDirectory() as folder:
+        shared = {"slices": slices, "base_replies": base_replies}
+        sides = {
+            "distinct": _stepper(model, folder, data, **shared),
+            "all": _stepper(model, folder, data, trainer_class=_EveryPosition, **shared),
+        }
+        seconds = take_turns(sides, repeats)
+    return [
+        Row(
+            f"the trainer's step on rows that share {SHARED_TOKENS} of {PROMPT_TOKENS} prompt tokens, OLMoE's shape "
+            f"with {NUM_LAYERS} layers, {NUM_EXPERTS} experts, against one whose experts compute every position",
+            "none",
+            f"{ratio(seconds, 'distinct', 'all')} x",
+            absolute_seconds(seconds),
+        )
+    ]
+
+
+class _EveryPosition(ExpertMaskingTrainer):
+    """Computes what rows share in each of them, and padding too."""
+
+    def _computing_distinct(self, inputs: dict[str, Any]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def _stepper(
+    model: Any,
+    folder: str,
+    data: MicroBatches,
+    trainer_class: type[ExpertMaskingTrainer] = ExpertMaskingTrainer,
+    **kwargs: Any,
+) -> Callable[[], None]:
     """A training step of the trainer on the one micro-batch there is, its gradients thrown away."""
     arguments = TrainingArguments(output_dir=folder, use_cpu=True, report_to="none")
-    trainer = ExpertMaskingTrainer(model=model, args=arguments, train_dataset=data, **kwargs)
+    trainer = trainer_class(model=model, args=arguments, train_dataset=data, **kwargs)
     trainer.current_gradient_accumulation_steps = 1  # what `train` sets before its first step
     batch = collate([data[0]], pad_token_id=0)
 

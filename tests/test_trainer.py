@@ -20,9 +20,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
 
+from architectures import enable_checkpointing
 from conftest import TinyCheckpoint
 from steermoe.analysis.selection import create_expert_mask
 from steermoe.errors import TrainingError
+from steermoe.moe import slices as slices_module
 from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.masking import masked_experts
 from steermoe.moe.partial_passes import LowerLayers, only_positions
@@ -267,6 +269,86 @@ def test_kept_states_of_the_lower_layers_give_the_same_loss_and_gradient(
     loss.backward()
     expected.backward()
     compare_gradients(slices, stock)
+
+
+def rows_that_begin_alike() -> list[TrainingRow]:
+    """The mixed rows, each behind the same five tokens."""
+    beginning = (7, 8, 9, 10, 11)
+    return [
+        dataclasses.replace(one, prompt_token_ids=beginning + one.prompt_token_ids)
+        for one in mixed_rows()
+    ]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("keeps_replies", [True, False])
+def test_a_step_computes_what_rows_share_once_and_its_gradient_is_that_of_all_tokens(
+    base: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    keeps_replies: bool,
+    checkpointed: bool,
+) -> None:
+    rows = rows_that_begin_alike()
+    model, slices, stock = with_moved_experts(base)
+    replies = None
+    if keeps_replies:
+        with slices.switched_off():
+            replies = BaseReplies(model, rows[2:], 0)
+    if checkpointed:
+        enable_checkpointing(model)
+    trainer = make_trainer(model, tmp_path, rows, slices=slices, base_replies=replies)
+    computed = spy_on_experts(monkeypatch)
+    loss = take_step(trainer, model, rows)
+    own = sum(one.num_tokens - 1 - 5 for one in rows)
+    assert set(computed) == {5 + own}
+    expected = reference_loss(stock, base, rows, WEIGHTS)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+    expected.backward()
+    compare_gradients(slices, stock)
+    # Outside a step nothing is left of it.
+    computed.clear()
+    trainer.compute_loss(model, collate([rows], 0))
+    assert set(computed) == {len(rows) * max(one.num_tokens - 1 for one in rows)}
+
+
+@pytest.mark.parametrize("why", ["mask", "dropout"])
+def test_a_step_computes_each_row_where_rows_differ_in_what_they_share(
+    mixtral: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    rows = rows_that_begin_alike()
+    model, slices, _ = with_moved_experts(mixtral)
+    mask: dict[str, Any] = {}
+    if why == "mask":
+        allowed = create_expert_mask(2, find_moe_layers(model).num_experts, EXPERTS)
+        mask = {"mask_scope": "unsafe", "expert_mask": allowed}
+    else:
+        model.config.attention_dropout = 0.1
+    trainer = make_trainer(model, tmp_path, rows, slices=slices, **mask)
+    computed = spy_on_experts(monkeypatch)
+    take_step(trainer, model, rows)
+    lengths = [one.num_tokens - 1 for one in rows]
+    # Padding is needed by none of them, but a mask is laid over whole rows.
+    assert set(computed) == {len(rows) * max(lengths) if why == "mask" else sum(lengths)}
+
+
+def take_step(trainer: ExpertMaskingTrainer, model: Any, rows: list[TrainingRow]) -> torch.Tensor:
+    """Forward and backward, as in the middle of a training."""
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer.training_step(model, collate([rows], 0))
+
+
+def spy_on_experts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of tokens that the experts compute in each layer from now on."""
+    computed: list[int] = []
+    split_experts = slices_module.split_experts
+
+    def spy(layout: Any, plan: Any, hidden: torch.Tensor, *others: Any) -> torch.Tensor:
+        computed.append(len(hidden))
+        return split_experts(layout, plan, hidden, *others)
+
+    monkeypatch.setattr(slices_module, "split_experts", spy)
+    return computed
 
 
 def test_base_replies_do_not_stand_in_for_a_model_that_changes_its_logits(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from steermoe.errors import ModelError, SelectionError, TrainingError
+from steermoe.moe.distinct_tokens import DistinctTokens
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.layers import MoEDescription, find_moe_layers, post_expert_norm
 from steermoe.moe.split import Layout, Plan, split_experts
@@ -48,10 +49,12 @@ class Switch:
     Attributes:
         enabled: Whether they do.
         gives_memory_back: The experts module before which freed memory is given back, three quarters up the model.
+        distinct: Which tokens the experts compute, where some stand in for others.
     """
 
     enabled: bool = True
     gives_memory_back: nn.Module | None = None
+    distinct: DistinctTokens | None = None
 
 
 class TrainedStack(nn.Module):
@@ -105,6 +108,21 @@ def split_experts_forward(
         return stock
     if differentiated and experts is switch.gives_memory_back:
         give_back_freed_memory()
+    if switch.distinct is None:
+        return _both_stacks(experts, stack, hidden_states, top_k_index, top_k_weights)
+    computed, source = switch.distinct.on(hidden_states.device)
+    given = (part.index_select(0, computed) for part in (hidden_states, top_k_index, top_k_weights))
+    return _both_stacks(experts, stack, *given).index_select(0, source)
+
+
+def _both_stacks(
+    experts: Any,
+    stack: TrainedStack | None,
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+) -> Tensor:
+    """The output of the frozen experts and of the trained ones, if the layer has any."""
     fused = fused_parameters(experts)
     num_experts = fused["down_proj"].shape[0]
     masters: list[Tensor] = []
@@ -180,6 +198,19 @@ class ExpertSlices:
             yield
         finally:
             self.enabled = before
+
+    @contextmanager
+    def computing(self, distinct: DistinctTokens | None) -> Iterator[None]:
+        """Within it, the experts compute only some tokens of every pass, and those stand in for the others.
+
+        For passes over the very batch that `distinct` was made for, and the backward passes that run them again. None
+        computes all tokens. Switched off, the model computes all of them anyway.
+        """
+        self._switch.distinct = distinct
+        try:
+            yield
+        finally:
+            self._switch.distinct = None
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The fp32 masters, by their name in the model."""

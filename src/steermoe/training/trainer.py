@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
 from steermoe.errors import TrainingError
+from steermoe.moe.distinct_tokens import DistinctTokens, has_dropout
 from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.masking import masked_experts, masks_of_samples, router_noise_off
 from steermoe.moe.partial_passes import only_positions
@@ -140,6 +141,7 @@ class ExpertMaskingTrainer(Trainer):
         self.description = find_moe_layers(self._plain_model)
         if mask_scope != "off":
             self._check_mask()
+        self._begin_alike = not has_dropout(self._plain_model)
         if self.weights.retention > 0 and self.slices is None and base_model is None:
             raise TrainingError(
                 "a retention loss needs the base model: train expert slices, pass base_model, or set its weight to 0"
@@ -154,6 +156,21 @@ class ExpertMaskingTrainer(Trainer):
         """Train as `transformers.Trainer` does; routers add no noise meanwhile."""
         with router_noise_off(self._plain_model, self.description):
             return super().train(*args, **kwargs)
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """One forward and backward pass, in which the experts compute what rows share once, and no padding."""
+        with self._computing_distinct(inputs):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def _computing_distinct(self, inputs: dict[str, Any]) -> AbstractContextManager[None]:
+        # A mask sends the tokens of some rows to other experts than those of the rest.
+        if self.slices is None or self.mask_scope != "off":
+            return nullcontext()
+        return self.slices.computing(
+            DistinctTokens.of(inputs["input_ids"], inputs["attention_mask"], self._begin_alike)
+        )
 
     def compute_loss(
         self,
