@@ -410,6 +410,22 @@ def test_a_warm_up_one_step_shorter_trains(ready: Ready) -> None:
     assert rates == pytest.approx([i * 1e-3 for i in range(6)])
 
 
+def test_an_epsilon_above_the_gradients_bounds_every_weights_change(ready: Ready) -> None:
+    def largest_change(**settings: float) -> float:
+        ready.train(epochs=1, warmup_steps=0, lr_scheduler="constant", **settings)
+        before, after = tensors(ready.checkpoint), tensors(ready.run.file(MODEL))
+        return max(
+            float((after[name].float() - before[name].float()).abs().max()) for name in before
+        )
+
+    usual = largest_change()
+    # No gradient is above max_grad_norm, 1, so a step moves no weight by more than rate * 1 / (0 + epsilon).
+    num_steps, rate, epsilon = 6, 5e-3, 100.0
+    bounded = largest_change(adam_epsilon=epsilon)
+    assert 0 < bounded <= num_steps * rate / epsilon * 1.01
+    assert usual > rate / 2, "by itself AdamW moves a weight by the rate, whatever its gradient"
+
+
 def test_a_schedule_is_told_its_own_settings(ready: Ready) -> None:
     history = ready.train(
         warmup_steps=0, lr_scheduler="polynomial", lr_scheduler_kwargs={"power": 2, "lr_end": 0.0}

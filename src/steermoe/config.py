@@ -219,6 +219,13 @@ class TrainSection(Section):
         "whole. Lower it when memory runs out.",
     )
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
+    adam_epsilon: float = Field(
+        1e-8,
+        gt=0,
+        allow_inf_nan=False,
+        description="What AdamW adds to the root of the squared gradient's mean. Near the size of gradients (they are "
+        "scaled to max_grad_norm before) it keeps weights that matter little from moving as far as the others.",
+    )
     weight_decay: float = Field(
         0.0, ge=0, description="Weight decay of the trained experts; nothing frozen decays."
     )

@@ -49,6 +49,7 @@ def training_arguments(
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         **_checkpointing_arguments(settings.gradient_checkpointing),
         learning_rate=settings.learning_rate,
+        adam_epsilon=settings.adam_epsilon,
         weight_decay=settings.weight_decay,
         lr_scheduler_type=settings.lr_scheduler,
         lr_scheduler_kwargs=dict(settings.lr_scheduler_kwargs),
