@@ -181,7 +181,12 @@ def reference_loss(
                 mine = log_probabilities(stock, tokens)
         for place, token in enumerate(one.completion_token_ids):
             predicted = mine[first + place - 1]
-            share = weights.first_tokens_weight if place < weights.first_tokens else 1.0
+            share = 1.0
+            if place < weights.first_tokens:
+                share = weights.first_tokens_weight
+                own = weights.retention_first_tokens_weight
+                if one.objective == "retention" and own is not None:
+                    share = own
             shares[one.objective].append(share)
             if one.objective == "refusal":
                 terms["refusal"].append(-share * predicted[token])
@@ -408,6 +413,22 @@ def test_first_tokens_weigh_what_they_are_told(mixtral: Any, tmp_path: Path) -> 
         loss = trainer.compute_loss(model, collate([rows], 0)).item()
         assert loss == pytest.approx(reference_loss(stock, mixtral, rows, weights).item(), rel=1e-4)
         losses.append(loss)
+    assert abs(losses[0] - losses[1]) > 0.01 * losses[0]
+
+
+def test_first_tokens_of_harmless_replies_may_weigh_otherwise(mixtral: Any, tmp_path: Path) -> None:
+    rows = mixed_rows()
+    losses = []
+    for weights in (LossWeights(1.0, 200.0, 2, 50.0), LossWeights(1.0, 200.0, 2, 50.0, 3.0)):
+        model, slices, stock = with_moved_experts(mixtral)
+        trainer = make_trainer(model, tmp_path, rows, slices=slices, weights=weights)
+        loss = trainer.compute_loss(model, collate([rows], 0))
+        expected = reference_loss(stock, mixtral, rows, weights)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+        loss.backward()
+        expected.backward()
+        compare_gradients(slices, stock)
+        losses.append(loss.item())
     assert abs(losses[0] - losses[1]) > 0.01 * losses[0]
 
 

@@ -233,6 +233,7 @@ def _fit(
             settings.retention_weight,
             settings.first_tokens,
             settings.first_tokens_weight,
+            settings.retention_first_tokens_weight,
         ),
     )
     last = _last_whole_checkpoint(folder)

@@ -60,12 +60,14 @@ class LossWeights:
         retention: Weight of the KL to the base model.
         first_tokens: Leading completion tokens whose loss is weighted by `first_tokens_weight`.
         first_tokens_weight: Their weight; later tokens have weight 1.
+        retention_first_tokens_weight: Their weight in the retention loss, if it is another.
     """
 
     refusal: float = 1.0
     retention: float = 1.0
     first_tokens: int = 0
     first_tokens_weight: float = 1.0
+    retention_first_tokens_weight: float | None = None
 
 
 def kl_to_base(base_logits: Tensor, logits: Tensor) -> Tensor:
@@ -195,7 +197,8 @@ class ExpertMaskingTrainer(Trainer):
             inputs["is_refusal"][:, None].expand_as(labels)[predicts].to(logits.device)
         )  # (C,)
         targets = labels[predicts].to(logits.device)
-        weight = self._token_weights(inputs["token_position"][predicts].to(logits.device))  # (C,)
+        positions = inputs["token_position"][predicts].to(logits.device)
+        weight = self._token_weights(positions, is_refusal)  # (C,)
         # Zero, and differentiable where no row has a loss; a sum over all logits overflows in float16.
         loss = logits[:0].float().sum()
         if is_refusal.any() and self.weights.refusal:
@@ -244,9 +247,12 @@ class ExpertMaskingTrainer(Trainer):
             return nullcontext()
         return self.lower_states.in_place(prompt_ids, self.args.device)
 
-    def _token_weights(self, positions: Tensor) -> Tensor:
+    def _token_weights(self, positions: Tensor, is_refusal: Tensor) -> Tensor:
         weight = torch.ones_like(positions, dtype=torch.float32)
-        weight[positions < self.weights.first_tokens] = self.weights.first_tokens_weight
+        is_first = positions < self.weights.first_tokens
+        weight[is_first] = self.weights.first_tokens_weight
+        if self.weights.retention_first_tokens_weight is not None:
+            weight[is_first & ~is_refusal] = self.weights.retention_first_tokens_weight
         return weight
 
     def _masked(self, inputs: dict[str, Any]) -> Any:
