@@ -198,3 +198,19 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     for path in mounts:
         subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+@pytest.fixture
+def computed_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens the experts compute, one number for each layer that has trainable ones and each pass."""
+    from steermoe.moe import slices
+
+    computed: list[int] = []
+    split_experts = slices.split_experts
+
+    def spy(layout: Any, plan: Any, hidden: Any, *others: Any) -> Any:
+        computed.append(len(hidden))
+        return split_experts(layout, plan, hidden, *others)
+
+    monkeypatch.setattr(slices, "split_experts", spy)
+    return computed

@@ -43,12 +43,11 @@ class DistinctTokens:
         is_real = attention_mask.bool()
         is_computed = is_real.clone()
         # Of a shared beginning only: a token that is alike after one that differs has another past.
-        is_shared = ((input_ids == input_ids[:1]) & is_real).all(dim=0).cumprod(dim=0).bool()
-        if begin_alike:
-            is_computed[1:, is_shared] = False
+        is_alike = (input_ids == input_ids[:1]) & is_real & begin_alike
+        is_shared = is_alike.all(dim=0).cumprod(dim=0).bool()
+        is_computed[1:, is_shared] = False
         source = (is_computed.flatten().cumsum(dim=0) - 1).view_as(input_ids)
-        if begin_alike:
-            source[:, is_shared] = source[:1, is_shared]
+        source[:, is_shared] = source[:1, is_shared]
         # Nothing reads what padding becomes, so any output will do.
         source[~is_real] = 0
         return cls(is_computed.flatten().nonzero().squeeze(1), source.flatten())
@@ -58,9 +57,9 @@ class DistinctTokens:
         return self.computed.to(device), self.source.to(device)
 
 
-def has_dropout(model: nn.Module) -> bool:
+def has_dropout(model: Any) -> bool:
     """Whether training drops something out: then rows that begin alike do not have the same hidden states."""
-    settings: dict[str, Any] = model.config.get_text_config().to_dict()  # type: ignore[operator, union-attr]
+    settings: dict[str, Any] = model.config.get_text_config().to_dict()
     in_config = any(
         value
         for name, value in settings.items()
