@@ -11,6 +11,7 @@ from steermoe.analysis.counts import count_response
 from steermoe.config import ModelSection
 from steermoe.engines.transformers import TransformersEngine, contiguous_head_input
 from steermoe.loading import load_model
+from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.routing import RoutingRecorder
 from steermoe.records import Sampling
 
@@ -40,7 +41,8 @@ def recording(repeats: int = REPEATS) -> list[Row]:
 
     @torch.inference_mode()
     def bare_generate() -> None:
-        with contiguous_head_input(model):
+        # What collection does to the model's kernels, with nothing recorded.
+        with contiguous_head_input(model), computing_distinct(model, loaded.description):
             model.generate(**fed, generation_config=greedy)
 
     def collect() -> None:

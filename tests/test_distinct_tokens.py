@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from architectures import ARCHITECTURES, BY_NAME, Architecture, enable_checkpointing, token_ids
-from steermoe.moe.distinct_tokens import DistinctTokens, has_dropout
+from steermoe.moe.distinct_tokens import DistinctTokens, computing_distinct, has_dropout
 from steermoe.moe.layers import find_moe_layers
-from steermoe.moe.masking import router_noise_off
+from steermoe.moe.masking import masked_experts, router_noise_off
+from steermoe.moe.routers import replaced_forward
+from steermoe.moe.routing import RoutingRecorder
 from steermoe.moe.slices import ExpertSlices, attach_expert_slices
 
 
@@ -59,10 +64,18 @@ def test_a_row_that_ends_within_the_beginning_of_the_others() -> None:
     assert padding.computed.tolist() == [0, 3]
 
 
-def test_rows_padded_on_the_left_share_nothing() -> None:
-    ids = torch.tensor([[0, 5, 6], [5, 6, 7]])
-    found = DistinctTokens.of(ids, torch.tensor([[0, 1, 1], [1, 1, 1]]))
-    assert found.computed.tolist() == [1, 2, 3, 4, 5]
+def test_rows_padded_on_the_left() -> None:
+    ids = torch.tensor([[0, 5, 6, 7], [5, 6, 8, 7], [0, 0, 5, 6]])
+    found = DistinctTokens.of(ids, torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1]]))
+    # 5 6 of the first row stand for those of all; then its 7, and 8 7 of the second row.
+    assert found.computed.tolist() == [1, 2, 3, 6, 7]
+    assert found.source.tolist() == [0, 0, 1, 2, 0, 1, 3, 4, 0, 0, 0, 1]
+
+
+def test_an_empty_row_leaves_nothing_to_share() -> None:
+    found = DistinctTokens.of(torch.tensor([[5, 6], [5, 6]]), torch.tensor([[1, 1], [0, 0]]))
+    assert found.computed.tolist() == [0, 1]
+    assert found.source.tolist() == [0, 1, 0, 0]
 
 
 def loss_of(model: Any, fed: dict[str, Tensor]) -> Tensor:
@@ -125,6 +138,95 @@ def test_switched_off_all_tokens_are_computed() -> None:
         slices = attach_expert_slices(model, [(1, 0)])
         with slices.computing(DistinctTokens.of(**fed)), slices.switched_off():
             assert torch.equal(loss_of(model, fed), expected)
+
+
+# ---- passes without gradients ---------------------------------------------------------------------------
+
+
+@contextmanager
+def counted_tokens(model: nn.Module) -> Iterator[list[int]]:
+    """How many tokens the experts compute: one number for each MoE layer and pass."""
+    counted: list[int] = []
+
+    def wrap(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def counting(hidden: Tensor, *others: Tensor) -> Tensor:
+            counted.append(len(hidden))
+            return forward(hidden, *others)
+
+        return counting
+
+    with ExitStack() as stack:
+        for layer in find_moe_layers(model).layers:
+            experts = model.get_submodule(layer.experts_name)
+            stack.enter_context(replaced_forward(experts, wrap))
+        yield counted
+
+
+def padded_on_the_left() -> dict[str, Tensor]:
+    """The padded rows with the first one's padding before it, and the positions that generation gives them."""
+    fed = padded_rows()
+    for name in fed:
+        fed[name][0] = fed[name][0].roll(3)
+    return fed | {"position_ids": (fed["attention_mask"].cumsum(dim=1) - 1).clamp(min=0)}
+
+
+@pytest.mark.parametrize("rows", [padded_rows, padded_on_the_left])
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda entry: entry.name)
+def test_logits_and_routes_are_those_of_all_tokens(
+    architecture: Architecture, rows: Callable[[], dict[str, Tensor]]
+) -> None:
+    if architecture.name == "deepseek_v4" and rows is padded_on_the_left:
+        pytest.skip(
+            "its compressed attention pools padding in, so that other padding gives other logits"
+        )
+    model = architecture.build()
+    fed = rows()
+    is_real = fed["attention_mask"].bool()
+
+    @torch.no_grad()
+    def logits_and_routes() -> tuple[Tensor, Tensor]:
+        with RoutingRecorder(model) as recorder:
+            logits = model(**fed, use_cache=False).logits
+        (routes,) = recorder.take()
+        return logits[is_real], routes[is_real.flatten()]
+
+    expected_logits, expected_routes = logits_and_routes()
+    with counted_tokens(model) as counted:
+        with computing_distinct(model):
+            logits, routes = logits_and_routes()
+        assert set(counted) == {18}
+        counted.clear()
+        logits_and_routes()
+        assert set(counted) == {27}, "afterwards all tokens are computed again"
+    torch.testing.assert_close(logits, expected_logits, rtol=1e-4, atol=1e-5)
+    assert torch.equal(routes, expected_routes)
+
+
+@torch.no_grad()
+def test_generation_computes_the_distinct_tokens_of_prompts_and_all_that_follow() -> None:
+    model = BY_NAME["mixtral"].build().eval()
+    fed = padded_on_the_left()
+    settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    expected = model.generate(**fed, **settings)
+    with counted_tokens(model) as counted, computing_distinct(model):
+        assert torch.equal(model.generate(**fed, **settings), expected)
+    num_layers = find_moe_layers(model).num_layers
+    assert counted == [18] * num_layers + [3] * num_layers * 4
+
+
+@torch.no_grad()
+def test_under_an_expert_mask_all_tokens_are_computed() -> None:
+    model = BY_NAME["mixtral"].build().eval()
+    description = find_moe_layers(model)
+    allowed = np.ones((3, description.num_layers, description.num_experts), dtype=bool)
+    # The second row alone: what it begins with goes to other experts than in the other rows.
+    allowed[1, 0, :2] = False
+    fed = padded_rows()
+    with masked_experts(model, allowed), counted_tokens(model) as counted:
+        expected = model(**fed, use_cache=False).logits
+        with computing_distinct(model):
+            assert torch.equal(model(**fed, use_cache=False).logits, expected)
+    assert set(counted) == {27}
 
 
 @pytest.mark.parametrize("setting", [{}, {"attention_dropout": 0.0}, {"attention_dropout": 0.1}])

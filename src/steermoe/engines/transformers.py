@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from steermoe.chat import encode, ensure_chat_template, render
 from steermoe.errors import PromptError, RoutingError
+from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.layers import MoEDescription, find_moe_layers
 from steermoe.moe.routing import RoutingRecorder
 from steermoe.records import NO_EXPERT, IntArray, Message, Output, Sampling
@@ -157,6 +158,7 @@ class TransformersEngine:
             torch.random.fork_rng(enabled=not greedy),
             _generating(self.model, settings),
             contiguous_head_input(self.model),
+            computing_distinct(self.model, self.description),
         ):
             if not greedy:
                 torch.manual_seed(sampling.seed)

@@ -1,20 +1,25 @@
-"""Which tokens of a padded micro-batch the experts have to compute.
+"""Which tokens of padded rows the experts have to compute.
 
-Training rows begin alike: the chat template, and with it a system turn, comes first in all of them. What a token of a
+Prompts begin alike: the chat template, and with it a system turn, comes first in all of them. What a token of a
 causal model becomes depends on itself and the tokens before it, so a beginning that all rows share has the same hidden
 states in every row, and its experts need to run for one row only. Padding needs no experts at all: no other token sees
-it. The rest of a decoder layer, which is much cheaper, runs for every position as it always does.
+it. The rest of a decoder layer, routers included, is much cheaper, and runs for every position as it always does.
 
 Shape legend: B rows, T tokens, U tokens that are computed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from steermoe.moe.layers import MoEDescription, find_moe_layers
+from steermoe.moe.routers import SPARE_SLOTS, replaced_forward
+from steermoe.moe.routing import eager
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +38,7 @@ class DistinctTokens:
     def of(
         cls, input_ids: Tensor, attention_mask: Tensor, begin_alike: bool = True
     ) -> DistinctTokens:
-        """The distinct tokens of rows that are padded on the right.
+        """The distinct tokens of rows that are padded on the left or on the right.
 
         Args:
             input_ids: `(B, T)`.
@@ -41,20 +46,72 @@ class DistinctTokens:
             begin_alike: Whether what all rows begin with is computed for the first row alone.
         """
         is_real = attention_mask.bool()
-        is_computed = is_real.clone()
+        # The rows without their padding, which follows them.
+        order = is_real.argsort(dim=1, descending=True, stable=True)
+        ids, is_row = input_ids.gather(1, order), is_real.gather(1, order)
         # Of a shared beginning only: a token that is alike after one that differs has another past.
-        is_alike = (input_ids == input_ids[:1]) & is_real & begin_alike
-        is_shared = is_alike.all(dim=0).cumprod(dim=0).bool()
-        is_computed[1:, is_shared] = False
+        is_alike = (ids == ids[:1]) & is_row & begin_alike
+        num_shared = is_alike.all(dim=0).cumprod(dim=0).sum()
+        number = is_real.cumsum(dim=1) - 1
+        is_shared = is_real & (number < num_shared)
+        is_computed = is_real.clone()
+        is_computed[1:] &= ~is_shared[1:]
         source = (is_computed.flatten().cumsum(dim=0) - 1).view_as(input_ids)
-        source[:, is_shared] = source[:1, is_shared]
+        source[is_shared] = source[0, is_shared[0]][number[is_shared]]
         # Nothing reads what padding becomes, so any output will do.
         source[~is_real] = 0
         return cls(is_computed.flatten().nonzero().squeeze(1), source.flatten())
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """`computed` and `source` on a layer's device."""
-        return self.computed.to(device), self.source.to(device)
+    def through(self, experts: Callable[..., Tensor], *given: Tensor) -> Tensor:
+        """The output of a layer's experts for all positions, `(B * T, D)`, from that of the computed tokens.
+
+        Args:
+            experts: Takes what the experts are given, and returns their output.
+            given: Hidden states, chosen experts and their weights, `(B * T, ...)` each.
+        """
+        computed = self.computed.to(given[0].device)
+        source = self.source.to(given[0].device)
+        return experts(*(part.index_select(0, computed) for part in given)).index_select(0, source)
+
+
+@contextmanager
+def computing_distinct(
+    model: nn.Module, description: MoEDescription | None = None
+) -> Iterator[None]:
+    """Within it, passes over whole rows compute the experts of their distinct tokens only.
+
+    Whole rows are prompts before generation, or replies that are fed to the model: passes that are given as many
+    tokens as their attention mask has. Tokens that continue a cache are all computed, and so is everything under an
+    expert mask, which may send rows that begin alike to different experts.
+
+    Args:
+        model: The model, in evaluation mode; nothing is differentiated within the context.
+        description: Its MoE layers, if known.
+    """
+    description = find_moe_layers(model) if description is None else description
+    modules = [model.get_submodule(layer.experts_name) for layer in description.layers]
+    distinct: DistinctTokens | None = None
+
+    def look_at(_: nn.Module, __: tuple[Any, ...], fed: dict[str, Any]) -> None:
+        nonlocal distinct
+        ids, mask = fed.get("input_ids"), fed.get("attention_mask")
+        distinct = None
+        is_masked = any(hasattr(module, SPARE_SLOTS) for module in modules)
+        if isinstance(ids, Tensor) and isinstance(mask, Tensor) and not is_masked:
+            distinct = DistinctTokens.of(ids, mask) if ids.shape == mask.shape else None
+
+    def wrap(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def distinct_forward(*given: Tensor) -> Tensor:
+            return forward(*given) if distinct is None else distinct.through(forward, *given)
+
+        return eager(distinct_forward)
+
+    with ExitStack() as stack:
+        handle = model.register_forward_pre_hook(eager(look_at), with_kwargs=True)
+        stack.callback(handle.remove)
+        for module in modules:
+            stack.enter_context(replaced_forward(module, wrap))
+        yield
 
 
 def has_dropout(model: Any) -> bool:

@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,9 +111,8 @@ def split_experts_forward(
         give_back_freed_memory()
     if switch.distinct is None:
         return _both_stacks(experts, stack, hidden_states, top_k_index, top_k_weights)
-    computed, source = switch.distinct.on(hidden_states.device)
-    given = (part.index_select(0, computed) for part in (hidden_states, top_k_index, top_k_weights))
-    return _both_stacks(experts, stack, *given).index_select(0, source)
+    both_stacks = partial(_both_stacks, experts, stack)
+    return switch.distinct.through(both_stacks, hidden_states, top_k_index, top_k_weights)
 
 
 def _both_stacks(

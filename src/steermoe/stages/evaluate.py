@@ -20,6 +20,7 @@ from steermoe.config import Config
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.judges import judge_named
 from steermoe.loading import LoadedModel, load_model, model_source
+from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.partial_passes import only_positions
 from steermoe.moe.slices import attach_expert_slices
 from steermoe.prompts.goals import normalised_goal
@@ -282,7 +283,7 @@ def completion_logits(
     batch = collate([rows], loaded.tokenizer.pad_token_id)
     predicts = batch["labels"] >= 0
     device = model.device
-    with only_positions(model, predicts):
+    with computing_distinct(model, loaded.description), only_positions(model, predicts):
         outputs = model(
             input_ids=batch["input_ids"].to(device),
             attention_mask=batch["attention_mask"].to(device),

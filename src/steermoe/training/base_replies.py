@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.partial_passes import only_positions
 from steermoe.moe.slices import ExpertSlices
@@ -79,7 +80,7 @@ class BaseReplies:
         device = model.get_input_embeddings().weight.device
         lower = self._lower_states
         skipping = lower.in_place([x.prompt_id for x in rows], device) if lower else nullcontext()
-        with skipping, only_positions(model, predicts) as seen:
+        with skipping, computing_distinct(model), only_positions(model, predicts) as seen:
             outputs = model(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.partial_passes import LowerLayers, only_positions
 from steermoe.training.dataset import TrainingRow, collate, distinct_rows
@@ -53,12 +54,13 @@ class LowerStates:
         once = sorted(distinct_rows(rows), key=lambda row: (row.num_tokens, row.prompt_id))
         groups = [once[i : i + ROWS_AT_A_TIME] for i in range(0, len(once), ROWS_AT_A_TIME)]
         num_tokens = sum(row.num_tokens for row in once)
-        self.is_usable = self._can_be_used(model, groups[0], pad_token_id, num_tokens)
-        if not self.is_usable:
-            self._states = {}
-            return
-        for group in groups[1:]:
-            self._add(model, group, pad_token_id)
+        with computing_distinct(model):
+            self.is_usable = self._can_be_used(model, groups[0], pad_token_id, num_tokens)
+            if not self.is_usable:
+                self._states = {}
+                return
+            for group in groups[1:]:
+                self._add(model, group, pad_token_id)
         give_back_freed_memory()
 
     def _can_be_used(
