@@ -14,8 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from architectures import ARCHITECTURES, Architecture
 from conftest import TinyCheckpoint
 from steermoe.analysis.counts import count_response
 from steermoe.chat import encode
@@ -147,6 +151,32 @@ def test_the_batch_size_changes_neither_text_nor_routes(
         differs = np.sort(one.routed_experts, -1) != np.sort(other.routed_experts, -1)
         num_differing += int(differs.any(axis=-1).sum())
     assert num_differing <= 2, "more than near-ties can explain"
+
+
+def letters_tokenizer(vocabulary: int) -> Any:
+    """A letter or a space is a token; for models of few tokens. Chats are their turns, one after the other."""
+    core = Tokenizer(WordLevel({chr(ord("A") + i): i for i in range(vocabulary)}, unk_token="A"))
+    core.pre_tokenizer = Split(Regex("."), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="A", eos_token="B")
+    tokenizer.chat_template = "C{% for message in messages %}D{{ message['content'] }}{% endfor %}E"
+    return tokenizer
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda entry: entry.name)
+def test_every_architecture_gives_a_batch_what_it_gives_each_prompt(
+    architecture: Architecture,
+) -> None:
+    model = architecture.build()
+    engine = TransformersEngine(
+        model, letters_tokenizer(model.get_input_embeddings().weight.shape[0])
+    )
+    texts = ["F", "GHIJKLMNOP" * 2, "KLM", "SRQPONM", "PQR", "GHIJKLMNOPQ"]
+    together = engine.generate([conversation(text) for text in texts], Sampling(max_tokens=4))
+    for text, one in zip(texts, together, strict=True):
+        (alone,) = engine.generate([conversation(text)], Sampling(max_tokens=4))
+        assert one.generated_token_ids == alone.generated_token_ids
+        expected = np.sort(alone.routed_experts, axis=-1)
+        assert (np.sort(one.routed_experts, axis=-1) == expected).all()
 
 
 def test_a_router_is_never_asked_about_a_pad_where_a_token_is_expected(

@@ -97,7 +97,9 @@ class TransformersEngine:
     def generate(
         self, conversations: Sequence[Sequence[Message]], sampling: Sampling
     ) -> list[Output]:
-        """Reply to each conversation in one padded call.
+        """Reply to each conversation, all in one padded call.
+
+        Where a model reads the padding, prompts of one length go through it together, and no others.
 
         Args:
             conversations: B conversations, each ending with a user turn.
@@ -116,25 +118,31 @@ class TransformersEngine:
             self.check_length(messages, sampling.max_tokens)
         texts = [self.render(messages) for messages in conversations]
         prompt_ids = [encode(self.tokenizer, text) for text in texts]
-        input_ids, attention_mask = self._pad_left(prompt_ids)  # (B, P)
-        generated, passes = self._generate(input_ids, attention_mask, sampling)
-        outputs = []
-        for row, (messages, text, ids) in enumerate(
-            zip(conversations, texts, prompt_ids, strict=True)
-        ):
-            new_ids = self._until_stop(generated[row])
-            outputs.append(
-                Output(
-                    prompt=text,
-                    messages=tuple(messages),
+        outputs: dict[int, Output] = {}
+        for together in self._padded_together(prompt_ids):
+            input_ids, attention_mask = self._pad_left([prompt_ids[i] for i in together])  # (B, P)
+            generated, passes = self._generate(input_ids, attention_mask, sampling)
+            for row, i in enumerate(together):
+                new_ids = self._until_stop(generated[row])
+                num_tokens = len(prompt_ids[i]), len(new_ids)
+                outputs[i] = Output(
+                    prompt=texts[i],
+                    messages=tuple(conversations[i]),
                     generated_text=self.tokenizer.decode(new_ids, skip_special_tokens=True),
-                    prompt_token_ids=tuple(ids),
+                    prompt_token_ids=tuple(prompt_ids[i]),
                     generated_token_ids=tuple(new_ids),
-                    routed_experts=self._routes_of(row, len(ids), len(new_ids), passes),
+                    routed_experts=self._routes_of(row, *num_tokens, passes),
                     layer_indices=self.layer_indices,
                 )
-            )
-        return outputs
+        return [outputs[i] for i in range(len(conversations))]
+
+    def _padded_together(self, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Which prompts go through the model in one call, by their place."""
+        places = range(len(prompt_ids))
+        if not self.description.reads_padding:
+            return [list(places)]
+        lengths = sorted({len(ids) for ids in prompt_ids})
+        return [[i for i in places if len(prompt_ids[i]) == length] for length in lengths]
 
     def _generate(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, sampling: Sampling

@@ -33,7 +33,7 @@ from steermoe.moe.configs import (
     reason_without_experts,
 )
 from steermoe.moe.quantization import check_quantization, quantization_method
-from steermoe.moe.support import has_fused_experts, refusal
+from steermoe.moe.support import READS_PADDING, has_fused_experts, refusal
 
 EXPERTS_FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 """What `use_experts_implementation` sets on every fused experts module, in every release."""
@@ -129,6 +129,11 @@ class MoEDescription:
     def layer_indices(self) -> tuple[int, ...]:
         """Decoder-layer index of each MoE layer."""
         return tuple(layer.index for layer in self.layers)
+
+    @property
+    def reads_padding(self) -> bool:
+        """Whether padding before a prompt changes what becomes of it, attention mask or not."""
+        return self.model_type in READS_PADDING
 
     @property
     def decoder_layers_name(self) -> str:

@@ -37,6 +37,10 @@ REFUSED_ARCHITECTURES: Mapping[str, str] = {
 }
 """Module name in transformers to the reason, for every architecture with experts that cannot be used."""
 
+READS_PADDING = frozenset({"deepseek_v4"})
+"""Architectures whose attention pools neighbouring tokens, padding among them: what stands before a prompt changes its
+reply and its routed experts."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArchitectureSupport:
