@@ -22,6 +22,7 @@ MEASURES = (
     "distinct_tokens",
     "counting",
     "recording",
+    "reading",
 )
 SIDES = ("slices", "full gradient", "LoRA")
 THREADS = 2

@@ -14,6 +14,7 @@ from benchmarks.measuring import (
     ratio,
     take_turns,
 )
+from benchmarks.recording import reading as reading
 from benchmarks.recording import recording as recording
 from benchmarks.sides import (
     MakeOptimizer,

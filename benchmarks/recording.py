@@ -1,12 +1,14 @@
-"""What recording routed experts adds to generating, and to a forward pass, on the embedded model."""
+"""What collecting costs on the embedded model: recording beside generating, and reading prompts."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from transformers import GenerationConfig
 
 from benchmarks.embedded_model import benign_prompts
-from benchmarks.measuring import REPEATS, Row, absolute_seconds, mean_ratio, take_turns
+from benchmarks.measuring import REPEATS, Row, absolute_seconds, mean_ratio, ratio, take_turns
 from steermoe.analysis.counts import count_response
 from steermoe.config import ModelSection
 from steermoe.engines.transformers import TransformersEngine, contiguous_head_input
@@ -17,21 +19,17 @@ from steermoe.records import Sampling
 
 NUM_PROMPTS = 32
 NEW_TOKENS = 24
+READ_TOGETHER = 192
+"""Prompts that the embedded model's preset generates replies to in one call."""
 
 
 def recording(repeats: int = REPEATS) -> list[Row]:
     """Bare `generate` against collection of the same batch, and a bare forward pass against a recorded one."""
     loaded = load_model(ModelSection())
-    model, tokenizer = loaded.model, loaded.tokenizer
-    engine = TransformersEngine(model, tokenizer, loaded.description)
+    model = loaded.model
+    engine = TransformersEngine(model, loaded.tokenizer, loaded.description)
     conversations = [({"role": "user", "content": text},) for text in benign_prompts(NUM_PROMPTS)]
-    tokenizer.padding_side = "left"
-    fed = tokenizer(
-        [engine.render(messages) for messages in conversations],
-        add_special_tokens=False,
-        padding=True,
-        return_tensors="pt",
-    )
+    fed = _fed(engine, conversations)
     greedy = GenerationConfig(
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
@@ -77,3 +75,43 @@ def recording(repeats: int = REPEATS) -> list[Row]:
             )
         )
     return rows
+
+
+def reading(repeats: int = REPEATS) -> list[Row]:
+    """Prompts read with the experts of distinct tokens computed alone, against those of all positions."""
+    loaded = load_model(ModelSection())
+    model = loaded.model
+    engine = TransformersEngine(model, loaded.tokenizer, loaded.description)
+    prompts = benign_prompts(READ_TOGETHER)
+    fed = _fed(engine, [({"role": "user", "content": text},) for text in prompts])
+
+    @torch.inference_mode()
+    def read_all() -> None:
+        with contiguous_head_input(model):
+            model(**fed, logits_to_keep=1)
+
+    def read_distinct() -> None:
+        with computing_distinct(model, loaded.description):
+            read_all()
+
+    seconds = take_turns({"all": read_all, "distinct": read_distinct}, repeats)
+    return [
+        Row(
+            f"reading {READ_TOGETHER} prompts of the embedded model, experts of distinct tokens alone, against those "
+            "of all positions",
+            "none",
+            f"{ratio(seconds, 'distinct', 'all')} x",
+            absolute_seconds(seconds),
+        )
+    ]
+
+
+def _fed(engine: TransformersEngine, conversations: Any) -> Any:
+    """Ids and mask of the prompts, padded on the left."""
+    return engine.tokenizer(
+        [engine.render(messages) for messages in conversations],
+        add_special_tokens=False,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    )
