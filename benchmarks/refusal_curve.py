@@ -1,9 +1,10 @@
 """Refusal against over-refusal with a share of what the hardened model differs in from its base.
 
     python -m benchmarks.refusal_curve runs/smollm2-moe [--shares 1 0.9 0.8 0.7 0.6] [--split test]
+        [--more-runs runs/seed1 runs/seed2] [--svg docs/refusal-curve.svg]
 
 For each share s the weights are `base + s * (hardened - base)`. The run is copied, never changed. Where it was
-trained with `train.kept_change` below 1, shares are of what was kept.
+trained with `train.kept_change` below 1, shares are of what was kept. Of several runs, means come last.
 """
 
 from __future__ import annotations
@@ -14,17 +15,22 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.arguments import parser_of_a_run
 from benchmarks.statistics import show
+from benchmarks.svg import Axes, document
 from steermoe.loading import model_source
 from steermoe.pipeline import run_pipeline
 from steermoe.run import load_run
 from steermoe.rundir import EVALUATION, MODEL
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.4)
+SHARE = "share of the change"
+OVER_REFUSAL = {"look-alikes": "over_refusal_rate_look_alike", "benign": "over_refusal_rate"}
+RATES = {"refusal": "refusal_rate"} | OVER_REFUSAL
 
 
 def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
@@ -67,30 +73,55 @@ def points(run_dir: Path, shares: list[float], split: str) -> Iterator[dict[str,
                 }
             )
             figures = run_pipeline(config, only="evaluate").evaluation
-        hardened = figures["hardened"]
+        hardened, divergence = figures["hardened"], figures["paired"]["kl_per_token"]
         yield (
-            {"share of the change": share}
-            | {
-                heading: f"{100 * hardened[name]['value']:.0f}"
-                for heading, name in (
-                    ("refusal", "refusal_rate"),
-                    ("look-alikes", "over_refusal_rate_look_alike"),
-                    ("benign", "over_refusal_rate"),
-                )
-            }
-            | {"KL": f"{figures['paired']['kl_per_token']['value']:.3f}"}
+            {SHARE: share}
+            | {heading: 100 * hardened[name]["value"] for heading, name in RATES.items()}
+            | {"KL": divergence["value"]}
         )
+
+
+def picture(means: pd.DataFrame) -> str:
+    """Refusal against each kind of over-refusal, a point a share."""
+    curve = Axes(
+        "Keeping a share of the change", "over-refusal, %", "refusal of harmful requests, %"
+    )
+    for kind in OVER_REFUSAL:
+        curve.line(kind, means[kind], means["refusal"])
+        curve.points(means[kind], means["refusal"])
+    return document([curve])
+
+
+def show_points(table: pd.DataFrame) -> None:
+    """Print rates in whole per cents."""
+    show(
+        table.assign(
+            **{name: table[name].map("{:.0f}".format) for name in RATES},
+            KL=table["KL"].map("{:.3f}".format),
+        )
+    )
 
 
 def main() -> None:
     parser = parser_of_a_run("refusal_curve", __doc__)
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
     parser.add_argument("--split", choices=("dev", "test"), default="dev")
+    parser.add_argument(
+        "--more-runs", type=Path, nargs="+", default=(), help="runs with other seeds"
+    )
+    parser.add_argument("--svg", type=Path, help="draw the mean of the runs into this file")
     chosen = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # One table a row, so that nothing is lost where somebody stops it.
-    for row in points(chosen.run, chosen.shares, chosen.split):
-        show([row])
+    found = []
+    for run in (chosen.run, *chosen.more_runs):
+        for point in points(run, chosen.shares, chosen.split):
+            found.append(point)
+            # One table a row, so that nothing is lost where somebody stops it.
+            show_points(pd.DataFrame([{"run": run.name} | point]))
+    means = pd.DataFrame(found).groupby(SHARE, sort=False, as_index=False).mean()
+    show_points(means)
+    if chosen.svg is not None:
+        chosen.svg.write_text(picture(means), encoding="utf-8")
 
 
 if __name__ == "__main__":
