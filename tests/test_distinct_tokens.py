@@ -215,6 +215,30 @@ def test_generation_computes_the_distinct_tokens_of_prompts_and_all_that_follow(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({"position_ids": torch.arange(27).view(3, 9)}, id="positions of its own"),
+        pytest.param({"attention_mask": torch.zeros(3, 9, dtype=torch.long)}, id="padding alone"),
+        pytest.param({"attention_mask": None}, id="no mask"),
+    ],
+)
+def test_other_passes_compute_all_tokens(given: dict[str, Any]) -> None:
+    model = BY_NAME["mixtral"].build().eval()
+    fed = padded_rows() | given
+    expected = model(**fed, use_cache=False).logits
+    with counted_tokens(model) as counted, computing_distinct(model):
+        assert torch.equal(model(**fed, use_cache=False).logits, expected)
+        # Of whole rows, and then of the layers alone, which nobody says anything about.
+        whole = padded_rows()
+        model(**whole, use_cache=False)
+        ids = whole["input_ids"][:, 1:]
+        hidden = model.model(ids, use_cache=False).last_hidden_state
+    assert counted == [27] * 2 + [18] * 2 + [24] * 2
+    assert torch.equal(hidden, model.model(ids, use_cache=False).last_hidden_state)
+
+
+@torch.no_grad()
 def test_under_an_expert_mask_all_tokens_are_computed() -> None:
     model = BY_NAME["mixtral"].build().eval()
     description = find_moe_layers(model)

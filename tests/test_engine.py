@@ -179,6 +179,28 @@ def test_every_architecture_gives_a_batch_what_it_gives_each_prompt(
         assert (np.sort(one.routed_experts, axis=-1) == expected).all()
 
 
+def test_experts_compute_what_prompts_begin_with_once_and_no_padding(
+    engine: TransformersEngine,
+) -> None:
+    seen: list[int] = []
+    experts = engine.model.get_submodule(engine.description.layers[0].experts_name)
+    plain = type(experts).forward
+
+    def counting(hidden: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        seen.append(len(hidden))
+        return plain(experts, hidden, *others)
+
+    experts.forward = counting
+    try:
+        outputs = engine.generate(CONVERSATIONS[:3], Sampling(max_tokens=2))
+    finally:
+        del experts.forward
+    prompts = [output.prompt_token_ids for output in outputs]
+    # The mark of a turn, "user" and a line break.
+    assert len({ids[:6] for ids in prompts}) == 1 and len({ids[6] for ids in prompts}) == 3
+    assert seen == [sum(map(len, prompts)) - 2 * 6, 3]
+
+
 def test_a_router_is_never_asked_about_a_pad_where_a_token_is_expected(
     engine: TransformersEngine,
 ) -> None:

@@ -69,9 +69,8 @@ class DistinctTokens:
             experts: Takes what the experts are given, and returns their output.
             given: Hidden states, chosen experts and their weights, `(B * T, ...)` each.
         """
-        computed = self.computed.to(given[0].device)
-        source = self.source.to(given[0].device)
-        return experts(*(part.index_select(0, computed) for part in given)).index_select(0, source)
+        outputs = experts(*(part.index_select(0, self.computed.to(part.device)) for part in given))
+        return outputs.index_select(0, self.source.to(outputs.device))
 
 
 @contextmanager
@@ -82,10 +81,11 @@ def computing_distinct(
 
     Whole rows are prompts before generation, or replies that are fed to the model: passes that are given as many
     tokens as their attention mask has. Tokens that continue a cache are all computed, and so is everything under an
-    expert mask, which may send rows that begin alike to different experts.
+    expert mask, which may send rows that begin alike to different experts, and where a row's positions are not counted
+    from its first token.
 
     Args:
-        model: The model, in evaluation mode; nothing is differentiated within the context.
+        model: The model, in evaluation mode; nothing is differentiated within the context, and it is entered once.
         description: Its MoE layers, if known.
     """
     description = find_moe_layers(model) if description is None else description
@@ -94,11 +94,13 @@ def computing_distinct(
 
     def look_at(_: nn.Module, __: tuple[Any, ...], fed: dict[str, Any]) -> None:
         nonlocal distinct
-        ids, mask = fed.get("input_ids"), fed.get("attention_mask")
-        distinct = None
         is_masked = any(hasattr(module, SPARE_SLOTS) for module in modules)
-        if isinstance(ids, Tensor) and isinstance(mask, Tensor) and not is_masked:
-            distinct = DistinctTokens.of(ids, mask) if ids.shape == mask.shape else None
+        if _are_rows(fed) and not is_masked:
+            distinct = DistinctTokens.of(fed["input_ids"], fed["attention_mask"])
+
+    def forget(*_: Any) -> None:
+        nonlocal distinct
+        distinct = None
 
     def wrap(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def distinct_forward(*given: Tensor) -> Tensor:
@@ -109,9 +111,24 @@ def computing_distinct(
     with ExitStack() as stack:
         handle = model.register_forward_pre_hook(eager(look_at), with_kwargs=True)
         stack.callback(handle.remove)
+        stack.callback(model.register_forward_hook(eager(forget), always_call=True).remove)
         for module in modules:
             stack.enter_context(replaced_forward(module, wrap))
         yield
+
+
+def _are_rows(fed: dict[str, Any]) -> bool:
+    """Whether a pass is given whole rows of tokens, each counted from its first one."""
+    ids, mask, positions = (fed.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
+    if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.shape != mask.shape:
+        return False
+    is_real = mask.bool()
+    if positions is None:
+        return bool(is_real.any())
+    counted = is_real.cumsum(dim=-1) - 1
+    # Some models are given three positions a token, of text three times the same.
+    is_other = (positions.to(counted.device) != counted) & is_real
+    return bool(is_real.any() and not is_other.any())
 
 
 def has_dropout(model: Any) -> bool:
