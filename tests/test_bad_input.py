@@ -180,7 +180,7 @@ def test_a_model_that_does_not_exist_is_refused(
     refusal: Callable[..., str], small_prompts: Path, tmp_path: Path
 ) -> None:
     assert "does not exist" in refusal(small_prompts, model=tmp_path / "nowhere")
-    assert "some/model" in refusal(small_prompts, model=Path("some/model"))
+    assert "'some/model' is no directory here" in refusal(small_prompts, model=Path("some/model"))
 
 
 def test_a_dense_model_is_refused_by_name(

@@ -166,6 +166,12 @@ def _stored_config(model: str | Path, revision: str | None, local_files_only: bo
     except (ValueError, RecursionError) as error:
         raise ModelError(f"the config of {model} is not JSON: {one_line(error)}") from error
     except OSError as error:
+        if not folder.exists():
+            # What looks like owner/name may be a path that was mistyped.
+            raise ModelError(
+                f"model {str(model)!r} is no directory here, and cannot be read from the hub; check the path or the "
+                f"name ({one_line(error)})"
+            ) from error
         raise ModelError(f"the config of {model} cannot be read: {one_line(error)}") from error
     return stored
 
