@@ -15,7 +15,7 @@ from steermoe.engines.transformers import TransformersEngine, contiguous_head_in
 from steermoe.loading import load_model
 from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.routing import RoutingRecorder
-from steermoe.records import Sampling
+from steermoe.records import Message, Sampling
 
 NUM_PROMPTS = 32
 NEW_TOKENS = 24
@@ -25,11 +25,8 @@ READ_TOGETHER = 192
 
 def recording(repeats: int = REPEATS) -> list[Row]:
     """Bare `generate` against collection of the same batch, and a bare forward pass against a recorded one."""
-    loaded = load_model(ModelSection())
-    model = loaded.model
-    engine = TransformersEngine(model, loaded.tokenizer, loaded.description)
-    conversations = [({"role": "user", "content": text},) for text in benign_prompts(NUM_PROMPTS)]
-    fed = _fed(engine, conversations)
+    engine, conversations, fed = _prompts(NUM_PROMPTS)
+    model, description = engine.model, engine.description
     greedy = GenerationConfig(
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
@@ -40,13 +37,13 @@ def recording(repeats: int = REPEATS) -> list[Row]:
     @torch.inference_mode()
     def bare_generate() -> None:
         # What collection does to the model's kernels, with nothing recorded.
-        with contiguous_head_input(model), computing_distinct(model, loaded.description):
+        with contiguous_head_input(model), computing_distinct(model, description):
             model.generate(**fed, generation_config=greedy)
 
     def collect() -> None:
         for output in engine.generate(conversations, Sampling(NEW_TOKENS)):
             count_response(
-                output.routed_experts, len(output.prompt_token_ids), loaded.description.num_experts
+                output.routed_experts, len(output.prompt_token_ids), description.num_experts
             )
 
     @torch.inference_mode()
@@ -55,7 +52,7 @@ def recording(repeats: int = REPEATS) -> list[Row]:
 
     @torch.inference_mode()
     def recorded_forward() -> None:
-        with RoutingRecorder(model, loaded.description) as recorder:
+        with RoutingRecorder(model, description) as recorder:
             model(**fed, use_cache=False, logits_to_keep=1)
         recorder.take()
 
@@ -79,19 +76,15 @@ def recording(repeats: int = REPEATS) -> list[Row]:
 
 def reading(repeats: int = REPEATS) -> list[Row]:
     """Prompts read with the experts of distinct tokens computed alone, against those of all positions."""
-    loaded = load_model(ModelSection())
-    model = loaded.model
-    engine = TransformersEngine(model, loaded.tokenizer, loaded.description)
-    prompts = benign_prompts(READ_TOGETHER)
-    fed = _fed(engine, [({"role": "user", "content": text},) for text in prompts])
+    engine, _, fed = _prompts(READ_TOGETHER)
 
     @torch.inference_mode()
     def read_all() -> None:
-        with contiguous_head_input(model):
-            model(**fed, logits_to_keep=1)
+        with contiguous_head_input(engine.model):
+            engine.model(**fed, logits_to_keep=1)
 
     def read_distinct() -> None:
-        with computing_distinct(model, loaded.description):
+        with computing_distinct(engine.model, engine.description):
             read_all()
 
     seconds = take_turns({"all": read_all, "distinct": read_distinct}, repeats)
@@ -106,12 +99,18 @@ def reading(repeats: int = REPEATS) -> list[Row]:
     ]
 
 
-def _fed(engine: TransformersEngine, conversations: Any) -> Any:
-    """Ids and mask of the prompts, padded on the left."""
-    return engine.tokenizer(
+def _prompts(count: int) -> tuple[TransformersEngine, list[tuple[Message, ...]], Any]:
+    """The embedded model's engine, prompts for it, and their ids and mask, padded on the left."""
+    loaded = load_model(ModelSection())
+    engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.description)
+    conversations: list[tuple[Message, ...]] = [
+        ({"role": "user", "content": text},) for text in benign_prompts(count)
+    ]
+    fed = engine.tokenizer(
         [engine.render(messages) for messages in conversations],
         add_special_tokens=False,
         padding=True,
         padding_side="left",
         return_tensors="pt",
     )
+    return engine, conversations, fed

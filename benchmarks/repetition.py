@@ -25,9 +25,9 @@ LEAST_DISTINCT = 0.7
 
 def goes_in_circles(token_ids: Sequence[int]) -> bool:
     """Whether a reply says the same again and again."""
-    sequences = [tuple(token_ids[i : i + LENGTH]) for i in range(len(token_ids) - LENGTH + 1)]
     if len(token_ids) < FEWEST_TOKENS:
         return False
+    sequences = [tuple(token_ids[i : i + LENGTH]) for i in range(len(token_ids) - LENGTH + 1)]
     return len(set(sequences)) < LEAST_DISTINCT * len(sequences)
 
 
@@ -38,17 +38,12 @@ def main() -> None:
     tokenizer = load_tokenizer(run.config.model, model_source(run.config.model))
     after = run.directory.read_table(HARDENED_RESPONSES)
     before = run.responses.set_index("prompt_id").loc[after["prompt_id"]].reset_index()
-    harmless = (after["label"] != Label.UNSAFE).to_numpy()
-    show(
-        [
-            {"replies": name, "to harmless prompts": len(texts), "in circles": sum(circling)}
-            for name, texts in (
-                ("base", before["generated_text"][harmless]),
-                ("hardened", after["generated_text"][harmless]),
-            )
-            for circling in [[goes_in_circles(tokenizer(text)["input_ids"]) for text in texts]]
-        ]
-    )
+    rows: list[dict[str, object]] = []
+    for name, replies in (("base", before), ("hardened", after)):
+        texts = replies["generated_text"][replies["label"] != Label.UNSAFE]
+        circling = sum(goes_in_circles(tokenizer(text)["input_ids"]) for text in texts)
+        rows.append({"replies": name, "to harmless prompts": len(texts), "in circles": circling})
+    show(rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import string
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,3 +215,25 @@ def computed_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(slices, "split_experts", spy)
     return computed
+
+
+@contextmanager
+def counted_tokens(model: Any) -> Iterator[list[int]]:
+    """How many tokens the experts compute: one number for each MoE layer and pass."""
+    from steermoe.moe.layers import find_moe_layers
+    from steermoe.moe.routers import replaced_forward
+
+    counted: list[int] = []
+
+    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(hidden: Any, *others: Any) -> Any:
+            counted.append(len(hidden))
+            return forward(hidden, *others)
+
+        return counting
+
+    with ExitStack() as stack:
+        for layer in find_moe_layers(model).layers:
+            experts = model.get_submodule(layer.experts_name)
+            stack.enter_context(replaced_forward(experts, wrap))
+        yield counted

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from architectures import ARCHITECTURES, BY_NAME, Architecture, enable_checkpointing, token_ids
+from conftest import counted_tokens
 from steermoe.moe.distinct_tokens import DistinctTokens, computing_distinct, has_dropout
 from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.masking import masked_experts, router_noise_off
-from steermoe.moe.routers import replaced_forward
 from steermoe.moe.routing import RoutingRecorder
 from steermoe.moe.slices import ExpertSlices, attach_expert_slices
 
@@ -141,25 +140,6 @@ def test_switched_off_all_tokens_are_computed() -> None:
 
 
 # ---- passes without gradients ---------------------------------------------------------------------------
-
-
-@contextmanager
-def counted_tokens(model: nn.Module) -> Iterator[list[int]]:
-    """How many tokens the experts compute: one number for each MoE layer and pass."""
-    counted: list[int] = []
-
-    def wrap(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def counting(hidden: Tensor, *others: Tensor) -> Tensor:
-            counted.append(len(hidden))
-            return forward(hidden, *others)
-
-        return counting
-
-    with ExitStack() as stack:
-        for layer in find_moe_layers(model).layers:
-            experts = model.get_submodule(layer.experts_name)
-            stack.enter_context(replaced_forward(experts, wrap))
-        yield counted
 
 
 def padded_on_the_left() -> dict[str, Tensor]:

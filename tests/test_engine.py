@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import Split
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from architectures import ARCHITECTURES, Architecture
-from conftest import TinyCheckpoint
+from conftest import TinyCheckpoint, counted_tokens
 from steermoe.analysis.counts import count_response
 from steermoe.chat import encode
 from steermoe.engines.transformers import TransformersEngine
@@ -182,23 +182,13 @@ def test_every_architecture_gives_a_batch_what_it_gives_each_prompt(
 def test_experts_compute_what_prompts_begin_with_once_and_no_padding(
     engine: TransformersEngine,
 ) -> None:
-    seen: list[int] = []
-    experts = engine.model.get_submodule(engine.description.layers[0].experts_name)
-    plain = type(experts).forward
-
-    def counting(hidden: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-        seen.append(len(hidden))
-        return plain(experts, hidden, *others)
-
-    experts.forward = counting
-    try:
+    with counted_tokens(engine.model) as counted:
         outputs = engine.generate(CONVERSATIONS[:3], Sampling(max_tokens=2))
-    finally:
-        del experts.forward
     prompts = [output.prompt_token_ids for output in outputs]
     # The mark of a turn, "user" and a line break.
     assert len({ids[:6] for ids in prompts}) == 1 and len({ids[6] for ids in prompts}) == 3
-    assert seen == [sum(map(len, prompts)) - 2 * 6, 3]
+    distinct = sum(map(len, prompts)) - 2 * 6
+    assert counted == [distinct, distinct, 3, 3]
 
 
 def test_a_router_is_never_asked_about_a_pad_where_a_token_is_expected(

@@ -94,8 +94,7 @@ def computing_distinct(
 
     def look_at(_: nn.Module, __: tuple[Any, ...], fed: dict[str, Any]) -> None:
         nonlocal distinct
-        is_masked = any(hasattr(module, SPARE_SLOTS) for module in modules)
-        if _are_rows(fed) and not is_masked:
+        if _are_rows(fed) and not any(hasattr(module, SPARE_SLOTS) for module in modules):
             distinct = DistinctTokens.of(fed["input_ids"], fed["attention_mask"])
 
     def forget(*_: Any) -> None:

@@ -50,9 +50,10 @@ class BaseReplies:
         self.is_exact = True
         """False where the model does more to its logits than its head does: then this cannot stand in for it."""
         once = distinct_rows(rows)
-        for start in range(0, len(once), ROWS_AT_A_TIME):
-            if self.is_exact:
-                self._add(model, once[start : start + ROWS_AT_A_TIME], pad_token_id)
+        with computing_distinct(model):
+            for start in range(0, len(once), ROWS_AT_A_TIME):
+                if self.is_exact:
+                    self._add(model, once[start : start + ROWS_AT_A_TIME], pad_token_id)
 
     @classmethod
     def of_training_rows(
@@ -80,7 +81,7 @@ class BaseReplies:
         device = model.get_input_embeddings().weight.device
         lower = self._lower_states
         skipping = lower.in_place([x.prompt_id for x in rows], device) if lower else nullcontext()
-        with skipping, computing_distinct(model), only_positions(model, predicts) as seen:
+        with skipping, only_positions(model, predicts) as seen:
             outputs = model(
                 input_ids=batch["input_ids"].to(device),
                 attention_mask=batch["attention_mask"].to(device),
