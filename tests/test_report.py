@@ -512,10 +512,12 @@ def test_the_union_of_the_batches_is_marked_where_that_is_trained(tmp_path: Path
     assert [row[1] for row in rows[1:4]] == ["selected", "\N{EN DASH}", "\N{EN DASH}"]
     assert (
         "The 1 outlined of 8 are those to train, the union of what each mixed batch selects "
-        "(threshold 0, at most 3 a batch)."
+        "(rule threshold, threshold 0, at most 3 a batch)."
     ) in page.text
-    assert "the union of what each mixed batch selects. Everything else" in page.text
-    assert "rule threshold" not in page.text
+    assert (
+        "the union of what the rule threshold selects in each mixed batch. Everything else"
+        in page.text
+    )
 
 
 # ---- what must not be in the file -----------------------------------------------------------------
@@ -628,7 +630,7 @@ def test_nothing_selected_says_so_and_names_the_largest_difference(tmp_path: Pat
             "raise identify.max_q_value and lower identify.min_stability, or use more prompts",
         ),
         ("my_rules:mine", False, "choose another identify.rule, or use more prompts"),
-        ("fdr", True, "lower identify.threshold, or use more prompts"),  # each batch goes by it
+        ("fdr", True, "raise identify.max_q_value, or use more prompts"),  # so does each batch
     ],
 )
 def test_nothing_selected_advises_what_the_rule_goes_by(

@@ -91,10 +91,10 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
 
 def _most_selected(config: Config, num_batches: int, num_candidates: int) -> int:
     """How many experts may be selected; a rule of the user's own may take any of the candidates."""
-    if config.train.experts == "union":  # each batch goes by the threshold and top-k
-        return min(config.identify.top_k * num_batches, num_candidates)
-    most = config.identify.top_k if config.identify.rule in RULES else num_candidates
-    return min(most, num_candidates)
+    if config.identify.rule not in RULES:
+        return num_candidates
+    num_selections = num_batches if config.train.experts == "union" else 1
+    return min(config.identify.top_k * num_selections, num_candidates)
 
 
 def _bytes_to_train(

@@ -70,7 +70,7 @@ class Subject:
         is_trained: Whether there is a hardened model.
         num_held_out: Prompts of the split that is evaluated.
         split: That split.
-        is_union: Whether the experts are the union of what each mixed batch selects, which `rule` has no part in.
+        is_union: Whether the experts are the union of what each mixed batch selects by the rule.
     """
 
     model: str
@@ -146,9 +146,8 @@ def _untrained(subject: Subject) -> list[str]:
 
 def _advice(subject: Subject) -> str:
     """What would have more experts selected."""
-    rule = "threshold" if subject.is_union else subject.rule  # each batch goes by the threshold
     _, largest = subject.largest or ("", 0.0)
-    return how_to_select_more(rule, subject.threshold or 0.0, largest)
+    return how_to_select_more(subject.rule, subject.threshold or 0.0, largest)
 
 
 def _experts(subject: Subject) -> str:
@@ -162,7 +161,7 @@ def _what_was_done(subject: Subject) -> str:
         trained = "the routers" if subject.parameters == "routers" else "all parameters"
         return f"As a baseline to compare with, {trained} of {subject.model} were trained to refuse harmful requests."
     chosen = (
-        "the union of what each mixed batch selects"
+        f"the union of what the rule {subject.rule} selects in each mixed batch"
         if subject.is_union
         else "those that fire more often on unsafe prompts than on safe ones"
         if subject.rule in RULES_BY_RISK
