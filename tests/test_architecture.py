@@ -21,7 +21,7 @@ FLOORS = (
     {"stages"},
     {"run"},
     {"rundir", "loading"},
-    {"training", "engines", "judges", "prompts"},
+    {"training", "engines", "judges", "prompts", "embedded"},
     {"analysis", "moe", "chat", "reporter", "response_tables"},
     {"records", "config", "hashes"},
     {"errors"},
@@ -31,7 +31,7 @@ FLOORS = (
 STAGE_ORDER = ("collect", "identify", "train", "evaluate", "ablate", "report")
 """A stage may use what an earlier one defines, never the other way round."""
 
-TORCH_ROOMS = {"moe", "engines", "training", "loading", "stages"}
+TORCH_ROOMS = {"moe", "embedded", "engines", "training", "loading", "stages"}
 HEAVY = ("torch", "transformers", "accelerate")
 
 
@@ -129,6 +129,17 @@ def test_torch_appears_only_where_models_are() -> None:
         if other.split(".")[0] in HEAVY and room_of(name) not in TORCH_ROOMS
     ]
     assert not wrong
+
+
+def test_only_the_embedded_model_is_read_from_gguf() -> None:
+    readers = {
+        name for name in INSIDE if "gguf" in {i.split(".")[0] for i in imports_of(modules()[name])}
+    }
+    assert {room_of(name) for name in readers} == {"embedded"}
+    # Loading any other model needs no gguf: the room's front door, which loading opens, imports it when it builds.
+    code = "import importlib\nfor name in ('embedded.model', 'loading'): importlib.import_module(f'steermoe.{name}')"
+    result = run_without(("gguf",), code)
+    assert result.returncode == 0, result.stderr
 
 
 def test_analysis_touches_no_files() -> None:

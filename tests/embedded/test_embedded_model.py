@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from steermoe.errors import ModelError
-from steermoe.moe import embedded
-from steermoe.moe.embedded import (
+from steermoe.embedded import model as embedded
+from steermoe.embedded.model import (
     EMBEDDED_MODEL_ID,
     WHEEL_NAME,
     cache_directory,
@@ -24,6 +23,7 @@ from steermoe.moe.embedded import (
     find_wheel,
     torch_threads,
 )
+from steermoe.errors import ModelError
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ def test_the_build_sets_its_own_number_of_threads() -> None:
 
 def test_the_import_is_light() -> None:
     code = (
-        "import sys, steermoe.moe.embedded; print([m for m in ('torch', 'transformers') "
+        "import sys, steermoe.embedded.model; print([m for m in ('torch', 'transformers') "
         "if m in sys.modules])"
     )
     result = subprocess.run(

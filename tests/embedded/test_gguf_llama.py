@@ -11,8 +11,8 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, quants
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from steermoe.embedded.gguf_llama import load_llama_gguf, parameter_name, unpermute
 from steermoe.errors import ModelError
-from steermoe.moe.gguf_llama import load_llama_gguf, parameter_name, unpermute
 
 HEADS, KEY_VALUE_HEADS = 4, 2
 TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh12", "Ġ", "Ċ", "ab", "Ġc"]

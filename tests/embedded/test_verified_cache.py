@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from steermoe.moe.verified_cache import MANIFEST, find_fault, verified_directory
+from steermoe.embedded.verified_cache import MANIFEST, find_fault, verified_directory
 
 RECIPE = "recipe one"
 

@@ -16,21 +16,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from steermoe.errors import ModelError
-from steermoe.moe.calibration import (
+from steermoe.embedded.calibration import (
     REPLY_TOKENS,
     Exchange,
     MlpTrace,
     calibration_exchanges,
     trace_mlps,
 )
-from steermoe.moe.upcycle import (
+from steermoe.embedded.upcycle import (
     neurons_to_keep,
     routed_to,
     router_weights,
     spherical_kmeans,
     upcycle_dense_to_moe,
 )
+from steermoe.errors import ModelError
 
 WORDS = [
     "how",

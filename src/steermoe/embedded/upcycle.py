@@ -36,8 +36,8 @@ from transformers.models.mixtral.modeling_mixtral import (
     MixtralRotaryEmbedding,
 )
 
+from steermoe.embedded.calibration import calibration_exchanges, trace_mlps
 from steermoe.errors import ModelError
-from steermoe.moe.calibration import calibration_exchanges, trace_mlps
 
 KMEANS_ITERATIONS = 15
 """Passes of the k-means; assignments of a few thousand tokens have settled by then."""

