@@ -25,8 +25,8 @@ from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.records import NO_BATCH
 from steermoe.reporter import Reporter
-from steermoe.rundir import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
 from steermoe.stages.evidence import add_evidence, replication_of, train_contrast
+from steermoe.store.directory import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
 
 
 def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
