@@ -19,6 +19,7 @@ FLOORS = (
     {"store", "loading"},
     {"training", "engines", "judges", "prompts", "embedded"},
     {"analysis", "moe", "chat", "reporter"},
+    {"contracts"},
     {"records", "config", "hashes"},
     {"errors", "version"},
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 from steermoe.analysis.selection import selectable_layers
 from steermoe.config import Config
+from steermoe.contracts import Engine
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.errors import PromptError
 from steermoe.judges.keyword import judge_named
@@ -25,7 +26,6 @@ from steermoe.prompts.formats import resolve_prompts
 from steermoe.prompts.splits import assign_splits
 from steermoe.records import (
     NO_BATCH,
-    Engine,
     Label,
     MixedBatch,
     Prompt,
