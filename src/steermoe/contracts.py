@@ -1,7 +1,7 @@
 """The five things that can be added to: an engine, a judge, a score, an objective, a measure.
 
-Each is a protocol, so an implementation need not inherit anything: one file in the folder of its kind, or a callable of the
-user's own that is named as `package.module:callable`. `named` turns either into the thing itself.
+Each is a protocol, so an implementation need not inherit anything: one file in the folder of its kind, or a callable of
+the user's own that is named as `package.module:callable`. `named` turns either into the thing itself.
 
 Shape legend: N responses, L MoE layers, E experts, B rows of a micro-batch, C completion tokens, V vocabulary.
 """
