@@ -35,7 +35,8 @@ from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS
 from steermoe.analysis.power import power_at, prompts_needed
 from steermoe.analysis.risk import risk_tables
-from steermoe.analysis.selection import Expert, resolve_rule
+from steermoe.analysis.selection import resolve_rule
+from steermoe.records import Expert
 from steermoe.analysis.stability import selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
 
