@@ -22,6 +22,7 @@ FLOORS = (
     {"analysis", "moe", "chat", "reporter"},
     {"contracts"},
     {"records", "config", "hashes"},
+    {"config_names"},
     {"errors", "version"},
 )
 """Rooms from the top down. A room imports only from floors below its own."""
