@@ -78,7 +78,7 @@ def run_config(arguments: argparse.Namespace, train: dict[str, Any] | None = Non
         "train": {
             "epochs": given.get("num_epochs"),
             "learning_rate": given.get("learning_rate"),
-            "gradient_accumulation_steps": given.get("gradient_accumulation_steps"),
+            "arguments": {"gradient_accumulation_steps": given.get("gradient_accumulation_steps")},
             **(train or {}),
         },
     }

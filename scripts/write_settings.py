@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ TYPES = {
     "tuple[str, ...]": "list of texts",
     "tuple[float, float, float]": "three numbers",
     "dict[str, Any]": "table",
+    "tuple[steermoe.config.PhaseSection, ...]": "list of tables",
 }
 
 LONGEST_DEFAULT = 60
@@ -65,10 +67,15 @@ def _table(rows: list[tuple[str, str, Any, str]]) -> str:
 
 
 def _long_defaults(rows: list[tuple[str, str, Any, str]]) -> list[str]:
-    """Defaults that are lists of sentences, under the table."""
+    """Defaults that are tables or lists of sentences, under the table."""
     found = []
     for key, _, default, _ in rows:
-        if isinstance(default, tuple) and len(_toml(default)) > LONGEST_DEFAULT:
+        if len(_toml(default)) <= LONGEST_DEFAULT:
+            continue
+        if isinstance(default, dict):
+            shown = [f"- `{name} = {_toml(value)}`" for name, value in default.items()]
+            found.append(f"Default of `{key}`:\n\n" + "\n".join(shown))
+        elif isinstance(default, tuple):
             if not all(isinstance(value, str) for value in default):
                 continue
             found.append(f"Default of `{key}`:\n\n" + "\n".join(f"- {text}" for text in default))
@@ -77,9 +84,18 @@ def _long_defaults(rows: list[tuple[str, str, Any, str]]) -> list[str]:
 
 def _preset_table() -> str:
     lines = ["| key | value |", "| --- | --- |"]
-    for section, values in preset(EMBEDDED_MODEL).items():
-        lines += [f"| `{section}.{key}` | `{_toml(value)}` |" for key, value in values.items()]
+    for key, value in _flat(preset(EMBEDDED_MODEL)):
+        lines.append(f"| `{key}` | `{_toml(value)}` |")
     return "\n".join(lines)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested tables, under its dotted key."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _kind(annotation: str) -> str:

@@ -116,7 +116,10 @@ def test_the_run_directory_is_named_after_the_model(model: str, run_dir: str) ->
     ("setting", "read"),
     [
         ("train.learning_rate=1e-5", lambda c: c.train.learning_rate == 1e-5),
-        ("train.gradient_checkpointing=true", lambda c: c.train.gradient_checkpointing is True),
+        (
+            "train.arguments.gradient_checkpointing=true",
+            lambda c: c.train.arguments.gradient_checkpointing,
+        ),
         ("train.target_response=No thanks.", lambda c: c.train.target_response == "No thanks."),
         ('train.target_response=["No.", "Never."]', lambda c: len(c.train.target_response) == 2),
         ("train.target_response=a = b", lambda c: c.train.target_response == "a = b"),
@@ -139,6 +142,47 @@ def test_a_setting_on_the_command_line_is_read_as_toml_or_else_as_text(
     assert read(load_config(settings=[setting]))
 
 
+def test_phases_take_from_the_section_what_they_leave_open() -> None:
+    (only,) = load_config(settings=["train.epochs=2"]).train.all_phases()
+    assert (only.parameters, only.objectives, only.epochs) == (
+        "experts",
+        ("refusal", "retention"),
+        2,
+    )
+    train = load_config(
+        settings=[
+            "train.epochs=2",
+            "train.phases=[{learning_rate = 1e-3}, {parameters = 'routers', epochs = 1}]",
+        ]
+    ).train
+    first, second = train.all_phases()
+    assert (first.parameters, first.epochs, first.learning_rate) == ("experts", 2, 1e-3)
+    assert (second.parameters, second.epochs) == ("routers", 1)
+    assert second.learning_rate == train.learning_rate
+    # Five micro-batches: ten steps, then five.
+    assert (train.num_steps(5), train.num_steps(5, 0.5)) == (15, 3)
+    assert train.trains_experts
+    assert not load_config(settings=["train.parameters=routers"]).train.trains_experts
+
+
+@pytest.mark.parametrize(
+    ("phase", "reason"),
+    [
+        ("{epochs = 0}", r"train.phases.0.epochs = 0: "),
+        ("{parameters = 'shared'}", r'train.phases.0.parameters = "shared": '),
+        ("{objectives = []}", "train.phases.0.objectives"),
+        ("{batch_size = 4}", "unknown setting train.phases.0.batch_size"),
+    ],
+)
+def test_a_phase_that_cannot_be_is_refused(phase: str, reason: str) -> None:
+    assert reason in refusal(f"train.phases=[{phase}]")
+
+
+def test_everything_cannot_be_trained_beside_what_must_be_told_from_it() -> None:
+    message = refusal("train.phases=[{parameters = 'everything'}, {parameters = 'routers'}]")
+    assert "everything cannot be mixed" in message
+
+
 @pytest.mark.parametrize("setting", ["seed", "=3", "", " =3"])
 def test_a_setting_without_key_or_value_is_refused(setting: str) -> None:
     assert "section.key=value" in refusal(setting)
@@ -158,6 +202,7 @@ def test_a_setting_without_key_or_value_is_refused(setting: str) -> None:
         ("train.top_k=3", "identify.top_k"),
         ("trian.epochs=3", "train"),
         ("train.lr=1", "train.learning_rate"),
+        ("train.lr_scheduler_type='cosine'", "train.arguments.lr_scheduler_type"),
         ("collect.bs=1", "collect.batch_size"),
     ],
 )
@@ -196,7 +241,10 @@ def test_an_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:
         "train.learning_rate=nan",
         "train.learning_rate=inf",
         "train.learning_rate=-0.1",
-        "train.warmup_ratio=1.5",
+        "train.arguments.warmup_ratio=1.5",
+        "train.arguments.gradient_accumulation_steps=0",
+        "train.arguments.save_steps=0.5",
+        "train.objectives=[]",
         "train.experts=all",
         "evaluate.confidence=95",
         "evaluate.split=train",

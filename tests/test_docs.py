@@ -23,6 +23,7 @@ import steermoe
 from conftest import TinyCheckpoint
 from steermoe.cli.app import app
 from steermoe.config import EMBEDDED_MODEL, Config, fields_of, load_config, preset
+from steermoe.config_names import RENAMED
 from steermoe.prompts.formats import PromptFormat, read_prompts
 from steermoe.store import directory as rundir
 
@@ -224,7 +225,7 @@ def test_every_setting_in_a_command_is_accepted() -> None:
 
 
 def test_every_setting_that_a_page_names_exists() -> None:
-    known = {key for key, *_ in fields_of(Config)}
+    known = {key for key, *_ in fields_of(Config)} | RENAMED.keys() | {*RENAMED.values()}
     free = "model.chat_template_kwargs."  # what is below it belongs to the template
     named = 0
     for page in PAGES:

@@ -141,9 +141,11 @@ def test_a_sampled_run_with_other_settings_does_too(
         "train": {
             "experts": "union",
             "benign_per_batch": 1,
-            "gradient_accumulation_steps": 2,
-            "save_steps": 2,
-            "weight_decay": 0.01,
+            "arguments": {
+                "gradient_accumulation_steps": 2,
+                "save_steps": 2,
+                "weight_decay": 0.01,
+            },
         },
     }
     through = checkpoint, tmp_path / "through", small_prompts
@@ -258,7 +260,7 @@ def test_the_embedded_model_killed_at_ten_random_moments(tmp_path: Path) -> None
         "identify.num_permutations=20",
         "identify.num_bootstrap=20",
         "train.epochs=2",
-        "train.save_steps=1",
+        "train.arguments.save_steps=1",
     ):
         command += ["--set", setting]
 

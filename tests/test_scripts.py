@@ -89,7 +89,7 @@ def test_a_ready_made_config_runs_the_whole_pipeline(
     )
     run = run_pipeline(config)
     assert config.model.dtype == "bfloat16"
-    assert config.train.gradient_checkpointing
+    assert config.train.arguments.gradient_checkpointing
     assert run.state.model["id"] == str(tiny_checkpoint(architecture))
     assert len(run.unsafe_experts) == 4
     assert all(stage["status"] == "done" for stage in run.state.stages.values())
@@ -168,7 +168,7 @@ def test_the_batch_script_trains_the_union_under_the_masks_of_the_batches(
     run: Run = load_run(tmp_path / "out" / "run")
     settings = run.config.train
     assert (settings.experts, settings.mask_scope, settings.mask) == ("union", "unsafe", "batch")
-    assert settings.gradient_accumulation_steps == 2
+    assert settings.arguments.gradient_accumulation_steps == 2
     per_batch = run.directory.read_selection().as_json()["per_batch"]
     union = {tuple(pair) for batch in per_batch for pair in batch["unsafe_experts"]}
     assert set(run.trained_experts) == union

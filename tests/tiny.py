@@ -23,7 +23,12 @@ SETTINGS: dict[str, Any] = {
         "num_bootstrap": 20,
         "filter_by_verdict": False,
     },
-    "train": {"epochs": 2, "learning_rate": 5e-3, "save_steps": 1, "target_response": "No."},
+    "train": {
+        "epochs": 2,
+        "learning_rate": 5e-3,
+        "target_response": "No.",
+        "arguments": {"save_steps": 1},
+    },
     "evaluate": {"num_bootstrap": 100},
 }
 """Of a run that takes seconds: 3 mixed batches of 8, 6 training steps, 4 experts."""

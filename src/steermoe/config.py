@@ -10,13 +10,15 @@ import difflib
 import json
 import math
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from steermoe.config_names import RENAMED, renamed_settings
 from steermoe.errors import ConfigError
 
 EMBEDDED_MODEL = "smollm2-moe"
@@ -216,6 +218,59 @@ class IdentifySection(Section):
     )
 
 
+Parameters = Literal["experts", "routers", "experts+routers", "everything"]
+"""What can be trained."""
+
+
+class ArgumentsSection(Section):
+    """What training hands on to `transformers.TrainingArguments`, which knows more than what is read here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_checkpointing: bool = False
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    warmup_steps: int | None = Field(None, ge=0)
+    save_steps: int = Field(10, ge=1)
+    report_to: tuple[str, ...] = ()
+
+
+class PhaseSection(Section):
+    """One phase of training; what is missing is as in `[train]`."""
+
+    parameters: Parameters | None = None
+    objectives: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseSettings:
+    """The settings of one phase of training, with nothing left open.
+
+    Attributes:
+        parameters: What trains.
+        objectives: The terms of its loss.
+        epochs: Passes over the mixed batches.
+        learning_rate: Its peak.
+    """
+
+    parameters: Parameters
+    objectives: tuple[str, ...]
+    epochs: float
+    learning_rate: float
+
+    @property
+    def trains_experts(self) -> bool:
+        """Whether the selected experts are among what trains."""
+        return self.parameters in ("experts", "experts+routers")
+
+    @property
+    def trains_routers(self) -> bool:
+        """Whether the routers are, and not everything else with them."""
+        return self.parameters in ("routers", "experts+routers")
+
+
 class TrainSection(Section):
     """What is trained, towards what, and how."""
 
@@ -223,9 +278,15 @@ class TrainSection(Section):
         "global",
         description="Train the global selection, or the union of the selections of every batch.",
     )
-    parameters: Literal["experts", "routers", "everything"] = Field(
+    parameters: Parameters = Field(
         "experts",
-        description="experts is the method; routers and everything are baselines to compare with.",
+        description="experts is the method, and experts+routers trains the routers of all layers beside them; routers "
+        "alone and everything are baselines to compare with.",
+    )
+    objectives: tuple[str, ...] = Field(
+        ("refusal", "retention"),
+        min_length=1,
+        description="The terms of the loss, added up: refusal, retention, or package.module:callable.",
     )
     target_response: str | tuple[str, ...] = Field(
         DEFAULT_REFUSALS,
@@ -239,38 +300,6 @@ class TrainSection(Section):
         "whole. Lower it when memory runs out.",
     )
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate of AdamW.")
-    adam_epsilon: float = Field(
-        1e-8,
-        gt=0,
-        allow_inf_nan=False,
-        description="What AdamW adds to the root of the squared gradient's mean. Near the size of gradients (they are "
-        "scaled to max_grad_norm before) it keeps weights that matter little from moving as far as the others.",
-    )
-    weight_decay: float = Field(
-        0.0, ge=0, description="Weight decay of the trained experts; nothing frozen decays."
-    )
-    lr_scheduler: str = Field(
-        "linear", description="Schedule of the learning rate, as transformers names it."
-    )
-    lr_scheduler_kwargs: dict[str, Any] = Field(
-        default_factory=dict,
-        description="Passed to the schedule, for instance power = 2 for polynomial.",
-    )
-    warmup_ratio: float = Field(
-        0.1, ge=0, le=1, description="Share of the steps that warm the learning rate up."
-    )
-    warmup_steps: int | None = Field(
-        None,
-        ge=0,
-        description="Steps of warm-up instead of the ratio; fewer than the whole run has.",
-    )
-    gradient_accumulation_steps: int = Field(
-        1, ge=1, description="Micro-batches of one optimizer step."
-    )
-    gradient_checkpointing: bool = Field(
-        False, description="Recompute activations in the backward pass: slower, much less memory."
-    )
-    max_grad_norm: float = Field(1.0, gt=0, description="Gradients are scaled down to this norm.")
     refusal_weight: float = Field(1.0, ge=0, description="Weight of the cross entropy on refusals.")
     retention_weight: float = Field(
         2.0,
@@ -319,15 +348,51 @@ class TrainSection(Section):
         "global",
         description="Which mask is applied: the global selection's, or that of the micro-batch's own batch.",
     )
-    save_steps: int = Field(10, ge=1, description="Steps between checkpoints to resume from.")
-    report_to: tuple[str, ...] = Field(
-        (), description="Experiment trackers, as transformers names them: tensorboard, wandb, ..."
+    arguments: ArgumentsSection = Field(
+        default_factory=ArgumentsSection,
+        description="What transformers.TrainingArguments is given beside the settings here, and checks: adam_epsilon, "
+        "weight_decay, lr_scheduler_type, lr_scheduler_kwargs, max_grad_norm, optim, ... Of its own: warmup_ratio is "
+        "the share of a phase's steps that warm the learning rate up, where no warmup_steps are given; save_steps are "
+        "those between checkpoints to resume from.",
+    )
+    phases: tuple[PhaseSection, ...] = Field(
+        (),
+        description="Phases that are trained one after the other, each a table of parameters, objectives, epochs and "
+        "learning_rate, of which a missing one is that of [train]; empty is one phase with the settings of [train].",
     )
 
-    def num_steps(self, num_micro_batches: int) -> int:
-        """Optimizer steps of all epochs."""
-        a_pass = math.ceil(num_micro_batches / self.gradient_accumulation_steps)
-        return math.ceil(a_pass * self.epochs)
+    def all_phases(self) -> tuple[PhaseSettings, ...]:
+        """The phases of the run, with nothing left open."""
+        return tuple(
+            PhaseSettings(
+                phase.parameters or self.parameters,
+                phase.objectives or self.objectives,
+                phase.epochs or self.epochs,
+                phase.learning_rate or self.learning_rate,
+            )
+            for phase in self.phases or (PhaseSection(),)
+        )
+
+    @property
+    def trains_experts(self) -> bool:
+        """Whether any phase trains the selected experts: if none does, the run is a baseline."""
+        return any(phase.trains_experts for phase in self.all_phases())
+
+    @model_validator(mode="after")
+    def _parts_can_be_told_apart(self) -> TrainSection:
+        trained = {phase.parameters for phase in self.all_phases()}
+        if "everything" in trained and len(trained) > 1:
+            raise ValueError(
+                "phases that train everything cannot be mixed with others: what experts or routers have learned "
+                "could no longer be told from the rest"
+            )
+        return self
+
+    def num_steps(self, num_micro_batches: int, epochs: float | None = None) -> int:
+        """Optimizer steps of some epochs over a training set; of all phases if it is not said of how many."""
+        a_pass = math.ceil(num_micro_batches / self.arguments.gradient_accumulation_steps)
+        each = [phase.epochs for phase in self.all_phases()] if epochs is None else [epochs]
+        return sum(math.ceil(a_pass * one) for one in each)
 
 
 class EvaluateSection(Section):
@@ -411,6 +476,7 @@ def load_config(
     settings: Iterable[str] = (),
     overrides: Mapping[str, Any] | None = None,
     base: Mapping[str, Any] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Config:
     """Layer the settings and validate every key.
 
@@ -419,6 +485,7 @@ def load_config(
         settings: `section.key=value` strings; the value is read as TOML, or else as text.
         overrides: Nested mapping of a command's own options; None values are left out.
         base: What to start from instead of the defaults and the preset: the config stored in a run.
+        note: Called with a sentence for each setting that is given under an old name.
 
     Returns:
         The validated configuration.
@@ -430,14 +497,22 @@ def load_config(
     layers.append(_parse_settings(settings))
     layers.append(_without_none(overrides or {}))
     given: dict[str, Any] = {}
+    notes: list[str] = []
     for layer in layers:
-        given = _merge(given, layer)
+        # Each by itself: what is given under the new name in one wins over the old name in a lower one.
+        values, said = renamed_settings(layer)
+        given = _merge(given, values)
+        notes += said
     if base is not None:
-        start = dict(base)
+        start, said = renamed_settings(base)
+        notes += said
     elif _model_id(given) == EMBEDDED_MODEL:
         start = preset(EMBEDDED_MODEL)
     else:
         start = {}
+    for text in dict.fromkeys(notes):
+        if note is not None:
+            note(text)
     return validate(_merge(start, given))
 
 
@@ -454,9 +529,12 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def validate(values: Mapping[str, Any]) -> Config:
-    """Turn a nested mapping into a `Config`, with one line for the first thing that is wrong."""
+    """Turn a nested mapping into a `Config`, with one line for the first thing that is wrong.
+
+    Settings may have the names that they had before.
+    """
     try:
-        return Config.model_validate(dict(values))
+        return Config.model_validate(renamed_settings(values)[0])
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
 
@@ -466,6 +544,10 @@ def fields_of(section: type[Section]) -> list[tuple[str, str, Any, str]]:
     rows: list[tuple[str, str, Any, str]] = []
     for name, info in section.model_fields.items():
         annotation = info.annotation
+        if isinstance(annotation, type) and issubclass(annotation, ArgumentsSection):
+            filled = annotation().model_dump(mode="json", exclude_none=True)
+            rows.append((name, "dict[str, Any]", filled, info.description or ""))
+            continue
         if isinstance(annotation, type) and issubclass(annotation, Section):
             rows += [(f"{name}.{key}", *rest) for key, *rest in fields_of(annotation)]
             continue
@@ -549,6 +631,9 @@ def _nearest(path: Sequence[str]) -> str | None:
         *parents, other = setting.split(".")
         if parents == section and name == "".join(word[0] for word in other.split("_")):  # lr
             return setting
+    for new in RENAMED.values():
+        if name == new.rsplit(".", 1)[-1]:
+            return new
     known = settings if section else [*settings, *Config.model_fields]
     near = difflib.get_close_matches(".".join(path), known, n=1, cutoff=0.6)
     near = near or [names[n] for n in difflib.get_close_matches(name, names, n=1, cutoff=0.7)]

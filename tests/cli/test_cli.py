@@ -259,7 +259,12 @@ def test_a_plan_prints_costs_and_does_nothing(
     for text in ("memory", "disk", "training steps", "3 of 8", "20 safe, 20 unsafe, 20 benign"):
         assert text in steermoe.out, text
     assert re.search(r"training steps\s+6\b", steermoe.out), "3 batches, 2 epochs"
-    settings = ["--set", "train.batch_size=3", "--set", "train.gradient_accumulation_steps=2"]
+    settings = [
+        "--set",
+        "train.batch_size=3",
+        "--set",
+        "train.arguments.gradient_accumulation_steps=2",
+    ]
     first = steermoe.out
     assert steermoe("run", *arguments, "--plan", *settings) == 0, steermoe.err
     assert re.search(r"training steps\s+10\b", steermoe.out), "9 parts of at most 3 of 8, in twos"

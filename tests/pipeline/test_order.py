@@ -77,8 +77,13 @@ def test_steps_run_once_in_order(fakes: Fakes, config: Make) -> None:
         ),
         ({"evaluate": {"split": "dev"}}, ["reply", "judge hardened", "evaluate", "report"]),
         # How often it saves, whom it tells, and where it runs changes no result.
-        ({"train": {"save_steps": 3}}, ["report"]),
-        ({"train": {"report_to": ["tensorboard"]}}, ["report"]),
+        ({"train": {"arguments": {"save_steps": 3}}}, ["report"]),
+        # What transformers is handed does.
+        (
+            {"train": {"arguments": {"adam_beta2": 0.9}}},
+            ["train", "reply", "judge hardened", "evaluate", "report"],
+        ),
+        ({"train": {"arguments": {"report_to": ["tensorboard"]}}}, ["report"]),
         ({"model": {"device": "cpu"}}, []),
         # Settings that no step of a run reads.
         ({"ablate": {"num_draws": 5}}, ["report"]),
@@ -136,7 +141,7 @@ def test_run_json_keeps_what_each_step_was_really_done_with(fakes: Fakes, config
     record = run.state.stages["train"]
     assert run.config.train.epochs == 9 and record.settings["train.epochs"] == 4
     assert (
-        "train.save_steps" not in record.settings and "collect.temperature" not in record.settings
+        "train.arguments.save_steps" not in record.settings and "collect.temperature" not in record.settings
     )
     assert record.inputs.keys() >= {"base model", "selected experts", RESPONSES}
 

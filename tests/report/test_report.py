@@ -927,9 +927,18 @@ def test_examples_are_spread_over_all_prompts() -> None:
 
 
 def test_settings_that_differ_are_listed_and_those_of_the_preset_marked() -> None:
-    config = validate({"seed": 3, "identify": {"first_layer": 10}, "train": {"save_steps": 10}})
+    arguments = {"save_steps": 10, "adam_epsilon": 1e-5, "weight_decay": 0.5}
+    config = validate(
+        {"seed": 3, "identify": {"first_layer": 10}, "train": {"arguments": arguments}}
+    )
     rows = {row["key"]: row for row in changed_settings(config)}
-    assert list(rows) == ["seed", "identify.first_layer"]
+    names = ["train.arguments.adam_epsilon", "train.arguments.weight_decay"]
+    assert list(rows) == ["seed", "identify.first_layer", *names]
+    assert [rows[name]["shipped"] for name in names] == ["yes", ""]
+    assert [(rows[name]["value"], rows[name]["default"]) for name in names] == [
+        ("1e-05", "empty"),
+        ("0.5", "empty"),
+    ]
     assert (rows["seed"]["value"], rows["seed"]["default"]) == ("3", "0")
     assert (rows["identify.first_layer"]["shipped"], rows["seed"]["shipped"]) == ("yes", "")
 

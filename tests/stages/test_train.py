@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import TinyCheckpoint
-from steermoe.config import Config
+from steermoe.config import Config, TrainSection
 from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError, TrainingError
 from steermoe.loading import LoadedModel, load_model
 from steermoe.records import Expert, Judgement, Verdict
@@ -39,6 +39,9 @@ def checkpoint(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint) 
     return tiny_checkpoint(request.param)
 
 
+OWN = frozenset(TrainSection.model_fields)
+
+
 class Ready:
     """A run that is ready to train, on Mixtral."""
 
@@ -50,6 +53,10 @@ class Ready:
         self.run.remove(SFT_DATASET)
 
     def config(self, **settings: Any) -> Config:
+        """Of a run; what transformers is handed may be among the settings of training."""
+        arguments = {name: settings.pop(name) for name in [*settings] if name not in OWN}
+        if arguments:
+            settings["arguments"] = arguments
         return tiny_config(self.checkpoint, self.run.path, self.prompts, train=settings)
 
     def train(self, **settings: Any) -> dict[str, Any]:
@@ -378,7 +385,7 @@ def test_the_baselines_train_what_they_say(ready: Ready, parameters: str) -> Non
         {"batch_size": 3},
         {"benign_per_batch": 1, "retention_tokens": 2},
         {"retention_weight": 0.0},
-        {"weight_decay": 0.1, "lr_scheduler": "cosine"},
+        {"weight_decay": 0.1, "lr_scheduler_type": "cosine"},
         {"first_tokens": 2, "first_tokens_weight": 5.0},
         {"first_tokens": 2, "first_tokens_weight": 5.0, "retention_first_tokens_weight": 1.5},
         {"adam_epsilon": 1e-4},
@@ -421,7 +428,7 @@ def test_a_warm_up_one_step_shorter_trains(ready: Ready) -> None:
 
 def test_an_epsilon_above_the_gradients_bounds_every_weights_change(ready: Ready) -> None:
     def largest_change(**settings: float) -> float:
-        ready.train(epochs=1, warmup_steps=0, lr_scheduler="constant", **settings)
+        ready.train(epochs=1, warmup_steps=0, lr_scheduler_type="constant", **settings)
         before, after = tensors(ready.checkpoint), tensors(ready.run.file(MODEL))
         return max(
             float((after[name].float() - before[name].float()).abs().max()) for name in before
@@ -437,7 +444,9 @@ def test_an_epsilon_above_the_gradients_bounds_every_weights_change(ready: Ready
 
 def test_a_schedule_is_told_its_own_settings(ready: Ready) -> None:
     history = ready.train(
-        warmup_steps=0, lr_scheduler="polynomial", lr_scheduler_kwargs={"power": 2, "lr_end": 0.0}
+        warmup_steps=0,
+        lr_scheduler_type="polynomial",
+        lr_scheduler_kwargs={"power": 2, "lr_end": 0.0},
     )["history"]
     rates = [entry["learning_rate"] for entry in history]
     assert rates == pytest.approx([5e-3 * (left / 6) ** 2 for left in range(6, 0, -1)])
@@ -446,8 +455,7 @@ def test_a_schedule_is_told_its_own_settings(ready: Ready) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"lr_scheduler": "sideways"},
-        {"lr_scheduler": "reduce_lr_on_plateau"},
+        {"lr_scheduler_type": "sideways"},
         {"lr_scheduler_kwargs": {"power": 2.0}},  # the linear schedule takes none
         {"report_to": ["a_tracker_that_is_not_there"]},
         {"target_response": "no_such_module:refuse"},

@@ -170,7 +170,13 @@ TRAIN = Step(
     "train",
     train,
     settings=("seed", "model", "train", "judge.main", "prompts.sources"),
-    aside=(*MODEL_ASIDE, "train.save_steps", "train.report_to", "judge.main", "prompts.sources"),
+    aside=(
+        *MODEL_ASIDE,
+        "train.arguments.save_steps",
+        "train.arguments.report_to",
+        "judge.main",
+        "prompts.sources",
+    ),
     reads=(
         inputs.BASE_MODEL,
         inputs.SELECTION,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from steermoe.config import EMBEDDED_MODEL, Config, fields_of, preset
+from steermoe.config import EMBEDDED_MODEL, ArgumentsSection, Config, fields_of, preset
 from steermoe.records import NO_BATCH, Expert, Label, Prompt, Split, Verdict
 from steermoe.report.numbers import counted, integer, is_number, number, words
 from steermoe.store.directory import RunDirectory
@@ -156,23 +156,41 @@ def changed_settings(config: Config) -> list[dict[str, str]]:
     is_embedded = config.model.id == EMBEDDED_MODEL
     shipped = preset(EMBEDDED_MODEL) if is_embedded else {}
     rows = []
-    for key, _, default, description in fields_of(Config):
-        value = _at(config, key)
+    for key, value, default, description in _settings_of(config):
         if (
             value == default or key == "run"
         ):  # where the run is kept says nothing of how it was made
             continue
-        section, _, name = key.partition(".")
         rows.append(
             {
                 "key": key,
                 "value": _setting(value),
                 "default": _setting(default),
                 "description": description,
-                "shipped": "yes" if shipped.get(section, {}).get(name) == value else "",
+                "shipped": "yes" if _shipped(shipped, key) == value else "",
             }
         )
     return rows
+
+
+def _settings_of(config: Config) -> Iterator[tuple[str, Any, Any, str]]:
+    """Every setting as `(key, value, default, description)`; each argument of training is one."""
+    for key, _, default, description in fields_of(Config):
+        value = _at(config, key)
+        if not isinstance(value, ArgumentsSection):
+            yield key, value, default, description
+            continue
+        for name, given in value.model_dump(exclude_none=True).items():
+            usual = getattr(ArgumentsSection(), name, None)
+            yield f"{key}.{name}", given, usual, f"{name} of transformers.TrainingArguments."
+
+
+def _shipped(values: Mapping[str, Any], key: str) -> Any:
+    """What a preset has under a dotted key; None if it has nothing there."""
+    found: Any = values
+    for part in key.split("."):
+        found = found.get(part, {}) if isinstance(found, Mapping) else {}
+    return found
 
 
 def _at(config: Config, key: str) -> Any:

@@ -208,7 +208,8 @@ def _fit(
             f"{num_steps} training steps are few; raise train.epochs ({settings.epochs:g} now) if too little is refused"
         )
     on_cpu = next(loaded.model.parameters()).device.type == "cpu"
-    arguments = training_arguments(settings, config.seed, folder, num_steps, on_cpu)
+    (phase,) = settings.all_phases()
+    arguments = training_arguments(settings, phase, config.seed, folder, num_steps, on_cpu)
     base_model = None
     if slices is None and settings.retention_weight > 0:
         base_model = load_model(config.model, loaded.source).model
