@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -16,11 +16,13 @@ from benchmarks.measuring import REPEATS, Row, absolute_seconds, ratio, take_tur
 from benchmarks.sides import olmoe, some_experts
 from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.partial_passes import LowerLayers
-from steermoe.moe.slices import attach_expert_slices
+from steermoe.moe.slices import ExpertSlices, attach_expert_slices
 from steermoe.records import Label
 from steermoe.training.base_replies import BaseReplies
-from steermoe.training.dataset import MicroBatches, Objective, TrainingRow, collate
+from steermoe.training.dataset import MicroBatches, TrainingRow, collate
+from steermoe.training.forward_plan import ForwardPlan
 from steermoe.training.lower_states import LowerStates
+from steermoe.training.trainables import Experts
 from steermoe.training.trainer import ExpertMaskingTrainer
 
 NUM_LAYERS, NUM_EXPERTS = 2, 12
@@ -41,7 +43,7 @@ def trainer_step(repeats: int = REPEATS) -> list[Row]:
     rows = _rows(model)
     data = MicroBatches(rows)
     batch = collate([rows], pad_token_id=0)
-    base_replies = BaseReplies.of_training_rows(model, slices, rows, pad_token_id=0)
+    base_replies = _base_replies(model, slices, rows)
 
     @torch.no_grad()
     def bare_forward() -> None:
@@ -71,7 +73,7 @@ def lower_states(repeats: int = REPEATS) -> list[Row]:
     data = MicroBatches(rows)
     layers = LowerLayers(model, find_moe_layers(model), upper[0][0])
     states = LowerStates(model, layers, rows, 0)
-    base_replies = BaseReplies.of_training_rows(model, slices, rows, pad_token_id=0)
+    base_replies = _base_replies(model, slices, rows)
     with tempfile.TemporaryDirectory() as folder:
         shared = {"slices": slices, "base_replies": base_replies}
         sides = {
@@ -100,12 +102,12 @@ def distinct_tokens(repeats: int = REPEATS) -> list[Row]:
         for row in _rows(model)
     ]
     data = MicroBatches(rows)
-    base_replies = BaseReplies.of_training_rows(model, slices, rows, pad_token_id=0)
+    base_replies = _base_replies(model, slices, rows)
     with tempfile.TemporaryDirectory() as folder:
         shared = {"slices": slices, "base_replies": base_replies}
         sides = {
             "distinct": _stepper(model, folder, data, **shared),
-            "all": _stepper(model, folder, data, trainer_class=_EveryPosition, **shared),
+            "all": _stepper(model, folder, data, plan_class=_EveryPosition, **shared),
         }
         seconds = take_turns(sides, repeats)
     return [
@@ -119,29 +121,40 @@ def distinct_tokens(repeats: int = REPEATS) -> list[Row]:
     ]
 
 
-class _EveryPosition(ExpertMaskingTrainer):
+class _EveryPosition(ForwardPlan):
     """Computes what rows share in each of them, and padding too."""
 
-    def _computing_distinct(self, inputs: dict[str, Any]) -> AbstractContextManager[None]:
+    def step(self, batch: Mapping[str, Any]) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def _base_replies(model: Any, slices: ExpertSlices, rows: Sequence[TrainingRow]) -> BaseReplies:
+    with slices.switched_off():
+        return BaseReplies(model, [row for row in rows if row.objective == "retention"], 0)
 
 
 def _stepper(
     model: Any,
     folder: str,
     data: MicroBatches,
-    trainer_class: type[ExpertMaskingTrainer] = ExpertMaskingTrainer,
-    **kwargs: Any,
+    slices: ExpertSlices,
+    plan_class: type[ForwardPlan] = ForwardPlan,
+    **plan: Any,
 ) -> Callable[[], None]:
     """A training step of the trainer on the one micro-batch there is, its gradients thrown away."""
     arguments = TrainingArguments(output_dir=folder, use_cpu=True, report_to="none")
-    trainer = trainer_class(model=model, args=arguments, train_dataset=data, **kwargs)
+    trainer = ExpertMaskingTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=data,
+        plan=plan_class(model, Experts(slices), **plan),
+    )
     trainer.current_gradient_accumulation_steps = 1  # what `train` sets before its first step
     batch = collate([data[0]], pad_token_id=0)
 
     def step() -> None:
         trainer.training_step(model, dict(batch))
-        for parameter in kwargs["slices"].parameters():
+        for parameter in slices.parameters():
             parameter.grad = None
 
     return step
@@ -155,7 +168,7 @@ def _rows(model: Any) -> list[TrainingRow]:
     ]
 
 
-def _row(objective: Objective, number: int, vocabulary: int) -> TrainingRow:
+def _row(objective: str, number: int, vocabulary: int) -> TrainingRow:
     """A row of random tokens, of a length of its own, so that there is padding."""
     name = f"{objective} {number}"
     generator = random.Random(name)

@@ -122,8 +122,18 @@ class Objective(Protocol):
         """Its factor in the sum of all objectives."""
         ...
 
+    def row(self, example: Any, position: int) -> Any:
+        """What a prompt of the train split trains as: a `TrainingRow` of this name, or None if it is not of this.
+
+        `example` is a `training.dataset.Example`; `position` counts the rows that were made before it.
+        """
+        ...
+
     def loss(self, batch: Mapping[str, Any], forward: Any) -> Any:
-        """The mean loss of the rows of a micro-batch that belong to this objective, as a tensor with gradient."""
+        """The mean loss of the rows of a micro-batch that belong to this objective, as a tensor with gradient.
+
+        `forward` is a `training.forward_plan.Forward`.
+        """
         ...
 
 

@@ -22,7 +22,9 @@ from steermoe.analysis.selection import create_expert_mask
 from steermoe.errors import TrainingError
 from steermoe.moe.slices import ExpertSlices, attach_expert_slices
 from steermoe.records import Label
-from steermoe.training.dataset import MicroBatches, Objective, TrainingRow, collate
+from steermoe.training.dataset import MicroBatches, TrainingRow, collate
+from steermoe.training.forward_plan import ExpertMasks, ForwardPlan
+from steermoe.training.trainables import Experts
 from steermoe.training.trainer import ExpertMaskingTrainer, trainable_parameters
 
 EXPERTS = [(0, 1), (0, 4), (0, 7), (1, 2)]
@@ -104,7 +106,7 @@ def work(kind: str, dtype_name: str) -> None:
     assert not torch.allclose(base, folded, atol=1e-3)
 
 
-def row(name: str, objective: Objective, label: Label, lengths: tuple[int, int]) -> TrainingRow:
+def row(name: str, objective: str, label: Label, lengths: tuple[int, int]) -> TrainingRow:
     ids = token_ids(1, sum(lengths), seed=len(name))[0].tolist()
     messages = ({"role": "user", "content": name},)
     prompt, completion = tuple(ids[: lengths[0]]), tuple(ids[lengths[0] :])
@@ -132,9 +134,11 @@ def build_trainer(folder: str) -> tuple[torch.nn.Module, ExpertSlices, ExpertMas
         model=model,
         args=TrainingArguments(output_dir=folder, use_cpu=True, report_to="none"),
         train_dataset=MicroBatches(micro_batches()[0]),
-        expert_mask=create_expert_mask(2, 8, EXPERTS),
-        mask_scope="unsafe",
-        slices=slices,
+        plan=ForwardPlan(
+            model,
+            Experts(slices),
+            masks=ExpertMasks(create_expert_mask(2, 8, EXPERTS), "unsafe"),
+        ),
     )
     return model.train(), slices, trainer
 

@@ -498,9 +498,9 @@ class Died(Exception):
 
 def die_after(ready: Ready, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Train until a step's checkpoint is written, and no further."""
-    from steermoe.stages import train as stage
+    from steermoe.training import fit
 
-    on_step_end = stage._BarCallback.on_step_end
+    on_step_end = fit._BarCallback.on_step_end
 
     def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         on_step_end(self, args, state, control, **kwargs)
@@ -508,10 +508,10 @@ def die_after(ready: Ready, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
             raise Died
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage._BarCallback, "on_step_end", stop)
+        patch.setattr(fit._BarCallback, "on_step_end", stop)
         with pytest.raises(Died):
             ready.train()
-    assert ready.run.file(f"{CHECKPOINTS}/checkpoint-{step}").is_dir()
+    assert ready.run.file(f"{CHECKPOINTS}/phase-0/checkpoint-{step}").is_dir()
 
 
 @pytest.mark.parametrize(
@@ -531,7 +531,7 @@ def test_training_goes_on_from_the_last_checkpoint_that_is_whole(
     through = load_run(whole).state.figures_of("train")["history"]
     expected = tensors(whole / MODEL)
     die_after(ready, monkeypatch, step=4)
-    damage(ready.run.file(f"{CHECKPOINTS}/checkpoint-4"))
+    damage(ready.run.file(f"{CHECKPOINTS}/phase-0/checkpoint-4"))
     again = ready.train()["history"]
     assert f"going on from checkpoint-{goes_on_from}" in ready.listener.text
     assert again == through

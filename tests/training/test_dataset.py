@@ -309,7 +309,7 @@ def test_labels_by_hand() -> None:
     assert batch["labels"].tolist() == [[x, x, 4, 5], [7, 8, 9, 10], [x, 13, x, x]]
     predicted = batch["labels"] != x
     assert batch["token_position"][predicted].tolist() == [0, 1, 0, 1, 2, 3, 0]
-    assert batch["is_refusal"].tolist() == [True, False, False]
+    assert batch["objective"] == ["refusal", "retention", "retention"]
     assert batch["is_unsafe"].tolist() == [True, False, False]
     assert batch["batch_idx"].tolist() == [5, 5, 5]
 

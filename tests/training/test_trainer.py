@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,15 @@ from steermoe.moe.masking import masked_experts
 from steermoe.moe.partial_passes import LowerLayers, only_positions
 from steermoe.moe.slices import ExpertSlices, attach_expert_slices
 from steermoe.records import Label
-from steermoe.stages.train import freeze_model_except_unsafe_experts
 from steermoe.training.base_replies import BaseReplies
 from steermoe.training.dataset import MicroBatches, TrainingRow, collate
+from steermoe.training.forward_plan import ExpertMasks, ForwardPlan
 from steermoe.training.lower_states import LowerStates
-from steermoe.training.trainer import (
-    TRAINED_WEIGHTS,
-    ExpertMaskingTrainer,
-    LossWeights,
-    kl_to_base,
-)
+from steermoe.training.objectives.refusal import Refusal
+from steermoe.training.objectives.retention import Retention, kl_to_base
+from steermoe.training.objectives.token_weights import FirstTokens
+from steermoe.training.trainables import freeze_model_except_unsafe_experts, trainable_of
+from steermoe.training.trainer import TRAINED_WEIGHTS, ExpertMaskingTrainer
 
 EXPERTS = [(0, 1), (0, 6), (1, 0), (1, 5)]
 CHECKPOINTING = (
@@ -46,6 +46,27 @@ CHECKPOINTING = (
     if "activation_checkpointing" in TrainingArguments.__dataclass_fields__
     else "gradient_checkpointing"
 )
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """How the two objectives and their first tokens weigh, as the reference reads it."""
+
+    refusal: float = 1.0
+    retention: float = 1.0
+    first_tokens: int = 0
+    first_tokens_weight: float = 1.0
+    retention_first_tokens_weight: float | None = None
+
+    def objectives(self) -> tuple[Refusal, Retention]:
+        own = self.retention_first_tokens_weight
+        of_replies = self.first_tokens_weight if own is None else own
+        return (
+            Refusal(self.refusal, FirstTokens(self.first_tokens, self.first_tokens_weight)),
+            Retention(self.retention, FirstTokens(self.first_tokens, of_replies)),
+        )
+
+
 WEIGHTS = LossWeights(refusal=1.5, retention=2.5, first_tokens=2, first_tokens_weight=7.0)
 
 
@@ -125,8 +146,14 @@ def make_trainer(
     folder: Path,
     rows: Sequence[TrainingRow] | MicroBatches = (),
     arguments: dict[str, Any] | None = None,
-    **kwargs: Any,
+    *,
+    slices: ExpertSlices | None = None,
+    weights: LossWeights = WEIGHTS,
+    mask_scope: str = "off",
+    expert_mask: Any = None,
+    **plan: Any,
 ) -> ExpertMaskingTrainer:
+    """A trainer with a plan of its own, whose accelerators are given one by one."""
     data = rows if isinstance(rows, MicroBatches) else MicroBatches(list(rows) or mixed_rows())
     chosen: dict[str, Any] = {
         "per_device_train_batch_size": 1,
@@ -146,7 +173,13 @@ def make_trainer(
         args=TrainingArguments(output_dir=str(folder), **(chosen | (arguments or {}))),
         train_dataset=data,
         data_collator=partial(collate, pad_token_id=0),
-        **({"weights": WEIGHTS} | kwargs),
+        objectives=weights.objectives(),
+        plan=ForwardPlan(
+            model,
+            trainable_of(model, slices),
+            masks=ExpertMasks(expert_mask, mask_scope) if mask_scope != "off" else None,
+            **plan,
+        ),
     )
 
 
@@ -421,7 +454,7 @@ def test_many_completion_tokens_are_computed_in_pieces_alike(
     trainer = make_trainer(model, tmp_path, slices=slices)
     batch = collate([mixed_rows()], 0)
     whole = trainer.compute_loss(model, batch).item()
-    monkeypatch.setattr("steermoe.training.trainer.ROWS_OF_LOGITS", 4)
+    monkeypatch.setattr("steermoe.training.objectives.retention.ROWS_OF_LOGITS", 4)
     assert trainer.compute_loss(model, batch).item() == pytest.approx(whole, rel=1e-6)
 
 
@@ -456,7 +489,10 @@ def test_a_second_gpu_does_not_split_micro_batches(mixtral: Any, tmp_path: Path)
     arguments._n_gpu = 2
     assert arguments.train_batch_size == 2 * arguments.per_device_train_batch_size
     trainer = ExpertMaskingTrainer(
-        model=mixtral, args=arguments, train_dataset=MicroBatches(mixed_rows()), slices=slices
+        model=mixtral,
+        args=arguments,
+        train_dataset=MicroBatches(mixed_rows()),
+        plan=ForwardPlan(mixtral, trainable_of(mixtral, slices)),
     )
     assert trainer.args.n_gpu == 1
     assert trainer.args.train_batch_size == trainer.args.per_device_train_batch_size
@@ -627,7 +663,6 @@ def test_a_batch_without_a_mask_trains_unmasked(mixtral: Any, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
     [
-        ({"mask_scope": "all"}, "no expert_mask"),
         (
             {"mask_scope": "all", "expert_mask": np.zeros((3, 8), bool)},
             r"shape \(3, 8\).*\(2, 8\)",
@@ -649,6 +684,37 @@ def test_a_mask_that_cannot_apply_is_refused(
     with pytest.raises(TrainingError, match=reason) as caught:
         make_trainer(model, tmp_path, slices=slices, **kwargs)
     assert "\n" not in str(caught.value)
+
+
+def test_a_mask_may_be_given_to_the_trainer_itself_and_not_beside_a_plan(
+    mixtral: Any, tmp_path: Path
+) -> None:
+    model = freeze_model_except_unsafe_experts(mixtral, EXPERTS)
+    given: dict[str, Any] = {
+        "model": model,
+        "args": TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True),
+        "train_dataset": MicroBatches(mixed_rows()),
+    }
+    masked = ExpertMaskingTrainer(
+        **given,
+        expert_mask=MASKS["both layers"],
+        mask_scope="unsafe",
+        objectives=WEIGHTS.objectives(),
+    )
+    batch = collate([mixed_rows()], 0)
+    planned = make_trainer(
+        model, tmp_path, expert_mask=MASKS["both layers"], mask_scope="unsafe"
+    ).compute_loss(model, batch)
+    assert masked.compute_loss(model, batch).item() == planned.item()
+    with pytest.raises(TrainingError, match="'all' but no expert_mask"):
+        ExpertMaskingTrainer(**given, mask_scope="all")
+    with pytest.raises(TrainingError, match="give expert_mask to it"):
+        ExpertMaskingTrainer(
+            **given,
+            plan=masked.plan,
+            mask_scope="all",
+            expert_mask=MASKS["both layers"],
+        )
 
 
 # ---- steps --------------------------------------------------------------------------------------------

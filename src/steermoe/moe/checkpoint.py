@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from steermoe.errors import TrainingError
 from steermoe.moe.layers import MoEDescription, auto_model_class, load_description
@@ -52,6 +54,12 @@ def save_hardened(model: Any, tokenizer: Any, folder: str | Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def saved_names(model: nn.Module, names: Iterable[str]) -> frozenset[str]:
+    """What parameters of a model are called in a checkpoint that `save_hardened` writes."""
+    tensors = {name: model.get_parameter(name).detach() for name in names}
+    return frozenset(revert_weight_conversion(model, tensors))  # type: ignore[arg-type]  # any transformers model
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """What differs between a base and a hardened checkpoint.
@@ -60,6 +68,7 @@ class Comparison:
         num_compared: Tensors of the hardened checkpoint; all of them were compared.
         num_changed: Tensors that differ.
         changed_experts: The selected experts of which anything differs, ascending.
+        changed_tensors: Those of the tensors that may differ as a whole that do, by name.
         only_in_base: Tensors that the hardened checkpoint lacks, because transformers does not load them
             (layers that predict several tokens, for example) or ties them to others.
     """
@@ -67,6 +76,7 @@ class Comparison:
     num_compared: int
     num_changed: int
     changed_experts: tuple[ExpertId, ...]
+    changed_tensors: tuple[str, ...]
     only_in_base: tuple[str, ...]
 
 
@@ -75,9 +85,10 @@ def verify_only_selected_changed(
     hardened: str | Path,
     experts: Iterable[ExpertId],
     *,
+    tensors: Iterable[str] = (),
     revision: str | None = None,
 ) -> Comparison:
-    """Compare two checkpoints bit for bit, and insist that only the selected experts differ.
+    """Compare two checkpoints bit for bit, and insist that only what was selected differs.
 
     Where the base is stored otherwise than transformers saves it (packed, in another dtype, or under older
     names), it is first loaded and saved again into a temporary directory, which takes the memory and the
@@ -87,6 +98,7 @@ def verify_only_selected_changed(
         base: Directory or hub name of the base model.
         hardened: Directory of the hardened one.
         experts: The `(decoder layer, expert)` pairs that may differ.
+        tensors: Names of tensors that may differ as a whole: routers, where they were trained.
         revision: Branch, tag or commit of the base on the hub.
 
     Raises:
@@ -94,29 +106,35 @@ def verify_only_selected_changed(
     """
     with comparable(local_folder(base, revision), Path(hardened)) as (before, after, _):
         description = load_description(hardened, local_files_only=True)
-        return compare(before, after, Owners.of(description, experts))
+        return compare(before, after, Owners.of(description, experts, tensors))
 
 
 @dataclass(frozen=True, slots=True)
 class Owners:
-    """Which tensors, and rows of tensors, of a checkpoint belong to selected experts.
+    """Which tensors, and rows of tensors, of a checkpoint belong to what was selected.
 
     Attributes:
         experts: The selected `(decoder layer, expert)` pairs.
         num_experts: Experts of a layer.
         layers_name: What the numbered decoder layers are called, mostly `layers`.
+        tensors: Names of selected tensors that belong to no expert.
     """
 
     experts: frozenset[ExpertId]
     num_experts: int
     layers_name: str
+    tensors: frozenset[str] = frozenset()
 
     @staticmethod
-    def of(description: MoEDescription, experts: Iterable[ExpertId]) -> Owners:
+    def of(
+        description: MoEDescription, experts: Iterable[ExpertId], tensors: Iterable[str] = ()
+    ) -> Owners:
         """For the checkpoints of a model."""
         layers = _LAYER.search(description.layers[0].experts_name)
         assert layers is not None, "the description has its number from there"
-        return Owners(frozenset(experts), description.num_experts, layers.group(1))
+        return Owners(
+            frozenset(experts), description.num_experts, layers.group(1), frozenset(tensors)
+        )
 
     def owned(self, name: str, shape: Sequence[int]) -> dict[int | None, ExpertId]:
         """The selected expert of each row; under None, of the whole tensor; empty if none has a part.
@@ -151,13 +169,17 @@ class Owners:
 def compare(
     before: Mapping[str, StoredTensor], after: Mapping[str, StoredTensor], owners: Owners
 ) -> Comparison:
-    """Compare tensor by tensor; raises for the first difference that no selected expert explains."""
+    """Compare tensor by tensor; raises for the first difference that nothing selected explains."""
     changed_experts: set[ExpertId] = set()
+    changed_tensors: list[str] = []
     num_changed = 0
     for name, tensor in sorted(after.items()):
         if tensor.same_bytes(before[name]):
             continue
         num_changed += 1
+        if name in owners.tensors:
+            changed_tensors.append(name)
+            continue
         owned = owners.owned(name, tensor.shape)
         changed: list[int | None] = [None]
         if owned and None not in owned:
@@ -174,6 +196,7 @@ def compare(
         num_compared=len(after),
         num_changed=num_changed,
         changed_experts=tuple(sorted(changed_experts)),
+        changed_tensors=tuple(changed_tensors),
         only_in_base=tuple(sorted(before.keys() - after.keys())),
     )
 

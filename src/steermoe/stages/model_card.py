@@ -20,7 +20,7 @@ def model_card(config: Config, run: RunDirectory, experts: Sequence[Expert]) -> 
     changed = (
         f"Only the MLP weights of these {len(experts)} routed experts differ from the base model; every other tensor "
         f"is bitwise equal, which was checked when this checkpoint was written:\n\n{names}"
-        if config.train.parameters == "experts"
+        if config.train.trains_experts
         else f"A baseline: `train.parameters = {config.train.parameters}` was trained."
     )
     return f"""---

@@ -15,6 +15,8 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from steermoe.config import ArgumentsSection, PhaseSettings, TrainSection
 from steermoe.errors import ConfigError, TrainingError, on_one_line
+from steermoe.training.objectives import objectives_of
+from steermoe.training.phases import Phase
 
 STEPPED_BY_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
 """Schedules that wait for figures of an evaluation, which training here does not make."""
@@ -66,7 +68,7 @@ POSITIVE = ("adam_epsilon", "max_grad_norm")
 
 def training_arguments(
     settings: TrainSection,
-    phase: PhaseSettings,
+    phase: Phase | PhaseSettings,
     seed: int,
     folder: Path,
     num_steps: int,
@@ -125,13 +127,14 @@ def training_arguments(
 
 
 def check_names(settings: TrainSection) -> None:
-    """Refuse what transformers does not know or take, before anything is computed.
+    """Refuse objectives that there are not and arguments that transformers does not take, before anything is computed.
 
     Raises:
-        ConfigError: An argument is unknown, decided on by the run, or of another type; a schedule, a setting of it or
-            a tracker is unknown, or the tracker's package is not installed.
+        ConfigError: An objective is none; an argument is unknown, decided on by the run, or of another type; a
+            schedule, a setting of it or a tracker is unknown, or the tracker's package is not installed.
     """
     for phase in settings.all_phases():
+        objectives_of(settings, phase.objectives)
         check_arguments(settings.arguments, phase.learning_rate)
 
 

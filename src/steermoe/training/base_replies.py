@@ -19,13 +19,12 @@ from torch import Tensor
 from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.partial_passes import only_positions
-from steermoe.moe.slices import ExpertSlices
 from steermoe.training.dataset import IGNORED, TrainingRow, collate, distinct_rows
 from steermoe.training.lower_states import ROWS_AT_A_TIME, LowerStates
 
 
 class BaseReplies:
-    """What the base model's head reads on each retention row.
+    """What the base model's head reads on each row that is held to it.
 
     Args:
         model: A model that runs as the base model now.
@@ -54,25 +53,6 @@ class BaseReplies:
             for start in range(0, len(once), ROWS_AT_A_TIME):
                 if self.is_exact:
                     self._add(model, once[start : start + ROWS_AT_A_TIME], pad_token_id)
-
-    @classmethod
-    def of_training_rows(
-        cls,
-        model: Any,
-        slices: ExpertSlices,
-        rows: Iterable[TrainingRow],
-        pad_token_id: int,
-        lower_states: LowerStates | None = None,
-    ) -> BaseReplies | None:
-        """What is kept of the retention rows among `rows`, with the trained experts of the model switched off.
-
-        Returns:
-            None where the head alone does not give the model's logits.
-        """
-        retained = [row for row in rows if row.objective == "retention"]
-        with slices.switched_off():
-            replies = cls(model, retained, pad_token_id, lower_states)
-        return replies if replies.is_exact else None
 
     @torch.no_grad()
     def _add(self, model: Any, rows: Sequence[TrainingRow], pad_token_id: int) -> None:

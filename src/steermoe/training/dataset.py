@@ -1,7 +1,7 @@
 """What is trained on what: from responses to rows, and from rows to micro-batches.
 
-A row is one prompt with the completion it is trained on. `refusal` rows learn a target refusal by cross
-entropy; `retention` rows hold the base model's own reply, which must stay as likely as it was (a KL term).
+A row is one prompt with the completion it is trained on, and belongs to one objective (`objectives/`): `refusal` rows
+learn a target refusal, `retention` rows hold the base model's own reply, which must stay as likely as it was.
 Loss is taken on completion tokens only: prompt and padding have none.
 
 Shape legend: B rows of a micro-batch, T tokens of its longest row, padded on the right.
@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from steermoe.config import DEFAULT_REFUSALS
 from steermoe.errors import ConfigError, TrainingError, on_one_line
 from steermoe.records import Label, Message, Output, Prompt, Verdict
 
-Objective = Literal["refusal", "retention"]
 TargetResponse = str | Sequence[str] | Callable[[Prompt], str]
 
 IGNORED = -100
@@ -38,7 +37,7 @@ class TrainingRow:
         prompt_id: The prompt it came from.
         label: Its side of the contrast.
         batch_idx: The mixed batch it trains in.
-        objective: `refusal` (cross entropy) or `retention` (KL to the base model).
+        objective: The name of the objective that it belongs to.
         messages: The chat turns of the prompt.
         completion: The text of the completion.
         prompt_token_ids: Tokens of the rendered prompt.
@@ -48,7 +47,7 @@ class TrainingRow:
     prompt_id: str
     label: Label
     batch_idx: int
-    objective: Objective
+    objective: str
     messages: tuple[Message, ...]
     completion: str
     prompt_token_ids: tuple[int, ...]
@@ -69,6 +68,27 @@ class TrainingRow:
             "prompt_id": self.prompt_id,
             "objective": self.objective,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt of the train split, from which an objective may make a row.
+
+    Attributes:
+        prompt: The prompt.
+        verdict: On the base model's reply.
+        output: The base model's reply, with the tokens of both.
+        batch_idx: The mixed batch of the analysis that it is in; `NO_BATCH` of a benign one.
+        tokenizer: The model's.
+        template_kwargs: What the chat template is passed.
+    """
+
+    prompt: Prompt
+    verdict: Verdict
+    output: Output
+    batch_idx: int
+    tokenizer: Any
+    template_kwargs: Mapping[str, Any]
 
 
 def resolve_target(target: TargetResponse) -> Callable[[Prompt, int], str]:
@@ -226,7 +246,7 @@ def collate(items: Sequence[Sequence[TrainingRow]], pad_token_id: int) -> dict[s
     Returns:
         `input_ids`, `attention_mask` `(B, T)`; `labels` `(B, T)`: at each position the id of the *next* token
         if that is a completion token, else -100; `token_position` `(B, T)`: which completion token that is;
-        `is_refusal`, `is_unsafe`, `batch_idx` `(B,)`; `prompt_id`, a list of B.
+        `is_unsafe`, `batch_idx` `(B,)`; `objective`, `prompt_id`, lists of B.
     """
     rows = [row for item in items for row in item]
     lengths = [row.num_tokens for row in rows]
@@ -248,9 +268,9 @@ def collate(items: Sequence[Sequence[TrainingRow]], pad_token_id: int) -> dict[s
         "attention_mask": attention_mask,
         "labels": labels,
         "token_position": token_position,
-        "is_refusal": torch.tensor([row.objective == "refusal" for row in rows]),
         "is_unsafe": torch.tensor([row.label is Label.UNSAFE for row in rows]),
         "batch_idx": torch.tensor([row.batch_idx for row in rows]),
+        "objective": [row.objective for row in rows],
         "prompt_id": [row.prompt_id for row in rows],
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steermoe.errors import on_one_line
 from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.partial_passes import LowerLayers, only_positions
@@ -36,8 +37,8 @@ class LowerStates:
         pad_token_id: For padding.
 
     Attributes:
-        is_usable: False where the model cannot be run without its lower layers, because layers above are given more
-            than their output, and where more than `MOST_BYTES` would be kept. Nothing is kept then.
+        why_not: Why the states cannot be used, because layers above are given more than the output of the lower ones,
+            or more than `MOST_BYTES` would be kept; empty if they can. Nothing is kept where they cannot.
 
     Raises:
         TrainingError: Two rows of one `prompt_id` have other tokens.
@@ -55,7 +56,7 @@ class LowerStates:
         groups = [once[i : i + ROWS_AT_A_TIME] for i in range(0, len(once), ROWS_AT_A_TIME)]
         num_tokens = sum(row.num_tokens for row in once)
         with computing_distinct(model):
-            self.is_usable = self._can_be_used(model, groups[0], pad_token_id, num_tokens)
+            self.why_not = self._hindrance(model, groups[0], pad_token_id, num_tokens)
             if not self.is_usable:
                 self._states = {}
                 return
@@ -63,20 +64,27 @@ class LowerStates:
                 self._add(model, group, pad_token_id)
         give_back_freed_memory()
 
-    def _can_be_used(
+    @property
+    def is_usable(self) -> bool:
+        """Whether the model can be run on what is kept."""
+        return not self.why_not
+
+    def _hindrance(
         self, model: Any, rows: Sequence[TrainingRow], pad_token_id: int, num_tokens: int
-    ) -> bool:
-        """Whether the states of all rows fit, and those of the first ones stand in for the lower layers."""
+    ) -> str:
+        """Why the states of the first rows do not stand in for the lower layers, or those of all do not fit."""
         try:
             fed, states = self._add(model, rows, pad_token_id)
-            fits = states[0, 0].nbytes * num_tokens <= MOST_BYTES
-            return fits and self._stands_in(model, fed, states)
+            needed = states[0, 0].nbytes * num_tokens
+            if needed > MOST_BYTES:
+                return f"{needed / 2**30:.1f} GiB would be kept, {MOST_BYTES / 2**30:.1f} may be"
+            return "" if self._stands_in(model, fed, states) else "the layers above read more"
         except (torch.OutOfMemoryError, MemoryError):
             raise
-        except Exception:
+        except Exception as error:
             # What a layer misses that a lower one would have left for it, it says in any way: a missing key, an
-            # empty list. Training with all layers does not need to know which.
-            return False
+            # empty list. It is said, so that an error of another kind does not pass for that.
+            return f"without them the model fails with {type(error).__name__}: {on_one_line(error)}"
 
     @torch.no_grad()
     def _add(

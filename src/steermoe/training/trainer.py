@@ -1,88 +1,39 @@
 """Training with expert masking, on the transformers Trainer.
 
-The loss of one micro-batch, whose rows are of one mixed batch:
+The loss of one micro-batch, whose rows are of one mixed batch, is the sum of its objectives (`objectives/`), each a
+mean over the completion tokens of its own rows:
 
     refusal_weight * weighted mean over refusal tokens of the cross entropy
     + retention_weight * weighted mean over retention tokens of KL(base || model)
 
-Both means weigh the leading tokens of a completion more, where that is asked for: a refusal is decided there.
-
-The KL is over the full vocabulary, in fp32 and in nats. The base model's logits come from the same module with
-the trained stacks switched off, or were kept from a pass before (`base_replies.py`). Only positions that predict
-a completion token reach the language-model head.
-
-Shape legend: B rows, T tokens, C completion tokens of the micro-batch, V vocabulary, L MoE layers, E experts.
+How the model is run for it is a `ForwardPlan`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
 
+from steermoe.contracts import Objective
 from steermoe.errors import TrainingError
-from steermoe.moe.distinct_tokens import DistinctTokens, has_dropout
-from steermoe.moe.layers import find_moe_layers
-from steermoe.moe.masking import masked_experts, masks_of_samples, router_noise_off
-from steermoe.moe.partial_passes import only_positions
-from steermoe.moe.slices import ExpertSlices
+from steermoe.moe.masking import router_noise_off
 from steermoe.records import BoolArray
-from steermoe.training.base_replies import BaseReplies
-from steermoe.training.dataset import IGNORED
-from steermoe.training.lower_states import LowerStates
+from steermoe.training.forward_plan import ExpertMasks, ForwardPlan, MaskScope
+from steermoe.training.objectives.refusal import Refusal
+from steermoe.training.objectives.retention import Retention
+from steermoe.training.trainables import Trainable, trainable_of
 
-MaskScope = Literal["off", "unsafe", "all"]
 TRAINED_WEIGHTS = "trained.safetensors"
 """The trainable parameters in a trainer checkpoint: the frozen ones are the base model's, and are not saved."""
-
-ROWS_OF_LOGITS = 512
-"""Completion tokens whose full-vocabulary logits are in fp32 at a time while the loss is computed."""
-
-
-@dataclass(frozen=True, slots=True)
-class LossWeights:
-    """How the two objectives are weighed.
-
-    Attributes:
-        refusal: Weight of the cross entropy on refusals.
-        retention: Weight of the KL to the base model.
-        first_tokens: Leading completion tokens whose loss is weighted by `first_tokens_weight`.
-        first_tokens_weight: Their weight; later tokens have weight 1.
-        retention_first_tokens_weight: Their weight in the retention loss, if it is another.
-    """
-
-    refusal: float = 1.0
-    retention: float = 1.0
-    first_tokens: int = 0
-    first_tokens_weight: float = 1.0
-    retention_first_tokens_weight: float | None = None
-
-
-def kl_to_base(base_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(base || model) of each token, in nats, over the full vocabulary in fp32.
-
-    Args:
-        base_logits: `(C, V)`.
-        logits: `(C, V)`; the gradient flows here.
-
-    Returns:
-        `(C,)`, not negative but for rounding.
-    """
-    base = F.log_softmax(base_logits.float(), dim=-1)
-    mine = F.log_softmax(logits.float(), dim=-1)
-    return (base.exp() * (base - mine)).sum(dim=-1)
 
 
 class ExpertMaskingTrainer(Trainer):
@@ -93,35 +44,28 @@ class ExpertMaskingTrainer(Trainer):
     Args:
         model: A model whose trainable parameters are chosen already (`freeze_model_except_unsafe_experts`).
         args: `transformers.TrainingArguments`.
+        objectives: The terms of the loss; by default refusal and retention, with weight 1 each.
+        plan: How the model is run; by default every pass is computed whole, under the mask below.
         expert_mask: `(L, E)`, true where an expert is unsafe; or one such mask for each `batch_idx`, which every row
             of that batch is masked by, and rows of a batch that has none are not masked.
         mask_scope: `off`; `unsafe` masks the rows of unsafe prompts; `all` masks every row that learns a refusal.
             Rows that are held to the base model, and the base model's own pass, are never masked.
-        slices: The trained experts, which switched off give the base model. None where something else trains:
-            then there is no base model to be held to, and `weights.retention` must be 0 unless `base_model` is given.
-        base_model: Another copy of the model to be held to, for the baselines that train in place.
-        base_replies: What the base model predicts on the retention rows, if that was computed before; it spares a
-            pass of the base model in every step.
-        lower_states: What leaves the layers below the lowest trained one, if that was computed before; it spares
-            those layers in every step.
-        weights: How the objectives are weighed.
+        phase: Which phase of a training this is, counted from 0; its checkpoints say so.
         **kwargs: For `transformers.Trainer`.
 
     Raises:
-        TrainingError: A mask is asked for and not given, holds an expert that does not train, or there is
-            no base model to be held to.
+        TrainingError: A mask is asked for and not given, or given beside a plan; it holds an expert that does not
+            train; or an objective needs the base model and there is none.
     """
 
     def __init__(
         self,
         *,
+        objectives: Sequence[Objective] | None = None,
+        plan: ForwardPlan | None = None,
         expert_mask: BoolArray | Mapping[int, BoolArray] | None = None,
         mask_scope: MaskScope = "off",
-        slices: ExpertSlices | None = None,
-        base_model: nn.Module | None = None,
-        base_replies: BaseReplies | None = None,
-        lower_states: LowerStates | None = None,
-        weights: LossWeights | None = None,
+        phase: int = 0,
         **kwargs: Any,
     ) -> None:
         args = kwargs.get("args")
@@ -129,25 +73,24 @@ class ExpertMaskingTrainer(Trainer):
             # Otherwise transformers splits each micro-batch over all GPUs that it sees, and merges two of them.
             args._n_gpu = 1
         super().__init__(**kwargs)
-        self.weights = weights if weights is not None else LossWeights()
-        self.mask_scope = mask_scope
-        self.expert_mask = expert_mask
-        self.slices = (
-            slices if slices is not None else getattr(kwargs["model"], "expert_slices", None)
-        )
-        self.base_model = base_model
-        self.base_replies = base_replies
-        self.lower_states = lower_states
+        self.objectives = tuple(objectives) if objectives is not None else (Refusal(), Retention())
         # The loss is a mean over the micro-batch's own tokens, so accumulation has to divide it by its steps.
         self.model_accepts_loss_kwargs = False
-        self.description = find_moe_layers(self._plain_model)
-        if mask_scope != "off":
-            self._check_mask()
-        self._begin_alike = not has_dropout(self._plain_model)
-        if self.weights.retention > 0 and self.slices is None and base_model is None:
-            raise TrainingError(
-                "a retention loss needs the base model: train expert slices, pass base_model, or set its weight to 0"
-            )
+        masks = _masks(expert_mask, mask_scope)
+        if plan is None:
+            model = self._plain_model
+            plan = ForwardPlan(model, trainable_of(model), masks=masks)
+        elif masks is not None:
+            raise TrainingError("a plan is given, which has the masks: give expert_mask to it")
+        self.plan = plan
+        self.phase = phase
+        for objective in self.objectives:
+            needs_base = objective.weight and getattr(objective, "needs_base", False)
+            if needs_base and not self.plan.has_base:
+                raise TrainingError(
+                    f"the objective {objective.name!r} needs the base model: train expert slices, give the plan a "
+                    "base_model, or set the objective's weight to 0"
+                )
         self.add_callback(_EpochCallback())
 
     @property
@@ -156,23 +99,15 @@ class ExpertMaskingTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as `transformers.Trainer` does; routers add no noise meanwhile."""
-        with router_noise_off(self._plain_model, self.description):
+        with router_noise_off(self._plain_model, self.plan.description):
             return super().train(*args, **kwargs)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
         """One forward and backward pass, in which the experts compute what rows share once, and no padding."""
-        with self._computing_distinct(inputs):
+        with self.plan.step(inputs):
             return super().training_step(model, inputs, num_items_in_batch)
-
-    def _computing_distinct(self, inputs: dict[str, Any]) -> AbstractContextManager[None]:
-        # A mask sends the tokens of some rows to other experts than those of the rest.
-        if self.slices is None or self.mask_scope != "off":
-            return nullcontext()
-        return self.slices.computing(
-            DistinctTokens.of(inputs["input_ids"], inputs["attention_mask"], self._begin_alike)
-        )
 
     def compute_loss(
         self,
@@ -182,118 +117,15 @@ class ExpertMaskingTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of one micro-batch; see the module's formula."""
-        labels = inputs["labels"]
-        predicts = labels != IGNORED  # (B, T)
-        fed = {
-            "input_ids": inputs["input_ids"],
-            "attention_mask": inputs["attention_mask"],
-            "use_cache": False,
-        }
-        skipping = self._without_lower_layers(inputs["prompt_id"])
-        with self._masked(inputs), skipping, only_positions(self._plain_model, predicts):
-            outputs = model(**fed)
-        logits = outputs.logits[0]  # (C, V)
-        is_refusal = (
-            inputs["is_refusal"][:, None].expand_as(labels)[predicts].to(logits.device)
-        )  # (C,)
-        targets = labels[predicts].to(logits.device)
-        positions = inputs["token_position"][predicts].to(logits.device)
-        weight = self._token_weights(positions, is_refusal)  # (C,)
+        forward = self.plan.run(model, inputs)
         # Zero, and differentiable where no row has a loss; a sum over all logits overflows in float16.
-        loss = logits[:0].float().sum()
-        if is_refusal.any() and self.weights.refusal:
-            per_token = F.cross_entropy(
-                logits[is_refusal].float(), targets[is_refusal], reduction="none"
-            )
-            cross_entropy = (per_token * weight[is_refusal]).sum() / weight[is_refusal].sum()
-            loss = loss + self.weights.refusal * cross_entropy
-            self._remember("refusal_loss", cross_entropy)
-        if not is_refusal.all() and self.weights.retention:
-            divergence = self._retention(inputs, predicts, logits[~is_refusal], weight[~is_refusal])
-            loss = loss + self.weights.retention * divergence
-            self._remember("retention_kl", divergence)
-        return (loss, outputs) if return_outputs else loss
-
-    def _retention(
-        self, inputs: dict[str, Any], predicts: Tensor, logits: Tensor, weight: Tensor
-    ) -> Tensor:
-        """Weighted mean of the KL to the base model over retention tokens."""
-        base_logits = self._base_logits(inputs, predicts)
-        total = logits.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(logits), ROWS_OF_LOGITS):
-            part = slice(start, start + ROWS_OF_LOGITS)
-            total = total + (kl_to_base(base_logits[part], logits[part]) * weight[part]).sum()
-        return total / weight.sum()
-
-    @torch.no_grad()
-    def _base_logits(self, inputs: dict[str, Any], predicts: Tensor) -> Tensor:
-        """Logits `(C, V)` of the base model on the retention rows of a micro-batch."""
-        rows = ~inputs["is_refusal"].to(inputs["input_ids"].device)
-        if self.base_replies is not None:
-            kept = zip(inputs["prompt_id"], rows.tolist(), strict=True)
-            return self.base_replies.logits([prompt_id for prompt_id, keep in kept if keep])
-        base = self.base_model if self.base_model is not None else self._plain_model
-        off: AbstractContextManager[None] = nullcontext()
-        if self.base_model is None and self.slices is not None:
-            off = self.slices.switched_off()
-        with off, only_positions(base, predicts[rows]):
-            fed = {name: inputs[name][rows] for name in ("input_ids", "attention_mask")}
-            logits: Tensor = base(**fed, use_cache=False).logits[0]
-        return logits
-
-    def _without_lower_layers(self, prompt_ids: Sequence[str]) -> AbstractContextManager[None]:
-        """A context in which the lower layers do not run, where what leaves them is known."""
-        if self.lower_states is None:
-            return nullcontext()
-        return self.lower_states.in_place(prompt_ids, self.args.device)
-
-    def _token_weights(self, positions: Tensor, is_refusal: Tensor) -> Tensor:
-        weight = torch.ones_like(positions, dtype=torch.float32)
-        is_first = positions < self.weights.first_tokens
-        weight[is_first] = self.weights.first_tokens_weight
-        if self.weights.retention_first_tokens_weight is not None:
-            weight[is_first & ~is_refusal] = self.weights.retention_first_tokens_weight
-        return weight
-
-    def _masked(self, inputs: dict[str, Any]) -> Any:
-        """The expert mask of this micro-batch's trained pass."""
-        if self.mask_scope == "off" or self.expert_mask is None:
-            return nullcontext()
-        rows = inputs["is_refusal"]
-        if self.mask_scope == "unsafe":
-            rows = rows & inputs["is_unsafe"]
-        if not rows.any():
-            return nullcontext()
-        mask = self.expert_mask
-        if isinstance(mask, Mapping):
-            # A batch without a token of one class has no selection, and a mask of none masks nothing.
-            nothing = np.zeros((self.description.num_layers, self.description.num_experts), bool)
-            mask = masks_of_samples(mask, inputs["batch_idx"].tolist(), nothing)  # (B, L, E)
-        return masked_experts(self._plain_model, mask, rows=rows, description=self.description)
-
-    def _check_mask(self) -> None:
-        if self.expert_mask is None:
-            raise TrainingError(f"mask_scope is {self.mask_scope!r} but no expert_mask is given")
-        shape = (self.description.num_layers, self.description.num_experts)
-        masks = (
-            list(self.expert_mask.values())
-            if isinstance(self.expert_mask, Mapping)
-            else [self.expert_mask]
-        )
-        for mask in masks:
-            if mask.shape != shape:
-                raise TrainingError(f"expert_mask has shape {mask.shape}, the model needs {shape}")
-        if self.slices is None:
-            return
-        trained = set(self.slices.experts)
-        for mask in masks:
-            for row, expert in zip(*mask.nonzero(), strict=True):
-                pair = (self.description.layer_indices[int(row)], int(expert))
-                if pair not in trained:
-                    raise TrainingError(
-                        f"expert_mask holds expert {pair[1]} of layer {pair[0]}, which does not train; "
-                        "a mask holds only trained experts"
-                    )
+        loss = forward.logits[:0].float().sum()
+        for objective in self.objectives:
+            if objective.weight and forward.has_tokens(objective.name):
+                term = objective.loss(inputs, forward)
+                loss = loss + objective.weight * term
+                self._remember(getattr(objective, "log_name", f"{objective.name}_loss"), term)
+        return (loss, forward.outputs) if return_outputs else loss
 
     # ---- figures beside the loss --------------------------------------------------------------------
 
@@ -303,7 +135,7 @@ class ExpertMaskingTrainer(Trainer):
         sums[name] = (total + float(value.detach()), count + 1)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the two objectives beside their sum."""
+        """Log the objectives beside their sum."""
         if "loss" in logs:
             sums = self.__dict__.pop("_sums", {})
             logs |= {name: round(total / count, 5) for name, (total, count) in sums.items()}
@@ -320,31 +152,40 @@ class ExpertMaskingTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         trained = trainable_parameters(self._plain_model)
-        save_file(trained, folder / TRAINED_WEIGHTS, self._experts_metadata())
+        save_file(trained, folder / TRAINED_WEIGHTS, self._metadata())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Read what `_save` wrote."""
-        path = Path(resume_from_checkpoint) / TRAINED_WEIGHTS
-        if not path.is_file():
-            raise TrainingError(
-                f"checkpoint {resume_from_checkpoint} has no {TRAINED_WEIGHTS}; delete it"
-            )
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-        saved = load_file(path)
-        mine = trainable_parameters(self._plain_model)
-        # Stacks of other experts can have the same names and shapes.
-        if metadata != self._experts_metadata() or saved.keys() != mine.keys():
-            raise TrainingError(
-                f"checkpoint {resume_from_checkpoint} holds other parameters; delete it"
-            )
-        with torch.no_grad():
-            for name, parameter in self._plain_model.named_parameters():
-                if name in saved:
-                    parameter.copy_(saved[name])
+        load_trained(resume_from_checkpoint, self._plain_model, self._metadata())
 
-    def _experts_metadata(self) -> dict[str, str]:
-        return {"experts": json.dumps(self.slices.experts if self.slices is not None else None)}
+    def _metadata(self) -> dict[str, str]:
+        return checkpoint_metadata(self.plan.trained, self.phase)
+
+
+def checkpoint_metadata(trained: Trainable, phase: int) -> dict[str, str]:
+    """What a checkpoint says of itself: its phase and, as stacks of others can look alike, its experts."""
+    experts = trained.experts if trained.slices is not None else None
+    return {"experts": json.dumps(experts), "phase": str(phase)}
+
+
+def load_trained(checkpoint: str | Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Read the trainable parameters of a checkpoint into a model.
+
+    Raises:
+        TrainingError: It has none, or those of another phase or of other experts.
+    """
+    path = Path(checkpoint) / TRAINED_WEIGHTS
+    if not path.is_file():
+        raise TrainingError(f"checkpoint {checkpoint} has no {TRAINED_WEIGHTS}; delete it")
+    with safe_open(path, framework="pt") as file:
+        found = file.metadata()
+    saved = load_file(path)
+    if found != dict(metadata) or saved.keys() != trainable_parameters(model).keys():
+        raise TrainingError(f"checkpoint {checkpoint} holds other parameters; delete it")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in saved:
+                parameter.copy_(saved[name])
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -364,6 +205,16 @@ def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
             "ExpertSlices.state_dict() in every process"
         )
     return found
+
+
+def _masks(
+    expert_mask: BoolArray | Mapping[int, BoolArray] | None, scope: MaskScope
+) -> ExpertMasks | None:
+    if scope == "off":
+        return None
+    if expert_mask is None:
+        raise TrainingError(f"mask_scope is {scope!r} but no expert_mask is given")
+    return ExpertMasks(expert_mask, scope)
 
 
 class _EpochCallback(TrainerCallback):
