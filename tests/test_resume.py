@@ -155,6 +155,18 @@ def test_a_sampled_run_with_other_settings_does_too(
     assert_same(paths[1], contents(through[1]))
 
 
+def test_a_run_of_two_phases_does_too(
+    processes: Processes, checkpoint: Path, small_prompts: Path, tmp_path: Path
+) -> None:
+    phases = [{"epochs": 1}, {"parameters": "experts+routers", "epochs": 2}]
+    settings = {"train": {"phases": phases}}
+    through = checkpoint, tmp_path / "through", small_prompts
+    total = processes.run(through, settings)
+    paths = checkpoint, tmp_path / "killed", small_prompts
+    assert kill_and_go_on(processes, paths, [total // 6] * 5, settings) >= 3
+    assert_same(paths[1], contents(through[1]))
+
+
 @pytest.mark.parametrize(
     ("stage", "last_step"), [("collect", "_figures"), ("evaluate", "_kl_per_token")]
 )

@@ -374,6 +374,12 @@ class TrainSection(Section):
         )
 
     @property
+    def all_parameters(self) -> str:
+        """What all phases together train, as `parameters` names it."""
+        parts = {part for phase in self.all_phases() for part in phase.parameters.split("+")}
+        return "+".join(sorted(parts))
+
+    @property
     def trains_experts(self) -> bool:
         """Whether any phase trains the selected experts: if none does, the run is a baseline."""
         return any(phase.trains_experts for phase in self.all_phases())

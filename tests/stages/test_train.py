@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import TinyCheckpoint
-from steermoe.config import Config, TrainSection
+from ready_run import Ready, changed_experts, die_after, ready_run, tensors
 from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError, TrainingError
 from steermoe.loading import LoadedModel, load_model
 from steermoe.records import Expert, Judgement, Verdict
@@ -29,9 +28,7 @@ from steermoe.store.names import CHECKPOINTS, MODEL, SFT_DATASET
 from steermoe.store.run import load_run
 from steermoe.training import lower_states
 from steermoe.training.lower_states import ROWS_AT_A_TIME, LowerStates
-from tiny import Listener, copy_of, files_of, finished_run, tiny_config
-
-EXPERT = re.compile(r"layers\.(\d+)\.(?:mlp|block_sparse_moe)\.experts\.(\d+)\.")
+from tiny import Listener, files_of, finished_run, tiny_config
 
 
 @pytest.fixture(scope="module", params=["mixtral", "olmoe", "qwen3_moe"])
@@ -39,76 +36,9 @@ def checkpoint(request: pytest.FixtureRequest, tiny_checkpoint: TinyCheckpoint) 
     return tiny_checkpoint(request.param)
 
 
-OWN = frozenset(TrainSection.model_fields)
-
-
-class Ready:
-    """A run that is ready to train, on Mixtral."""
-
-    def __init__(self, folder: Path, checkpoint: Path, prompts: Path) -> None:
-        self.checkpoint, self.prompts = checkpoint, prompts
-        self.run = RunDirectory(folder)
-        self.listener = Listener()
-        shutil.rmtree(self.run.file(MODEL))
-        self.run.remove(SFT_DATASET)
-
-    def config(self, **settings: Any) -> Config:
-        """Of a run; what transformers is handed may be among the settings of training."""
-        arguments = {name: settings.pop(name) for name in [*settings] if name not in OWN}
-        if arguments:
-            settings["arguments"] = arguments
-        return tiny_config(self.checkpoint, self.run.path, self.prompts, train=settings)
-
-    def train(self, **settings: Any) -> dict[str, Any]:
-        figures = train(self.run, self.config(**settings), self.listener)
-        self.run.remove_unfinished(CHECKPOINTS)  # as the pipeline does when the stage is done
-        return figures
-
-    def select(self, *experts: tuple[int, int], **per_batch: list[list[int]]) -> None:
-        """Write another selection."""
-        selection = self.run.read_selection()
-        batches = {
-            int(name.removeprefix("b")): tuple(Expert(*pair) for pair in chosen)
-            for name, chosen in per_batch.items()
-        }
-        self.run.write_selection(
-            dataclasses.replace(
-                selection,
-                overall=tuple((Expert(*pair), 0.1) for pair in experts),
-                per_batch=batches or selection.per_batch,
-            )
-        )
-
-    def changed(self) -> set[tuple[int, int]]:
-        return changed_experts(self.checkpoint, self.run.file(MODEL))
-
-
 @pytest.fixture
 def ready(tmp_path: Path, tiny_checkpoint: TinyCheckpoint, small_prompts: Path) -> Ready:
-    path = tiny_checkpoint("mixtral")
-    run = copy_of(finished_run(path, small_prompts), tmp_path / "run")
-    return Ready(run, path, small_prompts)
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        found |= load_file(file)
-    return found
-
-
-def changed_experts(base: Path, hardened: Path) -> set[tuple[int, int]]:
-    """The experts that differ; anything else that differs fails here."""
-    before, after = tensors(base), tensors(hardened)
-    assert before.keys() == after.keys()
-    changed = set()
-    for name, tensor in before.items():
-        assert (tensor.dtype, tensor.shape) == (after[name].dtype, after[name].shape)
-        if not torch.equal(tensor, after[name]):
-            place = EXPERT.search(name)
-            assert place is not None, f"{name} changed"
-            changed.add((int(place[1]), int(place[2])))
-    return changed
+    return ready_run(tiny_checkpoint("mixtral"), small_prompts, tmp_path / "run")
 
 
 # ---- the hardened checkpoint --------------------------------------------------------------------------
@@ -490,28 +420,6 @@ def test_training_before_collecting_names_the_missing_stage(
 
 
 # ---- checkpoints that died ----------------------------------------------------------------------------
-
-
-class Died(Exception):
-    pass
-
-
-def die_after(ready: Ready, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Train until a step's checkpoint is written, and no further."""
-    from steermoe.training import fit
-
-    on_step_end = fit._BarCallback.on_step_end
-
-    def stop(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        on_step_end(self, args, state, control, **kwargs)
-        if state.global_step == step + 1:
-            raise Died
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fit._BarCallback, "on_step_end", stop)
-        with pytest.raises(Died):
-            ready.train()
-    assert ready.run.file(f"{CHECKPOINTS}/phase-0/checkpoint-{step}").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -85,11 +85,13 @@ def test_more_than_fits_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lower_states, "MOST_BYTES", needed - 1)
     states = kept(model, rows)
     assert not states.is_usable and not states._states
+    assert "GiB would be kept" in states.why_not
 
 
 def test_a_model_that_needs_its_lower_layers_is_not_run_without_them() -> None:
     model = BY_NAME["glm_moe_dsa"].build()
-    assert not kept(model, rows_of(5, 6)).is_usable
+    states = kept(model, rows_of(5, 6))
+    assert not states.is_usable and "read more" in states.why_not
 
 
 def test_a_model_that_fails_without_its_lower_layers_is_run_with_them() -> None:
@@ -102,6 +104,7 @@ def test_a_model_that_fails_without_its_lower_layers_is_run_with_them() -> None:
     )  # nothing left: IndexError
     states = kept(model, rows_of(5, 6))
     assert not states.is_usable and not states._states
+    assert states.why_not == "without them the model fails with IndexError: pop from empty list"
 
 
 def test_two_rows_of_one_prompt_id_must_be_the_same() -> None:
@@ -117,4 +120,5 @@ def test_a_model_whose_upper_layers_look_past_their_input_is_found_out() -> None
     seen: list[torch.Tensor] = []
     lower.mlp.register_forward_hook(lambda _, __, output: seen.append(output))
     upper.register_forward_hook(lambda _, __, output: output + (seen.pop() if seen else 0))
-    assert not kept(model, rows_of(5, 6)).is_usable
+    states = kept(model, rows_of(5, 6))
+    assert not states.is_usable and "read more" in states.why_not

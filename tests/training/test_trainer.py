@@ -37,7 +37,11 @@ from steermoe.training.lower_states import LowerStates
 from steermoe.training.objectives.refusal import Refusal
 from steermoe.training.objectives.retention import Retention, kl_to_base
 from steermoe.training.objectives.token_weights import FirstTokens
-from steermoe.training.trainables import freeze_model_except_unsafe_experts, trainable_of
+from steermoe.training.trainables import (
+    Trainable,
+    freeze_model_except_unsafe_experts,
+    trainable_of,
+)
 from steermoe.training.trainer import TRAINED_WEIGHTS, ExpertMaskingTrainer
 
 EXPERTS = [(0, 1), (0, 6), (1, 0), (1, 5)]
@@ -148,6 +152,7 @@ def make_trainer(
     arguments: dict[str, Any] | None = None,
     *,
     slices: ExpertSlices | None = None,
+    trained: Trainable | None = None,
     weights: LossWeights = WEIGHTS,
     mask_scope: str = "off",
     expert_mask: Any = None,
@@ -176,7 +181,7 @@ def make_trainer(
         objectives=weights.objectives(),
         plan=ForwardPlan(
             model,
-            trainable_of(model, slices),
+            trained if trained is not None else trainable_of(model, slices),
             masks=ExpertMasks(expert_mask, mask_scope) if mask_scope != "off" else None,
             **plan,
         ),

@@ -73,10 +73,10 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
         f"at most {(len(planned) + len(held_out)) * config.collect.max_new_tokens:,}, in "
         f"{len(groups)} groups and once more for the {len(held_out)} held-out prompts",
     )
-    if config.train.parameters == "experts":
+    if config.train.trains_experts:
         table.add_row("trained experts", f"at most {num_trained} of {num_experts}")
     else:
-        table.add_row("trained", f"{config.train.parameters}, a baseline")
+        table.add_row("trained", f"{config.train.all_parameters}, a baseline")
     table.add_row("training steps", f"{steps} ({config.train.epochs:g} epochs)")
     table.add_row("memory, weights", gigabytes(weights))
     table.add_row(
@@ -101,13 +101,13 @@ def _bytes_to_train(
     config: Config, description: MoEDescription, num_trained: int, weights: int
 ) -> tuple[int, int]:
     """Bytes that training takes beside the weights, and those of one checkpoint."""
-    if config.train.parameters == "experts":
+    if config.train.trains_experts:
         training = description.bytes_to_train(num_trained)
         return training, training * 3 // 4  # all but the gradients
-    # The baselines train in the weights' own type, beside a copy of the base model.
+    # The baselines train in the weights' own type. Routers are small, and switched back where the base model is needed.
+    if config.train.all_parameters == "routers":
+        return 0, 0
     copy = weights if config.train.retention_weight > 0 else 0
-    if config.train.parameters == "routers":
-        return copy, 0
     return 3 * weights + copy, 3 * weights
 
 

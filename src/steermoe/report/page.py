@@ -116,7 +116,7 @@ def _opening(material: Material) -> dict[str, Any]:
     held_out = sum(1 for prompt in material.prompts if prompt.split == material.split)
     subject = text.Subject(
         model=numbers.model_name(config.model.id),
-        parameters=config.train.parameters,
+        parameters=config.train.all_parameters,
         rule=config.identify.rule,
         num_selected=None if selection is None else len(material.experts),
         num_experts=None if material.risk is None else len(material.risk),

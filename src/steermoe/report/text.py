@@ -61,7 +61,7 @@ class Subject:
 
     Attributes:
         model: The model's name.
-        parameters: What was trained: `experts`, `routers` or `everything`.
+        parameters: What was trained: `experts`, `routers`, `experts+routers` or `everything`.
         rule: The selection rule.
         num_selected: Experts that were selected; None where nothing was identified yet.
         num_experts: Routed experts of the model; None where that is unknown.
@@ -157,7 +157,7 @@ def _experts(subject: Subject) -> str:
 
 
 def _what_was_done(subject: Subject) -> str:
-    if subject.parameters != "experts":
+    if "experts" not in subject.parameters.split("+"):
         trained = "the routers" if subject.parameters == "routers" else "all parameters"
         return f"As a baseline to compare with, {trained} of {subject.model} were trained to refuse harmful requests."
     chosen = (
@@ -167,9 +167,10 @@ def _what_was_done(subject: Subject) -> str:
         if subject.rule in RULES_BY_RISK
         else f"those that the rule {subject.rule} selected"
     )
+    routers = "" if subject.parameters == "experts" else "The routers were trained as well. "
     return (
         f"{_experts(subject)} of {subject.model} were trained to refuse harmful requests: {chosen}. "
-        "Everything else in the model is unchanged."
+        f"{routers}Everything else in the model is unchanged."
     )
 
 

@@ -17,11 +17,13 @@ def model_card(config: Config, run: RunDirectory, experts: Sequence[Expert]) -> 
     names = ", ".join(expert_label(*expert) for expert in experts)
     rule = run.read_selection().rule
     selection = f"{rule['name']}, threshold {rule['threshold']}, top_k {rule['top_k']}, over {rule['segment']} tokens"
+    trained = config.train.all_parameters
+    routers = "the routers and " if trained == "experts+routers" else ""
     changed = (
-        f"Only the MLP weights of these {len(experts)} routed experts differ from the base model; every other tensor "
-        f"is bitwise equal, which was checked when this checkpoint was written:\n\n{names}"
+        f"Only {routers}the MLP weights of these {len(experts)} routed experts differ from the base model; every other "
+        f"tensor is bitwise equal, which was checked when this checkpoint was written:\n\n{names}"
         if config.train.trains_experts
-        else f"A baseline: `train.parameters = {config.train.parameters}` was trained."
+        else f"A baseline: `train.parameters = {trained}` was trained."
     )
     return f"""---
 base_model: {config.model.name}
