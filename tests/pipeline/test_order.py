@@ -141,7 +141,8 @@ def test_run_json_keeps_what_each_step_was_really_done_with(fakes: Fakes, config
     record = run.state.stages["train"]
     assert run.config.train.epochs == 9 and record.settings["train.epochs"] == 4
     assert (
-        "train.arguments.save_steps" not in record.settings and "collect.temperature" not in record.settings
+        "train.arguments.save_steps" not in record.settings
+        and "collect.temperature" not in record.settings
     )
     assert record.inputs.keys() >= {"base model", "selected experts", RESPONSES}
 

@@ -14,7 +14,7 @@ import torch
 from conftest import TinyCheckpoint
 from ready_run import EXPERT, Ready, changed_experts, die_after, ready_run, tensors
 from steermoe.errors import ConfigError, TrainingError
-from steermoe.store.directory import CHECKPOINTS, MODEL, SFT_DATASET
+from steermoe.store.names import CHECKPOINTS, MODEL, SFT_DATASET
 from steermoe.training.dataset import Example, TrainingRow
 from steermoe.training.lower_states import LowerStates
 from steermoe.training.trainer import ExpertMaskingTrainer

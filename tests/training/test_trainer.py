@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArgument
 from architectures import enable_checkpointing
 from conftest import TinyCheckpoint
 from steermoe.analysis.selection import create_expert_mask
+from steermoe.api import freeze_model_except_unsafe_experts
 from steermoe.errors import TrainingError
 from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.masking import masked_experts
@@ -37,11 +38,7 @@ from steermoe.training.lower_states import LowerStates
 from steermoe.training.objectives.refusal import Refusal
 from steermoe.training.objectives.retention import Retention, kl_to_base
 from steermoe.training.objectives.token_weights import FirstTokens
-from steermoe.training.trainables import (
-    Trainable,
-    freeze_model_except_unsafe_experts,
-    trainable_of,
-)
+from steermoe.training.trainables import Trainable, trainable_of
 from steermoe.training.trainer import TRAINED_WEIGHTS, ExpertMaskingTrainer
 
 EXPERTS = [(0, 1), (0, 6), (1, 0), (1, 5)]

@@ -56,7 +56,9 @@ def _restricted(section: _S, prefix: str, keys: set[str]) -> _S:
 def _flat(values: dict[str, Any], prefix: str, section: type[Section]) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         known = section.model_fields.get(name)
-        inner = known.annotation if known is not None else None  # a section may take more than it knows
+        inner = (
+            known.annotation if known is not None else None
+        )  # a section may take more than it knows
         if isinstance(inner, type) and issubclass(inner, Section):
             yield from _flat(value, f"{prefix}{name}.", inner)
         else:

@@ -269,32 +269,6 @@ def train_only(model: nn.Module, trainable: Trainable) -> int:
     return num_numbers
 
 
-def freeze_model_except_unsafe_experts(model: Any, unsafe_experts: Sequence[ExpertId]) -> Any:
-    """Make the unsafe experts of a model trainable, and nothing else.
-
-    The experts get small trainable stacks beside the frozen tensors; `model.expert_slices` switches them off,
-    folds them back into the model and detaches them.
-
-    Args:
-        model: A transformers model with fused experts.
-        unsafe_experts: `(layer, expert)` pairs.
-
-    Returns:
-        The same model, ready to train.
-
-    Raises:
-        SelectionError: An expert does not exist, is named twice, or there is none.
-        ModelError: The model's experts cannot be trained.
-
-    Example:
-        >>> model = freeze_model_except_unsafe_experts(model, [(0, 3), (1, 5)])  # doctest: +SKIP
-        >>> model.expert_slices.experts  # doctest: +SKIP
-        [(0, 3), (1, 5)]
-    """
-    model.expert_slices = attach_expert_slices(model, unsafe_experts)
-    return model
-
-
 def trainable_of(model: Any, slices: ExpertSlices | None = None) -> Trainable:
     """What a model trains whose parameters are chosen already: its expert slices, or else whatever is not frozen."""
     slices = slices if slices is not None else getattr(model, "expert_slices", None)
