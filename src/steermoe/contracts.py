@@ -110,7 +110,11 @@ class Score(Protocol):
 
 
 class Objective(Protocol):
-    """One term of the training loss."""
+    """One term of the training loss.
+
+    It may also have `needs_base`, true where its loss reads the base model's logits, and `log_name`, what its figure is
+    called in the history of a training.
+    """
 
     @property
     def name(self) -> str:

@@ -77,7 +77,10 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
         table.add_row("trained experts", f"at most {num_trained} of {num_experts}")
     else:
         table.add_row("trained", f"{config.train.all_parameters}, a baseline")
-    table.add_row("training steps", f"{steps} ({config.train.epochs:g} epochs)")
+    table.add_row(
+        "training steps",
+        f"{steps} ({sum(phase.epochs for phase in config.train.all_phases()):g} epochs)",
+    )
     table.add_row("memory, weights", gigabytes(weights))
     table.add_row(
         "memory, training",

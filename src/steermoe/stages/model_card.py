@@ -18,6 +18,9 @@ def model_card(config: Config, run: RunDirectory, experts: Sequence[Expert]) -> 
     rule = run.read_selection().rule
     selection = f"{rule['name']}, threshold {rule['threshold']}, top_k {rule['top_k']}, over {rule['segment']} tokens"
     trained = config.train.all_parameters
+    phases = "; then ".join(
+        f"{phase.epochs:g}, {phase.learning_rate:g}" for phase in config.train.all_phases()
+    )
     routers = "the routers and " if trained == "experts+routers" else ""
     changed = (
         f"Only {routers}the MLP weights of these {len(experts)} routed experts differ from the base model; every other "
@@ -39,7 +42,7 @@ tags: [steermoe, mixture-of-experts, safety]
 | base model | {config.model.name}{f" @ {config.model.revision}" if config.model.revision else ""} |
 | selection | {selection} |
 | prompts | {", ".join(Path(source).name for source in config.prompts.sources)} |
-| epochs, learning rate | {config.train.epochs:g}, {config.train.learning_rate:g} |
+| epochs, learning rate | {phases} |
 | share of the change that is kept | {config.train.kept_change:g} |
 | seed | {config.seed} |
 | steermoe | {__version__} |

@@ -48,22 +48,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         return {"num_trained_experts": 0, "trained_experts": []}
     source = model_source(config.model, reporter.line)
     loaded = load_model(config.model, source, report=reporter.line)
-    wanted = settings.all_phases()
-    rows_of = {
-        names: _rows_of(run, config, loaded, names, reporter)
-        for names in dict.fromkeys(phase.objectives for phase in wanted)
-    }
-    trained, of_phases = trainables_of(loaded.model, loaded.description, wanted, experts)
-    phases = [
-        Phase(
-            trainable,
-            objectives_of(settings, phase.objectives),
-            phase.epochs,
-            phase.learning_rate,
-            *rows_of[phase.objectives],
-        )
-        for phase, trainable in zip(wanted, of_phases, strict=True)
-    ]
+    trained, phases = _phases(run, config, reporter, loaded, experts)
     fit = Fit(
         loaded.model,
         loaded.description,
@@ -97,6 +82,32 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         "num_trained_parameters": num_parameters,
         "history": history,
     }
+
+
+def _phases(
+    run: RunDirectory,
+    config: Config,
+    reporter: Reporter,
+    loaded: LoadedModel,
+    experts: Sequence[Expert],
+) -> tuple[Trainable, list[Phase]]:
+    """All that is trained, and the phases of training it."""
+    wanted = config.train.all_phases()
+    rows_of = {
+        names: _rows_of(run, config, loaded, names, reporter)
+        for names in dict.fromkeys(phase.objectives for phase in wanted)
+    }
+    trained, of_phases = trainables_of(loaded.model, loaded.description, wanted, experts)
+    return trained, [
+        Phase(
+            trainable,
+            objectives_of(config.train, phase.objectives),
+            phase.epochs,
+            phase.learning_rate,
+            *rows_of[phase.objectives],
+        )
+        for phase, trainable in zip(wanted, of_phases, strict=True)
+    ]
 
 
 def _save(
