@@ -9,16 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import (
-    EXPERTS,
-    WEIGHTS,
-    log_probabilities,
-    make_trainer,
-    mixed_rows,
-    reference_loss,
-    rows_that_begin_alike,
-    take_step,
-)
 from transformers import AutoModelForCausalLM
 
 from conftest import TinyCheckpoint
@@ -30,6 +20,16 @@ from steermoe.training.phases import Phase
 from steermoe.training.planner import Planner
 from steermoe.training.trainables import Trainable, train_only, trainables_of
 from tiny import Listener
+from training_references import (
+    EXPERTS,
+    WEIGHTS,
+    log_probabilities,
+    make_trainer,
+    mixed_rows,
+    reference_loss,
+    rows_that_begin_alike,
+    take_step,
+)
 
 GATE = "model.layers.{}.mlp.gate.weight"
 
