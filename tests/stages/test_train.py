@@ -21,7 +21,7 @@ from conftest import TinyCheckpoint
 from ready_run import Ready, changed_experts, die_after, ready_run, tensors
 from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError, TrainingError
 from steermoe.loading import LoadedModel, load_model
-from steermoe.records import Expert, Judgement, Verdict
+from steermoe.records import Judgement, Verdict
 from steermoe.stages.train import train, training_rows
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import CHECKPOINTS, MODEL, SFT_DATASET

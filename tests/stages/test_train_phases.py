@@ -275,7 +275,11 @@ def test_an_own_objective_trains_on_its_own_rows(
     own_objective(monkeypatch, SumOfLogits)
     names = ["my_objectives:push", "refusal", "retention"]
     history = ready.train(objectives=names, epochs=2)["history"]
-    assert history[-1]["push_loss"] < history[0]["push_loss"]
+    # Three batches an epoch, in another order each.
+    first_epoch, second_epoch = (
+        sum(entry["push_loss"] for entry in part) for part in (history[:3], history[3:])
+    )
+    assert second_epoch < first_epoch
     first = history[0]
     total = first["refusal_loss"] + 2 * first["retention_kl"] + 0.5 * first["push_loss"]
     assert first["loss"] == pytest.approx(total, abs=1e-3)
