@@ -19,7 +19,7 @@ FLOORS = (
     {"store", "loading"},
     {"training", "engines", "judges", "prompts", "embedded"},
     {"analysis", "moe", "chat", "reporter"},
-    {"contracts"},
+    {"contracts", "unused_settings"},
     {"records", "config", "hashes"},
     {"errors", "version", "units"},
 )
