@@ -9,8 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from steermoe.stages.ablate import built_on
-from steermoe.store.directory import ABLATION, RISK_HELD_OUT
+from steermoe.store.directory import ABLATION, RISK_HELD_OUT, ablation_built_on
 from steermoe.store.run import Run
 
 METRIC_NAMES = {
@@ -108,7 +107,7 @@ def ablation(run: Run) -> Group:
         parts += [table, Text()]
     parts.append(Text(_legend(found)))
     built = run.state["stages"].get("ablate", {}).get("figures", {}).get("built_on")
-    if built is not None and built != built_on(run.state["stages"]):
+    if built is not None and built != ablation_built_on(run.state["stages"]):
         parts.append(
             Text("The run has changed since: `steermoe ablate` brings these figures up to date.")
         )

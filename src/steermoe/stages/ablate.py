@@ -44,7 +44,7 @@ from steermoe.store.directory import (
     MODEL,
     RISK,
     RunDirectory,
-    files_left,
+    ablation_built_on,
 )
 
 BASE, HARDENED = "base", "hardened"
@@ -64,7 +64,7 @@ def ablate(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, A
     Returns:
         Figures for `run.json`, with the stages that this one is built on.
     """
-    figures = {"built_on": built_on(run.read_run()["stages"])}
+    figures = {"built_on": ablation_built_on(run.read_run()["stages"])}
     subjects = choose_subjects(run, config)
     selected = selected_experts(run, config.train.experts)
     ablations = _plan(run, config, selected) if selected else []
@@ -98,11 +98,6 @@ def ablate(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, A
         "num_ablated_experts": num_deactivated,
         **matching_figures(ablations),
     }
-
-
-def built_on(stages: Mapping[str, Any]) -> dict[str, dict[str, str] | None]:
-    """The files of the selection and of the hardened model that an ablation measures; None for one not made."""
-    return {name: files_left(stages, name) for name in ("identify", "train")}
 
 
 # ---- what is compared ---------------------------------------------------------------------------------

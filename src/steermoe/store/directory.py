@@ -553,6 +553,11 @@ def files_left(stages: Mapping[str, Any], name: str) -> dict[str, str] | None:
     return left
 
 
+def ablation_built_on(stages: Mapping[str, Any]) -> dict[str, dict[str, str] | None]:
+    """The files of the selection and of the hardened model that an ablation measures; None for one not made."""
+    return {name: files_left(stages, name) for name in ("identify", "train")}
+
+
 def disk_error(error: Exception) -> str | None:
     """What the system says of a file that could not be written; None if an error is about something else.
 

@@ -1,0 +1,123 @@
+"""`steermoe power`: how many prompts find an expert, with a run as the pilot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from steermoe.cli.options import Options, print_result
+from steermoe.errors import RoutingError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Group
+
+    from steermoe.config import Config
+    from steermoe.store.directory import RunDirectory
+
+
+def power(
+    options: Options,
+    risk_diff: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--risk-diff",
+            metavar="DIFFERENCE",
+            help="A true risk difference to find. Repeatable.",
+            show_default="multiples of the threshold, or of the run's largest",
+        ),
+    ] = None,
+) -> None:
+    """Take a run as a pilot: how many prompts would find which experts."""
+    from steermoe.store.directory import RunDirectory
+
+    config = options.stored_config()
+    found = power_table(RunDirectory(config.run_dir), config, risk_diff or ())
+    print_result(power_shown(found))
+
+
+def power_table(
+    run: RunDirectory, config: Config, risk_diffs: Sequence[float] = ()
+) -> pd.DataFrame:
+    """How many prompts a class are needed to find an expert, by its true risk difference; the run is the pilot.
+
+    Args:
+        run: An identified run.
+        config: Its settings; the threshold and the q-value are what an expert must reach.
+        risk_diffs: True risk differences to ask about; by default `risk_diffs_to_find`.
+
+    Returns:
+        Columns `risk_diff, num_prompts, power, num_unsafe, note`: at least one row. Where no number of prompts is
+        enough, `note` says why and the numbers are None.
+
+    Raises:
+        RunDirectoryError: The run has no risk table.
+        RoutingError: Its table has no standard errors, or a risk difference asked for cannot be found reliably.
+    """
+    import pandas as pd
+
+    from steermoe.analysis.power import check_findable, prompts_needed, risk_diffs_to_find
+    from steermoe.analysis.selection import selectable_layers
+    from steermoe.analysis.variance import cluster_kinds
+    from steermoe.stages.evidence import train_contrast
+    from steermoe.store.directory import RISK
+
+    pilot = run.read_table(RISK)
+    if "risk_diff_se" not in pilot.columns:
+        raise RoutingError(
+            "the run's risk table has no standard errors: set identify.num_permutations and num_bootstrap above 0"
+        )
+    rule = run.read_unsafe_experts()["rule"]
+    layers = selectable_layers(pilot["layer"].unique(), rule["first_layer"], rule["last_layer"])
+    pilot = pilot[pilot["layer"].isin(layers)]
+    threshold = config.identify.threshold
+    asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
+    for risk_diff in asked:
+        check_findable(risk_diff, threshold)
+    # The responses that the standard errors come from: the table's own estimator's, in its own segment.
+    used = train_contrast(run, config).seen_by(pilot["estimator"].iloc[0], rule["segment"])
+    num_unsafe = int(used.is_unsafe.sum())
+    has_unsafe, has_safe = cluster_kinds(used)
+    pilot = pilot.assign(n_unsafe=used.tokens[used.is_unsafe].sum())
+    rows: list[dict[str, Any]] = []
+    for risk_diff in asked:
+        row = {"risk_diff": risk_diff, "num_prompts": None, "power": None, "num_unsafe": None}
+        try:
+            found = prompts_needed(
+                pilot,
+                min(num_unsafe, len(used) - num_unsafe),
+                risk_diff=risk_diff,
+                max_q_value=config.identify.max_q_value,
+                threshold=threshold,
+                paired=bool((has_unsafe & has_safe).any()),
+            )
+            row |= {name: getattr(found, name) for name in ("num_prompts", "power", "num_unsafe")}
+            rows.append(row | {"note": ""})
+        except RoutingError as error:
+            rows.append(row | {"note": str(error)})
+    return pd.DataFrame(rows)
+
+
+def power_shown(found: pd.DataFrame) -> Group:
+    """The table as it is printed, with a note for each difference that no number of prompts finds."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        *("true risk_diff", "prompts a class", "power", "experts like it"),
+        title="the run as a pilot",
+        box=None,
+    )
+    for row in found.to_dict("records"):
+        numbers = ["none is enough"]
+        if not row["note"]:
+            numbers = [
+                f"{int(row['num_prompts']):,}",
+                f"{row['power']:.2f}",
+                str(int(row["num_unsafe"])),
+            ]
+        table.add_row(f"{row['risk_diff']:g}", *numbers)
+    return Group(table, *(Text(note) for note in found["note"] if note))
