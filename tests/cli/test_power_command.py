@@ -220,6 +220,16 @@ def test_what_cannot_be_found_is_said(steermoe: CommandLine, pilot_path: Path) -
     assert "goes with --power" in alone
 
 
+def test_what_is_the_pilots_own_is_said(steermoe: CommandLine, pilot_path: Path) -> None:
+    power = ["power", "--run", pilot_path, "--risk-diff", "0.3", "--set", "identify.top_k=3"]
+    assert steermoe(*power) == 0
+    assert "note" not in steermoe.err
+    printed = steermoe.out
+    assert steermoe(*power, "--set", "identify.segment=prompt") == 0
+    assert "note: identify.segment = 'prompt' has no effect here" in steermoe.err
+    assert steermoe.out == printed
+
+
 def test_a_pilot_without_errors_is_refused(steermoe: CommandLine, pilot_path: Path) -> None:
     without = ["--set", "identify.num_permutations=0", "--quiet"]
     assert steermoe("identify", "--run", pilot_path, *without) == 0

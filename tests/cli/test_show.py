@@ -45,6 +45,7 @@ def test_show_prints_any_layer(steermoe: CommandLine, finished: Path) -> None:
     labels = re.findall(r"^L\d\d_E\d\d", steermoe.out, re.MULTILINE)
     assert labels == [f"L01_E{e:02d}" for e in range(8)]
     assert "0-1" in steermoe.refusal("show", "--run", finished, "--layer", "9")
+    assert "give one" in steermoe.refusal("show", "--layer", "1", "--batch", "0")
 
 
 def test_show_prints_batches_and_the_counts_of_one(steermoe: CommandLine, finished: Path) -> None:

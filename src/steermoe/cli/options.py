@@ -99,7 +99,8 @@ class Options:
 
         run = load_run(self.new_config().run_dir)
         overrides = self._overrides() | {"run": str(run.path)}
-        return load_config(self.config, self.settings or (), overrides, base=run.state["config"])
+        stored = run.config.model_dump(mode="json")
+        return load_config(self.config, self.settings or (), overrides, base=stored)
 
     def _overrides(self) -> dict[str, Any]:
         check_run_named(self.run_dir)

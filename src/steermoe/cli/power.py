@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from steermoe.config import Config
     from steermoe.store.directory import RunDirectory
 
+OF_THE_PILOT = ("segment", "estimator", "first_layer", "last_layer")
+"""Settings of `identify` that are those of the run's risk table, whatever is given here."""
+
 
 def power(
     options: Options,
@@ -31,11 +34,18 @@ def power(
     ] = None,
 ) -> None:
     """Take a run as a pilot: how many prompts would find which experts."""
-    from steermoe.store.directory import RunDirectory
+    from steermoe.store.run import load_run
 
     config = options.stored_config()
-    found = power_table(RunDirectory(config.run_dir), config, risk_diff or ())
-    print_result(power_shown(found))
+    run = load_run(config.run_dir)
+    for name in OF_THE_PILOT:
+        pilots, asked = getattr(run.config.identify, name), getattr(config.identify, name)
+        if pilots != asked:
+            options.reporter.note(
+                f"identify.{name} = {asked!r} has no effect here: the pilot was identified with {pilots!r}; "
+                "steermoe identify changes that"
+            )
+    print_result(power_shown(power_table(run.directory, config, risk_diff or ())))
 
 
 def power_table(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from steermoe.cli.options import RunOption, open_run, print_result
+from steermoe.errors import ConfigError
 
 
 def show(
@@ -23,6 +24,8 @@ def show(
     ] = False,
 ) -> None:
     """Print a run: its experts, its batches, its figures."""
+    if sum((batches, batch is not None, layer is not None)) > 1:
+        raise ConfigError("--batches, --batch and --layer are three things to print; give one")
     run = open_run(run_dir)
     from steermoe.cli import display
 
