@@ -35,9 +35,10 @@ from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS
 from steermoe.analysis.power import power_at, prompts_needed
 from steermoe.analysis.risk import risk_tables
-from steermoe.analysis.selection import Expert, resolve_rule
+from steermoe.analysis.selection import resolve_rule
 from steermoe.analysis.stability import selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
+from steermoe.records import Expert
 from steermoe.units import gibibytes
 
 OLMOE = RoutingModel(num_layers=16, num_experts=64, top_k=8)

@@ -11,7 +11,8 @@ import pytest
 
 from hand_made import SAFE, TWO_BATCHES, UNSAFE, Reply, make_run, settings
 from steermoe.analysis.batch_selection import same_as_uncontrolled, select_experts
-from steermoe.analysis.selection import RULES, Expert, SelectionSettings
+from steermoe.analysis.selection import RULES, SelectionSettings
+from steermoe.records import Expert
 from steermoe.stages.identify import identify, selected_experts
 from tiny import Listener
 

@@ -62,7 +62,7 @@ def apply_delta_file(
     from steermoe.config import EMBEDDED_MODEL, ModelSection
     from steermoe.loading import model_source
     from steermoe.moe.delta import apply_delta, read_delta_header
-    from steermoe.store.directory import disk_error
+    from steermoe.store.files import disk_error
 
     header = read_delta_header(delta)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -109,7 +109,7 @@ def export_run(
 
 
 def _export_tables(run: Run, name: str, folder: Path) -> list[Path]:
-    from steermoe.store.directory import RESPONSES, RISK, RISK_PER_BATCH
+    from steermoe.store.names import RESPONSES, RISK, RISK_PER_BATCH
 
     write = {"csv": _write_csv, "jsonl": _write_jsonl}[name]
     written = []
@@ -143,7 +143,7 @@ def _export_delta(run: Run, folder: Path) -> Path:
     from steermoe.config import EMBEDDED_MODEL
     from steermoe.loading import model_source
     from steermoe.moe.delta import save_delta
-    from steermoe.store.directory import MODEL
+    from steermoe.store.names import MODEL
 
     hardened = run.directory.file(MODEL)
     if not hardened.is_dir():

@@ -72,14 +72,14 @@ def power_table(
     from steermoe.analysis.selection import selectable_layers
     from steermoe.analysis.variance import cluster_kinds
     from steermoe.stages.evidence import train_contrast
-    from steermoe.store.directory import RISK
+    from steermoe.store.names import RISK
 
     pilot = run.read_table(RISK)
     if "risk_diff_se" not in pilot.columns:
         raise RoutingError(
             "the run's risk table has no standard errors: set identify.num_permutations and num_bootstrap above 0"
         )
-    rule = run.read_unsafe_experts()["rule"]
+    rule = run.read_selection().rule
     layers = selectable_layers(pilot["layer"].unique(), rule["first_layer"], rule["last_layer"])
     pilot = pilot[pilot["layer"].isin(layers)]
     threshold = config.identify.threshold
