@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from steermoe.cli.options import ForceOption, Options
+from steermoe.cli.options import ForceOption, Options, VerifyOption
 from steermoe.cli.power import power as print_power
 from steermoe.cli.steps import run_step
 from steermoe.errors import ConfigError
@@ -15,6 +15,7 @@ from steermoe.errors import ConfigError
 def identify(
     options: Options,
     force: ForceOption = False,
+    verify: VerifyOption = False,
     power: Annotated[
         bool, typer.Option("--power", hidden=True, help="The same as steermoe power.")
     ] = False,
@@ -31,4 +32,4 @@ def identify(
         raise ConfigError(
             f"--risk-diff {risk_diff[0]} goes with --power, or with steermoe power, which only counts prompts"
         )
-    run_step("identify", options, force)
+    run_step("identify", options, force, verify)

@@ -30,6 +30,13 @@ RunOption = Annotated[
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Do finished steps again.")]
+VerifyOption = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Hash the model and every result whole, also where size and time of change are as they were.",
+    ),
+]
 DebugOption = Annotated[
     bool, typer.Option("--debug", help="Show a traceback when something goes wrong.")
 ]

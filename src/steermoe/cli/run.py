@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from steermoe.cli.options import ForceOption, Options, print_result
+from steermoe.cli.options import ForceOption, Options, VerifyOption, print_result
 from steermoe.cli.plan import plan as print_plan
 from steermoe.cli.steps import note_settings_without_effect
 
@@ -14,6 +14,7 @@ from steermoe.cli.steps import note_settings_without_effect
 def run(
     options: Options,
     force: ForceOption = False,
+    verify: VerifyOption = False,
     plan: Annotated[
         bool, typer.Option("--plan", hidden=True, help="The same as steermoe plan.")
     ] = False,
@@ -32,4 +33,4 @@ def run(
     from steermoe.cli.display import summary
     from steermoe.pipeline import run_pipeline
 
-    print_result(summary(run_pipeline(config, force=force, reporter=reporter)))
+    print_result(summary(run_pipeline(config, force=force, verify=verify, reporter=reporter)))

@@ -12,13 +12,16 @@ if TYPE_CHECKING:
     from steermoe.store.run import Run
 
 
-def run_step(step: str, options: Options, force: bool, creates_run: bool = False) -> Run:
+def run_step(
+    step: str, options: Options, force: bool, verify: bool, creates_run: bool = False
+) -> Run:
     """Run one step.
 
     Args:
         step: Its name.
         options: Of the command.
         force: Whether a finished step is done again.
+        verify: Whether the model and the results are hashed whole.
         creates_run: Whether there may be no run yet; else its settings are those stored in it.
 
     Returns:
@@ -29,7 +32,7 @@ def run_step(step: str, options: Options, force: bool, creates_run: bool = False
     note_settings_without_effect(config, reporter, step)
     from steermoe.pipeline import run_pipeline
 
-    return run_pipeline(config, only=step, force=force, reporter=reporter)
+    return run_pipeline(config, only=step, force=force, verify=verify, reporter=reporter)
 
 
 def note_settings_without_effect(config: Config, reporter: Reporter, step: str = "") -> None:

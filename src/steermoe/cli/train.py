@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from steermoe.cli.options import ForceOption, Options
+from steermoe.cli.options import ForceOption, Options, VerifyOption
 from steermoe.cli.steps import run_step
 
 
-def train(options: Options, force: ForceOption = False) -> None:
+def train(options: Options, force: ForceOption = False, verify: VerifyOption = False) -> None:
     """Fine-tune the selected experts, and write the hardened checkpoint."""
-    run_step("train", options, force)
+    run_step("train", options, force, verify)
