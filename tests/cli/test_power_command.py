@@ -17,11 +17,12 @@ from steermoe.analysis.uncertainty import estimate_risk_diff, estimate_uncertain
 from steermoe.cli.power import power_table
 from steermoe.config import Config, validate
 from steermoe.errors import RoutingError
-from steermoe.records import Label, Prompt, Split, Verdict
+from steermoe.records import Judgement, Label, Prompt, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.stages.identify import identify
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import RESPONSES, RISK, ROUTING
+from steermoe.store.run import load_run
 from tiny import CommandLine, copy_of, finished_run
 
 MODEL = RoutingModel(num_layers=4, num_experts=32, top_k=4)
@@ -36,7 +37,7 @@ def run_of(folder: Path, simulated: SimulatedRun) -> RunDirectory:
     """A run directory that holds simulated routing, as collecting would leave it."""
     run = RunDirectory(folder)
     run.create()
-    rows, prompts = [], []
+    rows, prompts, verdicts = [], [], {}
     for i, (goal, unsafe) in enumerate(zip(simulated.goals, simulated.is_unsafe, strict=True)):
         label = Label.UNSAFE if unsafe else Label.SAFE
         prompts.append(Prompt(f"p{i}", label, (), goal, split=Split.TRAIN))
@@ -46,11 +47,12 @@ def run_of(folder: Path, simulated: SimulatedRun) -> RunDirectory:
                 "label": str(label),
                 "split": str(Split.TRAIN),
                 "batch_idx": simulated.batch_idx[i],
-                "verdict": str(Verdict.ANSWERED),
             }
         )
+        verdicts[("base", f"p{i}", "keyword")] = Judgement(Verdict.ANSWERED)
     run.write_prompts(prompts)
     run.write_table(RESPONSES, pd.DataFrame(rows))
+    run.write_verdicts(verdicts, ["base"])
     counts = simulated.counts
     save_file(
         {
@@ -184,7 +186,7 @@ def test_the_command_prints_the_sizes_that_are_asked_for(
     rows = numbers_in(steermoe.out)
     assert list(rows) == [0.3, 0.25]
     run = RunDirectory(pilot_path)
-    config = validate(run.read_run()["config"])
+    config = load_run(pilot_path).config
     table = power_table(run, config, [0.3, 0.25])
     for row in table.to_dict("records"):
         shown = rows[row["risk_diff"]]
