@@ -16,8 +16,9 @@ HEADER = """\
 
 Every setting of a run, with its default. They can be given in a TOML file (`--config FILE`), one by one
 (`--set train.epochs=2`), or, from Python, to `steermoe.load_config`. The command line wins over the file, the file
-over the defaults. A key that does not exist is refused, and the nearest one that does is named. What a run used, down
-to the last default, is in its `run.json`.
+over the defaults. With no value (`--set identify.last_layer=`) a setting that may be empty is emptied. A key that does
+not exist is refused, and the nearest one that does is named. What a run used, down to the last default, is in its
+`run.json`.
 
 This page is written by `python scripts/write_settings.py` from the descriptions in `src/steermoe/config.py`.
 """

@@ -20,9 +20,9 @@ FLOORS = (
     {"store", "loading"},
     {"training", "engines", "judges", "prompts", "embedded"},
     {"analysis", "moe", "chat", "reporter"},
-    {"contracts"},
+    {"contracts", "unused_settings"},
     {"records", "config", "hashes"},
-    {"errors", "version"},
+    {"errors", "version", "units"},
 )
 """Rooms from the top down. A room imports only from floors below its own."""
 

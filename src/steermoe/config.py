@@ -11,11 +11,21 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from steermoe.errors import ConfigError
 
@@ -35,12 +45,36 @@ they begin with two words, because a greedy reply begins with the single likelie
 many and share its chance, and a refusal that has only one would be begun where it is the less likely of the two."""
 
 
+AMBIGUOUS_WORDS = ("yes", "no", "on", "off", "none", "null")
+"""What some people write for true, false or nothing, and some chat templates take as a text."""
+
+
+class Unquoted(str):
+    """A text of the command line that stood without quotes, and so may have been meant as something else."""
+
+    __slots__ = ()
+
+
 class Section(BaseModel):
     """A part of the configuration: immutable, and refusing keys it does not know."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """What a person means: nothing empties a setting, one text is a list of one."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kind, parts = get_origin(annotation), get_args(annotation)
+        if kind is dict:
+            return {} if value == "" else _untyped(value)
+        if value == "" and (NoneType in parts or kind is tuple):
+            return None if NoneType in parts else ()
+        if isinstance(value, str) and kind is tuple and parts[0] is str:
+            return (str(value),)
+        return str(value) if isinstance(value, Unquoted) else value
 
 
 class ModelSection(Section):
@@ -81,11 +115,16 @@ class ModelSection(Section):
         description="Passed to the chat template, for instance enable_thinking = false.",
     )
 
+    @field_validator("id")
+    @classmethod
+    def _in_the_home_directory(cls, model: str) -> str:
+        return expand_home(model)
+
     @property
     def name(self) -> str:
         """The model as files and pages call it: a hub id whole, a directory by its last part alone."""
         path = Path(self.id)
-        is_hub_id = self.id.count("/") == 1 and not self.id.startswith((".", "~", "/"))
+        is_hub_id = self.id.count("/") == 1 and not self.id.startswith((".", "/"))
         return self.id if is_hub_id and not path.is_dir() else path.name or self.id
 
 
@@ -110,6 +149,11 @@ class PromptsSection(Section):
         (5 / 9, 1 / 9, 3 / 9),
         description="Shares of goals for train, dev and test, where a file brings no split.",
     )
+
+    @field_validator("sources")
+    @classmethod
+    def _in_the_home_directory(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(expand_home(source) for source in sources)
 
     @model_validator(mode="after")
     def _fractions_add_up(self) -> PromptsSection:
@@ -165,6 +209,7 @@ class IdentifySection(Section):
     )
     rule: str = Field(
         "threshold",
+        min_length=1,
         description="Selection rule: threshold, fdr, stability, combined, lowest, random, or package.module:callable.",
     )
     threshold: float = Field(
@@ -394,6 +439,11 @@ class Config(Section):
     ablate: AblateSection = Field(default_factory=AblateSection)
     report: ReportSection = Field(default_factory=ReportSection)
 
+    @field_validator("run")
+    @classmethod
+    def _in_the_home_directory(cls, run: str | None) -> str | None:
+        return expand_home(run) if run is not None else None
+
     def with_model_id(self, model_id: str) -> Config:
         """The same settings, with the model named otherwise."""
         return self.model_copy(update={"model": self.model.model_copy(update={"id": model_id})})
@@ -416,7 +466,8 @@ def load_config(
 
     Args:
         config_file: A TOML file.
-        settings: `section.key=value` strings; the value is read as TOML, or else as text.
+        settings: `section.key=value` strings; the value is read as TOML, or else as text. With no value, an
+            optional setting is emptied.
         overrides: Nested mapping of a command's own options; None values are left out.
         base: What to start from instead of the defaults and the preset: the config stored in a run.
 
@@ -477,7 +528,7 @@ def fields_of(section: type[Section]) -> list[tuple[str, str, Any, str]]:
 
 def _read_toml(path: str | Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_text("utf-8-sig"))
+        return tomllib.loads(Path(expand_home(str(path))).read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} is not valid TOML: {error}") from None
     except OSError as error:
@@ -492,15 +543,60 @@ def _parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {setting!r} is not of the form section.key=value")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text  # a bare word is a text: quotes would have to survive the shell
-        nested: Any = value
+        nested = _value_of(text)
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
         parsed = _merge(parsed, nested)
     return parsed
+
+
+def _value_of(text: str) -> Any:
+    """A value of the command line: TOML, or JSON, which writes tables with colons; else a text.
+
+    A bare word is a text, because quotes would have to survive the shell.
+    """
+    with suppress(tomllib.TOMLDecodeError):
+        return tomllib.loads(f"value = {text}")["value"]
+    if text.startswith(("{", "[")):
+        with suppress(json.JSONDecodeError):
+            return json.loads(text)
+    return Unquoted(text if text.strip() else "")
+
+
+def _untyped(value: Any) -> Any:
+    """A value of a table whose settings have no type: a bare `False` is false, and no word that is true.
+
+    Raises:
+        ValueError: It may be meant as a truth value or as a text.
+    """
+    if isinstance(value, Mapping):
+        return {key: _untyped(entry) for key, entry in value.items()}
+    if not isinstance(value, Unquoted):
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if value.lower() in AMBIGUOUS_WORDS:
+        raise ValueError(
+            f"{value} may be a truth value or a text; write true or false, or put the text in quotes "
+            f"that reach the program: '\"{value}\"'"
+        )
+    return str(value)
+
+
+def expand_home(path: str) -> str:
+    """A path with its leading `~` replaced by the home directory.
+
+    Raises:
+        ConfigError: It is somebody's home directory that is not known here.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise ConfigError(
+            f"{path} begins with a home directory that is not known; write the path in full"
+        ) from None
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,8 +7,6 @@ from pathlib import Path
 from steermoe.analysis.selection import selectable_layers
 from steermoe.config import EMBEDDED_MODEL, IdentifySection, ModelSection
 from steermoe.hashes import stamp_of
-from steermoe.loading import describe_model, hub_commit
-from steermoe.moe.stored import hash_checkpoint
 from steermoe.store.state import ModelRecord
 
 
@@ -39,6 +37,9 @@ def identify_model(
     Raises:
         ModelError: It is not there, or, for a new run, cannot be used.
     """
+    from steermoe.loading import describe_model, hub_commit
+    from steermoe.moe.stored import hash_checkpoint
+
     if before is None:
         describe_model(
             settings, source
