@@ -16,6 +16,8 @@ def check_layers(settings: ModelSection, source: str, bounds: IdentifySection) -
     Raises:
         SelectionError: `identify.first_layer` and `last_layer` hold none of the model's MoE layers.
     """
+    from steermoe.loading import describe_model
+
     known = describe_model(settings, source).layer_indices
     selectable_layers(known, bounds.first_layer, bounds.last_layer)
 
