@@ -18,7 +18,7 @@ FLOORS = (
     {"stages", "report"},
     {"store", "loading"},
     {"training", "engines", "judges", "prompts", "embedded"},
-    {"analysis", "moe", "chat", "reporter"},
+    {"analysis", "moe", "chat", "reasoning", "reporter"},
     {"contracts"},
     {"records", "config", "hashes"},
     {"errors", "version"},
