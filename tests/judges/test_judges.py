@@ -2,7 +2,8 @@ import pytest
 
 from steermoe.config import DEFAULT_REFUSALS
 from steermoe.errors import ConfigError
-from steermoe.judges.keyword import final_answer, judge_named, keyword_judge
+from steermoe.judges.keyword import judge_named, keyword_judge
+from steermoe.reasoning import final_answer
 from steermoe.records import Verdict
 
 REFUSALS = [
