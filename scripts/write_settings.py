@@ -29,7 +29,6 @@ TYPES = {
     "float": "number",
     "tuple[str, ...]": "list of texts",
     "tuple[float, float, float]": "three numbers",
-    "dict[str, Any]": "table",
 }
 
 LONGEST_DEFAULT = 60
@@ -87,6 +86,8 @@ def _kind(annotation: str) -> str:
     kind = annotation.removesuffix(" | None")
     if kind.startswith("Literal["):
         return ", ".join(f"`{choice.strip()[1:-1]}`" for choice in kind[8:-1].split(","))
+    if kind.startswith("dict["):
+        return "table"
     return " or ".join(TYPES[part] for part in kind.split(" | "))
 
 

@@ -62,7 +62,7 @@ def _nothing_to_check(config: Config) -> None:
 
 
 def _check_collect(config: Config) -> None:
-    judge_named(config.collect.judge)
+    judge_named(config.judge.main)
     plan_groups(prepare_prompts(config, silent()), config)
 
 
@@ -101,7 +101,7 @@ STAGES = (
     Stage(
         COLLECT,
         collect,
-        settings=("seed", "model", "prompts", "collect"),
+        settings=("seed", "model", "prompts", "collect", "judge"),
         built_on=(),
         check=_check_collect,
     ),

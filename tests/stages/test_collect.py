@@ -449,7 +449,7 @@ def test_an_unknown_prompt_format_or_judge_is_refused_before_anything_is_made(
 ) -> None:
     for name, settings in (
         ("prompts.format", {"prompts": {"format": "xlsx"}}),
-        ("collect.judge", {"collect": {"judge": "oracle"}}),
+        ("judge.main", {"judge": {"main": "oracle"}}),
     ):
         config = tiny_config(checkpoint, tmp_path / "run", small_prompts, **settings)
         run = RunDirectory(config.run_dir)

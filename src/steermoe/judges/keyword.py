@@ -213,5 +213,5 @@ def judge_named(name: str) -> VerdictOf:
         return JUDGES[name]
     except KeyError:
         raise ConfigError(
-            f"collect.judge = {name!r} is not known: use one of {', '.join(JUDGES)}"
+            f"judge.main = {name!r} is not known: use one of {', '.join(JUDGES)}"
         ) from None

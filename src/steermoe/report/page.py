@@ -130,7 +130,7 @@ def _opening(material: Material) -> dict[str, Any]:
     return {
         "title": text.title(subject, evaluation),
         "headline": text.headline(subject, evaluation),
-        "cautions": text.cautions(evaluation, config.collect.judge, material.split),
+        "cautions": text.cautions(evaluation, config.judge.main, material.split),
         "metrics": text.metric_rows(evaluation) if evaluation else [],
         "tiles": text.tiles(evaluation) if evaluation else [],
         "divergence": _divergence(evaluation),

@@ -161,7 +161,7 @@ class Scorer:
     def replied(self, loaded: LoadedModel, bar: Bar) -> list[Score]:
         """Verdicts on a model's replies, which are not kept."""
         engine = text_engine(loaded, self.config)
-        judge = judge_named(self.config.collect.judge)
+        judge = judge_named(self.config.judge.main)
         ids, size = list(self.subjects), self.config.collect.generation_batch_size
         scores = []
         for group, start in enumerate(range(0, len(ids), size)):

@@ -121,7 +121,7 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, 
     Returns:
         Figures for `run.json`: prompts, tokens, verdicts.
     """
-    judge_named(config.collect.judge)  # an unknown one is refused before anything is read
+    judge_named(config.judge.main)  # an unknown one is refused before anything is read
     prompts = prepare_prompts(config, reporter)
     groups = plan_groups(prompts, config, reporter)
     source = model_source(config.model, reporter.line)
@@ -164,7 +164,7 @@ def _generate_shards(
     groups: Sequence[Sequence[Planned]],
     missing: Sequence[int],
 ) -> None:
-    judge = judge_named(config.collect.judge)
+    judge = judge_named(config.judge.main)
     sampling = sampling_of(config)
     total = sum(map(len, groups))
     done = total - sum(len(groups[i]) for i in missing)

@@ -110,7 +110,7 @@ def _reply(
         for index, group in enumerate(plan_groups(run.read_prompts(), config))
         if group[0].prompt.split is split
     ]
-    judge = judge_named(config.collect.judge)
+    judge = judge_named(config.judge.main)
     engine = text_engine(hardened, config)
     with reporter.bar(sum(len(group) for _, group in groups), "evaluate") as bar:
         for index, group in groups:
