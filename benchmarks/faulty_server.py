@@ -90,7 +90,7 @@ class FaultyServer:
         class Handler(_Handler):
             server_of = owner
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = _Quiet(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
 
@@ -134,6 +134,13 @@ class FaultyServer:
     def named_refusals(self, body: dict[str, Any]) -> str:
         """What a refusing server names in its message."""
         return ", ".join(field for field in self.refuses if self._has(body, field))
+
+
+class _Quiet(ThreadingHTTPServer):
+    """Says nothing of clients that are gone, as they are when they are killed."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over it."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A language model as judge, against a server that fails in every way, killed five times: is anything lost or asked twice?
+"""A judge against a server that fails in every way, killed five times: is anything lost, guessed or asked twice?
 
     python -m benchmarks.judge_server
 
@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,12 @@ def kept(answers: Path) -> int:
     return answers.read_bytes().count(b"\n") if answers.exists() else 0
 
 
+def rated_in(answers: Path) -> set[int]:
+    """Numbers of the replies whose rating is kept."""
+    whole, _, _ = answers.read_text("utf-8", "replace").rpartition("\n")
+    return {int(number) for number in re.findall(r"because of (\d+)", whole)}
+
+
 def start(address: str, answers: Path, num_replies: int) -> subprocess.Popen[str]:
     """The judge as a process of its own."""
     command = [sys.executable, "-m", "benchmarks.judge_server", "--judge", address]
@@ -75,16 +82,21 @@ def study(num_replies: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder, FaultyServer(plan, slow=1.2) as server:
         answers = Path(folder) / "answers.jsonl"
         begun = time.monotonic()
+        marks = []
         for kill in range(1, NUM_KILLS + 1):
             process = start(server.address, answers, num_replies)
             while kept(answers) < num_replies * kill / (NUM_KILLS + 2) and process.poll() is None:
                 time.sleep(0.02)
             process.kill()
             process.wait()
+            known, so_far = rated_in(answers), len(server.requests)
+            marks.append((known, so_far))
         kept_at_last_kill = kept(answers)
         output, _ = start(server.address, answers, num_replies).communicate()
         seconds = time.monotonic() - begun
-        rated = Counter(n for n, deed in server.requests if deed in ("rate", "slow"))
+        asked_again = sum(
+            number in known for known, so_far in marks for number, _ in server.requests[so_far:]
+        )
         finals = Counter(n for n, deed in server.requests if deed in ("rate", "refuse"))
         faults = Counter(deed for _, deed in server.requests)
         text = answers.read_text("utf-8")
@@ -92,7 +104,7 @@ def study(num_replies: int) -> dict[str, object]:
     right = sum(
         (verdict, score, reason) == (e.verdict.value, e.score, e.reason)
         for n, (verdict, score, reason) in enumerate(judged)
-        if (e := expected(n)) and not plan(n)[:1] in (["refuse*"], ["wrong-json*"])
+        if (e := expected(n)) and plan(n)[:1] not in (["refuse*"], ["wrong-json*"])
     )
     never = [n for n in range(num_replies) if plan(n)[:1] in (["refuse*"], ["wrong-json*"])]
     return {
@@ -105,7 +117,7 @@ def study(num_replies: int) -> dict[str, object]:
         "never to be rated, and unscored": f"{len(never)}, {sum(judged[n][0] == Verdict.UNSCORED for n in never)}",
         "never to be rated, with a verdict": sum(judged[n][0] != Verdict.UNSCORED for n in never),
         "answered more than once (under way when killed)": sum(c - 1 for c in finals.values()),
-        "rated or slow more than once": sum(c > 1 for c in rated.values()),
+        "asked again though its rating was kept": asked_again,
         "the most that can be under way at five kills": NUM_KILLS * CONCURRENCY,
         "key in the file of answers": KEY in text,
         "seconds": round(seconds, 1),
