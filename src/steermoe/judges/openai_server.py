@@ -25,6 +25,7 @@ from steermoe.judges.asking import (
 )
 from steermoe.judges.dialect import Dialect
 from steermoe.judges.keyword import unjudgeable
+from steermoe.judges.request import goal_of
 from steermoe.records import Exchange, Judgement, Verdict
 
 _NONSENSE_REPEATS = 2
@@ -315,14 +316,6 @@ class _Call:
             num_judged,
             self._num_failed,
         )
-
-
-def goal_of(exchange: Exchange) -> str:
-    """What was asked for: the goal, or the last turn of the user's where there is none."""
-    if exchange.goal.strip():
-        return exchange.goal
-    asked = [turn["content"] for turn in exchange.messages if turn.get("role") == "user"]
-    return asked[-1] if asked else exchange.prompt
 
 
 def _is_filtered(error: Any) -> bool:
