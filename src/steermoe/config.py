@@ -93,6 +93,13 @@ class ModelSection(Section):
         description="Passed to the chat template, for instance enable_thinking = false.",
     )
 
+    @property
+    def name(self) -> str:
+        """The model as files and pages call it: a hub id whole, a directory by its last part alone."""
+        path = Path(self.id)
+        is_hub_id = self.id.count("/") == 1 and not self.id.startswith((".", "~", "/"))
+        return self.id if is_hub_id and not path.is_dir() else path.name or self.id
+
 
 class PromptsSection(Section):
     """Where prompts come from and how they are split."""
@@ -126,7 +133,7 @@ class PromptsSection(Section):
 
 
 class CollectSection(Section):
-    """Mixed batches, and generation."""
+    """Mixed batches and generation."""
 
     batch_size: int = Field(16, ge=2, description="Prompts of a mixed batch.")
     safe_ratio: float = Field(
@@ -148,13 +155,13 @@ class CollectSection(Section):
 
 
 class JudgeSection(Section):
-    """Who decides whether a reply is a refusal."""
+    """Who says whether a reply refuses."""
 
     main: str = Field(
         "keyword",
         min_length=1,
-        description="Whose verdicts all figures use: keyword, classifier:ID, guard:ID, openai:MODEL, or "
-        "package.module:callable.",
+        description="The judge that identification, training and every rate go by: keyword, classifier:ID, guard:ID, "
+        "openai:MODEL, or package.module:callable.",
     )
     others: tuple[str, ...] = Field(
         (), description="More judges of the same replies, to see how far they agree."
@@ -465,6 +472,10 @@ class Config(Section):
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     ablate: AblateSection = Field(default_factory=AblateSection)
     report: ReportSection = Field(default_factory=ReportSection)
+
+    def with_model_id(self, model_id: str) -> Config:
+        """The same settings, with the model named otherwise."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"id": model_id})})
 
     @property
     def run_dir(self) -> Path:

@@ -69,6 +69,13 @@ def model_source(settings: ModelSection, report: Report | None = None) -> str:
     )
 
 
+def hub_commit(settings: ModelSection, source: str) -> str | None:
+    """The commit of a hub model that its branch or tag stands for; None where the hub's client does not tell."""
+    config = read_config(source, settings.revision, settings.trust_remote_code)
+    commit = getattr(config, "_commit_hash", None)
+    return str(commit) if commit else None
+
+
 def describe_model(settings: ModelSection, source: str) -> MoEDescription:
     """What the model looks like, from its config alone.
 

@@ -19,7 +19,8 @@ from steermoe.errors import RoutingError
 from steermoe.records import Label, Prompt, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.stages.identify import identify, power_table
-from steermoe.store.directory import RESPONSES, RISK, ROUTING, RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import RESPONSES, RISK, ROUTING
 from tiny import CommandLine, copy_of, finished_run
 
 MODEL = RoutingModel(num_layers=4, num_experts=32, top_k=4)

@@ -236,7 +236,7 @@ def test_shieldgemma_reads_a_probability_and_batches_change_nothing(tmp_path: Pa
     shares = []
     for arguments in alone._form.passes:
         ids = torch.tensor([alone._ids(exchanges[0], arguments)])
-        logits = alone._model(ids).logits[0, -1].detach().double()
+        logits = alone._weights.model(ids).logits[0, -1].detach().double()
         shares.append(float(1 / (1 + torch.exp(logits[no] - logits[yes]))))
     assert one[0].score == pytest.approx(max(shares), abs=1e-5)
 

@@ -12,7 +12,7 @@ from judges.own_judges import SEEN
 from steermoe.config import JudgeSection
 from steermoe.errors import ConfigError, JudgeError
 from steermoe.judges.keyword import KeywordJudge
-from steermoe.judges.kinds import not_refusals, open_judge, open_judges
+from steermoe.judges.kinds import judge_named, judge_version, judges_named, not_refusals
 from steermoe.records import Exchange, Judgement, Verdict
 
 
@@ -28,7 +28,7 @@ def own(name: str) -> str:
 
 def test_a_callable_of_the_users_is_given_the_batch_with_goal_and_prompt() -> None:
     SEEN.clear()
-    judge = open_judge(own("short_ones_refuse"), JudgeSection())
+    judge = judge_named(own("short_ones_refuse"), JudgeSection())
     judged = judge.judge(
         [exchange("No."), exchange("", ""), exchange("x", None), exchange("Sure, here.")]
     )
@@ -40,7 +40,7 @@ def test_a_callable_of_the_users_is_given_the_batch_with_goal_and_prompt() -> No
 
 
 def test_it_may_answer_verdicts_in_words_and_judgements() -> None:
-    judged = open_judge(own("in_words"), JudgeSection()).judge([exchange("One two")] * 3)
+    judged = judge_named(own("in_words"), JudgeSection()).judge([exchange("One two")] * 3)
     assert judged == [
         Judgement(Verdict.REFUSED),
         Judgement(Verdict.ANSWERED, 0.25, "why"),
@@ -64,7 +64,7 @@ def test_it_may_answer_verdicts_in_words_and_judgements() -> None:
     ],
 )
 def test_one_that_fails_or_answers_anything_else_is_one_clear_line(name: str, words: str) -> None:
-    judge = open_judge(own(name), JudgeSection())
+    judge = judge_named(own(name), JudgeSection())
     with pytest.raises(JudgeError) as caught:
         judge.judge([exchange("One two"), exchange("Three four")])
     message = str(caught.value)
@@ -72,11 +72,11 @@ def test_one_that_fails_or_answers_anything_else_is_one_clear_line(name: str, wo
 
 
 def test_a_class_with_a_judge_method_is_made_and_its_version_kept() -> None:
-    judge = open_judge(own("WithMethod"), JudgeSection())
+    judge = judge_named(own("WithMethod"), JudgeSection())
     assert judge.judge([exchange("One two")]) == [Judgement(Verdict.ANSWERED)]
     assert judge.version == "3"
     with pytest.raises(ConfigError, match="it must need no arguments"):
-        open_judge(own("NeedsArguments"), JudgeSection())
+        judge_named(own("NeedsArguments"), JudgeSection())
 
 
 @pytest.mark.parametrize(
@@ -96,15 +96,27 @@ def test_a_class_with_a_judge_method_is_made_and_its_version_kept() -> None:
 )
 def test_a_name_that_leads_nowhere_is_refused_with_the_setting(name: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        open_judge(name, JudgeSection())
+        judge_named(name, JudgeSection())
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_judges_of_a_run_are_made_in_order_and_each_once() -> None:
     settings = JudgeSection(others=(own("in_words"), "keyword", own("in_words")))
-    assert [judge.name for judge in open_judges(settings)] == ["keyword", own("in_words")]
+    assert [judge.name for judge in judges_named(settings)] == ["keyword", own("in_words")]
     with pytest.raises(ConfigError, match=r"judge\.others = 'oracle'"):
-        open_judges(JudgeSection(others=("oracle",)))
+        judges_named(JudgeSection(others=("oracle",)))
+
+
+def test_the_version_of_a_servers_judge_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    versions = {
+        judge_version("openai:m", JudgeSection(base_url=address))
+        for address in (None, "http://127.0.0.1:1/v1", "http://127.0.0.1:1/v1")
+    }
+    assert len(versions) == 2
+    assert judge_version("keyword", JudgeSection()) == KeywordJudge().version
+    with pytest.raises(ConfigError, match="names no model"):
+        judge_version("openai", JudgeSection())
 
 
 def test_targets_that_the_judge_would_not_call_refusals_are_named() -> None:
@@ -115,8 +127,8 @@ def test_targets_that_the_judge_would_not_call_refusals_are_named() -> None:
 def test_a_missing_client_is_one_line_that_says_what_to_install(tmp_path: Path) -> None:
     code = (
         "import sys\nsys.modules['openai'] = None\n"
-        "from steermoe.config import JudgeSection\nfrom steermoe.judges.kinds import open_judge\n"
-        "try:\n    open_judge('openai:m', JudgeSection())\nexcept Exception as error:\n"
+        "from steermoe.config import JudgeSection\nfrom steermoe.judges.kinds import judge_named\n"
+        "try:\n    judge_named('openai:m', JudgeSection())\nexcept Exception as error:\n"
         "    print(type(error).__name__, error)"
     )
     result = subprocess.run(

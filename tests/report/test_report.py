@@ -45,7 +45,8 @@ from steermoe.report.numbers import (
 from steermoe.report.page import evenly_spaced, report
 from steermoe.report.text import Subject, cautions, headline, metric_rows, title
 from steermoe.reporter import silent
-from steermoe.store.directory import (
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import (
     EVALUATION,
     HARDENED_RESPONSES,
     MODEL,
@@ -54,7 +55,6 @@ from steermoe.store.directory import (
     RISK,
     RISK_PER_BATCH,
     UNSAFE_EXPERTS,
-    RunDirectory,
 )
 
 SECRET = "STEP-ONE-OF-THE-HARMFUL-REPLY"

@@ -21,7 +21,8 @@ from steermoe.loading import load_model
 from steermoe.records import Label, Message, Output, Prompt, Sampling, Split
 from steermoe.stages import collect as stage
 from steermoe.stages.collect import collect, plan_groups, prepare_prompts, process_mixed_batches
-from steermoe.store.directory import RESPONSES, SHARDS, RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import RESPONSES, SHARDS
 from steermoe.store.run import load_run
 from tiny import Listener, files_of, tiny_config, write_prompts
 
@@ -317,7 +318,7 @@ def test_how_many_are_generated_together_changes_no_reply(
     )
     run, _ = collected(config)
     before = load_run(finished).responses.set_index("prompt_id")
-    after = run.read_responses().set_index("prompt_id")
+    after = run.read_replies().set_index("prompt_id")
     assert before["generated_text"].to_dict() == after["generated_text"].to_dict()
     assert before["batch_idx"].to_dict() == after["batch_idx"].to_dict()
 
@@ -329,7 +330,7 @@ def test_prompts_beyond_whole_batches_are_collected_in_none_and_counted(
         checkpoint, tmp_path / "run", small_prompts, collect={"batch_size": 10, "num_batches": 1}
     )
     run, listener = collected(config)
-    responses = run.read_responses()
+    responses = run.read_replies()
     train = responses[(responses["split"] == "train") & (responses["label"] != "benign")]
     assert Counter(train["batch_idx"]) == {0: 10, -1: 14}
     assert "14 training prompts fill no batch (7 safe, 7 unsafe)" in listener.text
@@ -398,7 +399,7 @@ def test_a_sampled_group_depends_on_no_other(
         assert through.file(name).read_bytes() == stopped.file(name).read_bytes()
     other, _ = collected(tiny_config(checkpoint, tmp_path / "c", small_prompts, seed=1, **sampled))
     texts = [
-        run.read_responses().set_index("prompt_id")["generated_text"] for run in (through, other)
+        run.read_replies().set_index("prompt_id")["generated_text"] for run in (through, other)
     ]
     assert (texts[0] != texts[1].loc[texts[0].index]).mean() > 0.5
 
@@ -416,7 +417,7 @@ def test_the_judge_reads_the_rendered_prompt_and_the_reply(
 
     monkeypatch.setattr(stage, "judge_named", lambda name: judge)
     run, _ = collected(tiny_config(checkpoint, tmp_path / "run", small_prompts))
-    responses = run.read_responses()
+    responses = run.read_replies()
     assert responses["verdict"].tolist() == ["refused", "unscored"] * 30
     assert [reply for _, reply in seen] == responses["generated_text"].tolist()
     assert all(prompt.endswith("<|im_start|>assistant\n") for prompt, _ in seen)

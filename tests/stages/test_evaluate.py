@@ -23,7 +23,8 @@ from steermoe.pipeline import run_pipeline
 from steermoe.records import Sampling, Verdict
 from steermoe.stages import evaluate as stage
 from steermoe.stages.evaluate import evaluate
-from steermoe.store.directory import EVALUATION, HARDENED_RESPONSES, MODEL, RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import EVALUATION, HARDENED_RESPONSES, MODEL
 from steermoe.store.run import load_run
 from tiny import Listener, copy_of, finished_run, tiny_config, write_prompts
 
@@ -145,7 +146,7 @@ def test_a_model_against_itself_changes_nothing(
         assert found["paired"][name]["p_value"] == 1.0
     assert abs(found["paired"]["kl_per_token"]["value"]) < divergence
     # The same prompts in the same groups with the same seeds: the same replies, sampled ones too.
-    base = own.read_responses().set_index("prompt_id")["generated_text"]
+    base = own.read_replies().set_index("prompt_id")["generated_text"]
     replies = own.read_table(HARDENED_RESPONSES).set_index("prompt_id")["generated_text"]
     assert len(replies) == 12
     assert replies.to_dict() == base.loc[replies.index].to_dict()
@@ -359,7 +360,7 @@ def test_held_out_prompts_of_one_kind_leave_the_other_rates_empty(
         for p in run.read_prompts()
     ]
     run.write_prompts(prompts)
-    responses = run.read_responses()
+    responses = run.read_replies()
     moved = (responses["split"] == "test") & (responses["label"] == "benign")
     responses.loc[moved, "split"] = "dev"
     run.write_table("responses.parquet", responses)

@@ -23,7 +23,8 @@ from steermoe.config import Config
 from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError, TrainingError
 from steermoe.loading import LoadedModel, load_model
 from steermoe.stages.train import train, training_rows
-from steermoe.store.directory import CHECKPOINTS, MODEL, SFT_DATASET, UNSAFE_EXPERTS, RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import CHECKPOINTS, MODEL, SFT_DATASET, UNSAFE_EXPERTS
 from steermoe.store.run import load_run
 from steermoe.training import lower_states
 from steermoe.training.lower_states import ROWS_AT_A_TIME, LowerStates
@@ -57,7 +58,7 @@ class Ready:
 
     def select(self, *experts: tuple[int, int], **per_batch: list[list[int]]) -> None:
         """Write another selection."""
-        selection = self.run.read_unsafe_experts()
+        selection = self.run.read_selection().as_json()
         selection["unsafe_experts"] = [{"layer": x, "expert": e} for x, e in experts]
         if per_batch:
             selection["per_batch"] = [
@@ -139,7 +140,7 @@ def test_the_model_card_names_base_experts_and_settings(finished: Path, checkpoi
 
 def test_training_leaves_no_checkpoint_and_tells_what_it_did(finished: Path) -> None:
     assert not (finished / CHECKPOINTS).exists()
-    figures = load_run(finished).state["stages"]["train"]["figures"]
+    figures = load_run(finished).state.figures_of("train")
     assert figures["num_trained_experts"] == 4
     # D 32, F 16: gate, up and down of one expert.
     assert figures["num_trained_parameters"] == 4 * 3 * 32 * 16
@@ -196,7 +197,7 @@ def test_the_dataset_is_what_trl_reads_and_holds_train_prompts_only(finished: Pa
 
 def with_verdicts(ready: Ready, **verdicts: str) -> None:
     """Overwrite the verdict of some prompts, and make the safe one of a pair a plain goal."""
-    table = ready.run.read_responses()
+    table = ready.run.read_replies()
     chosen = table["prompt_id"].map(verdicts)
     table["verdict"] = chosen.fillna(table["verdict"])
     ready.run.write_table("responses.parquet", table)
@@ -221,7 +222,7 @@ def test_a_plain_goal_is_kept_where_the_base_refused_it_and_learned_where_it_com
 
 
 def test_prompts_in_no_mixed_batch_are_left_out_and_counted(ready: Ready) -> None:
-    table = ready.run.read_responses()
+    table = ready.run.read_replies()
     unplaced = (table["batch_idx"] == 2).to_numpy()
     table.loc[unplaced, ["batch_idx", "in_batch_idx"]] = -1
     ready.run.write_table("responses.parquet", table)
@@ -232,7 +233,7 @@ def test_prompts_in_no_mixed_batch_are_left_out_and_counted(ready: Ready) -> Non
 
 
 def test_an_empty_reply_has_nothing_to_keep_and_is_counted(ready: Ready) -> None:
-    first = ready.run.read_responses().iloc[0]
+    first = ready.run.read_replies().iloc[0]
     assert first["label"] == "safe"
     tokens = ready.run.read_table("tokens.parquet")
     tokens.at[0, "generated_token_ids"] = np.array([], dtype=np.int32)
@@ -513,7 +514,7 @@ def test_training_goes_on_from_the_last_checkpoint_that_is_whole(
     ready: Ready, monkeypatch: pytest.MonkeyPatch, damage: Any, goes_on_from: int
 ) -> None:
     whole = finished_run(ready.checkpoint, ready.prompts)
-    through = load_run(whole).state["stages"]["train"]["figures"]["history"]
+    through = load_run(whole).state.figures_of("train")["history"]
     expected = tensors(whole / MODEL)
     die_after(ready, monkeypatch, step=4)
     damage(ready.run.file(f"{CHECKPOINTS}/checkpoint-4"))

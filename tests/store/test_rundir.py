@@ -19,7 +19,8 @@ from safetensors.numpy import load_file
 
 from steermoe.errors import RunDirectoryError
 from steermoe.records import Label, Output, Prompt, Split, Verdict
-from steermoe.store.directory import (
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import (
     PROMPTS,
     RESPONSES,
     RISK,
@@ -28,7 +29,6 @@ from steermoe.store.directory import (
     SHARDS,
     TOKENS,
     UNSAFE_EXPERTS,
-    RunDirectory,
 )
 from steermoe.store.response_tables import shard_row
 
@@ -352,7 +352,7 @@ def test_responses_and_counts_are_those_of_the_outputs(directory: RunDirectory) 
     outputs = collected(directory)
     shards = {directory.shard_name(index) for index in range(3)}
     assert files_of(directory) == {RESPONSES, TOKENS, ROUTING} | shards
-    responses = directory.read_responses()
+    responses = directory.read_replies()
     assert list(responses.columns) == [
         "prompt_id",
         "label",
@@ -410,12 +410,12 @@ def test_tables_written_again_by_other_tools_still_belong_together(plain: RunDir
     collected(plain)
     before = [out.generated_token_ids for _, out in plain.iter_outputs()]
     # All in one row group, where the shards gave three.
-    plain.write_table(RESPONSES, plain.read_responses())
+    plain.write_table(RESPONSES, plain.read_replies())
     assert [out.generated_token_ids for _, out in plain.iter_outputs()] == before
-    plain.write_table(RESPONSES, plain.read_responses().iloc[::-1])
+    plain.write_table(RESPONSES, plain.read_replies().iloc[::-1])
     with pytest.raises(RunDirectoryError, match="hold other prompts"):
         list(plain.iter_outputs())
-    plain.write_table(RESPONSES, plain.read_responses().iloc[::-1].head(2))
+    plain.write_table(RESPONSES, plain.read_replies().iloc[::-1].head(2))
     with pytest.raises(RunDirectoryError, match="hold other prompts"):
         list(plain.iter_outputs())
 
@@ -428,7 +428,7 @@ def test_damaged_responses_are_refused_by_name(plain: RunDirectory, name: str, k
     content = file.read_bytes()
     file.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(RunDirectoryError, match="is damaged") as caught:
-        plain.read_responses()
+        plain.read_replies()
         plain.read_counts()
         list(plain.iter_outputs())
     assert name in str(caught.value) and "\n" not in str(caught.value)

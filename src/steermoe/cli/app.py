@@ -376,7 +376,7 @@ def _resolve(
 
     run = load_run(resolved.run_dir)
     overrides["run"] = str(run.path)
-    return load_config(config, settings or (), overrides, base=run.state["config"])
+    return load_config(config, settings or (), overrides, base=run.state.config)
 
 
 def _reporter(quiet: bool) -> Reporter:

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from steermoe.analysis.risk import expert_label
-from steermoe.analysis.selection import Expert
 from steermoe.cli.display_evidence import (
     HELD_OUT,
     ablation,
@@ -23,9 +22,10 @@ from steermoe.config import Config, load_config
 from steermoe.errors import RunDirectoryError
 from steermoe.loading import describe_model, model_source
 from steermoe.moe.support import supported_architectures
-from steermoe.records import NO_BATCH
+from steermoe.records import NO_BATCH, Expert
 from steermoe.stages.identify import power_table
-from steermoe.store.directory import ABLATION, EVALUATION, MODEL, REPORT, RISK, RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import ABLATION, EVALUATION, MODEL, REPORT, RISK
 from steermoe.store.run import Run
 
 RATE_NAMES = {
@@ -80,10 +80,7 @@ def one_layer(run: Run, layer: int) -> Text:
 def all_batches(run: Run) -> Table:
     """One line a mixed batch: prompts, tokens, verdicts, and its own selection."""
     responses = run.responses
-    chosen = {
-        entry["batch_idx"]: len(entry["unsafe_experts"])
-        for entry in run.directory.read_unsafe_experts()["per_batch"]
-    }
+    chosen = {batch_idx: len(experts) for batch_idx, experts in run.selection.per_batch.items()}
     table = Table("batch", "safe", "unsafe", "tokens", "refused", "unsafe experts", box=None)
     for batch_idx, rows in responses[responses["batch_idx"] >= 0].groupby("batch_idx"):
         index = int(str(batch_idx))
@@ -255,8 +252,7 @@ def percent(metric: dict[str, Any]) -> str:
 
 def _figures_table(run: Run) -> Table:
     table = Table(title="figures", title_justify="left", box=None)
-    stages = run.state["stages"]
-    trained = stages.get("train", {}).get("figures", {}).get("num_trained_experts")
+    trained = run.state.figures_of("train").get("num_trained_experts")
     if not run.directory.file(EVALUATION).exists():
         table.add_column("")
         table.add_row(
@@ -281,7 +277,7 @@ def _figures_table(run: Run) -> Table:
         shown = f"{divergence['value']:.4f}{interval} nats n={divergence['n']}"
         table.add_row("KL per token, benign", "", shown)
     if trained:
-        of_all = stages["identify"]["figures"]["num_experts_in_all"]
+        of_all = run.state.figures_of("identify")["num_experts_in_all"]
         table.add_row("experts trained", "", f"{trained} of {of_all}")
     return table
 
@@ -298,15 +294,15 @@ def _cost_table(run: Run) -> Table:
         box=None,
     )
     seconds = 0.0
-    for name, stage in run.state["stages"].items():
-        done = stage["status"] == "done"
-        seconds += stage.get("seconds", 0.0)
+    for name, stage in run.state.stages.items():
+        done = stage.status == "done"
+        seconds += stage.seconds or 0.0
         table.add_row(
             name,
-            stage["status"],
-            f"{stage['seconds']:.1f}" if done else "",
-            gigabytes(stage["peak_memory_bytes"]) if done else "",
-            _work(stage.get("figures", {})),
+            stage.status,
+            f"{stage.seconds:.1f}" if done else "",
+            gigabytes(stage.peak_memory_bytes or 0) if done else "",
+            _work(stage.figures),
         )
     table.add_row("all", "", f"{seconds:.1f}", "", "")
     return table

@@ -12,7 +12,8 @@ from steermoe.config import EMBEDDED_MODEL, ModelSection
 from steermoe.errors import ConfigError, ModelError, RunDirectoryError
 from steermoe.loading import model_source
 from steermoe.moe.delta import apply_delta, read_delta_header, save_delta
-from steermoe.store.directory import MODEL, RESPONSES, RISK, RISK_PER_BATCH, disk_error
+from steermoe.store.files import disk_error
+from steermoe.store.names import MODEL, RESPONSES, RISK, RISK_PER_BATCH
 from steermoe.store.run import Run, load_run
 
 TABLES = (RISK, RISK_PER_BATCH, RESPONSES)

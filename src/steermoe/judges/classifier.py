@@ -115,7 +115,7 @@ class ClassifierJudge:
         self._tokenizer = judge_models.load(
             "the tokenizer", model_id, AutoTokenizer.from_pretrained, padding_side="right"
         )
-        self._model = judge_models.weights(
+        self._weights = judge_models.Weights(
             model_id, AutoModelForSequenceClassification.from_pretrained, settings
         )
         self._settings = settings
@@ -151,8 +151,9 @@ class ClassifierJudge:
             *texts, padding=True, truncation=cut, max_length=self._longest, return_tensors="pt"
         )
         was_cut = given["attention_mask"].sum(1) >= self._longest
+        model = self._weights.model
         with torch.inference_mode():
-            logits = self._model(**given.to(self._model.device)).logits.float()
+            logits = model(**given.to(model.device)).logits.float()
         if logits.shape[-1] == 1:
             high = logits.sigmoid()
             logits = torch.cat([1 - high, high], dim=-1).log()

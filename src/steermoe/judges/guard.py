@@ -56,7 +56,7 @@ class GuardJudge:
         self._settings = settings
         both = config.model_type in _IMAGE_AND_TEXT
         loader = AutoModelForImageTextToText if both else AutoModelForCausalLM
-        self._model = judge_models.weights(model_id, loader.from_pretrained, settings)
+        self._weights = judge_models.Weights(model_id, loader.from_pretrained, settings)
         inner = config.get_text_config()
         self._longest = getattr(inner, "max_position_embeddings", None) or 2**31
         rules = (self._form.name, self._text, self._form.passes, KeywordJudge().version)
@@ -123,20 +123,19 @@ class GuardJudge:
         """What the guard says of a batch: a probability of harm where it is read from tokens, and the words."""
         import torch
 
+        model = self._weights.model
         batch = self._tokenizer.pad({"input_ids": [list(row) for row in ids]}, return_tensors="pt")
-        batch = {
-            name: batch[name].to(self._model.device) for name in ("input_ids", "attention_mask")
-        }
+        batch = {name: batch[name].to(model.device) for name in ("input_ids", "attention_mask")}
         with torch.inference_mode():
             if self._form.yes_token:
                 places = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-                logits = self._model(**batch, position_ids=places).logits[:, -1].float()
+                logits = model(**batch, position_ids=places).logits[:, -1].float()
                 pair = [self._token(word) for word in (self._form.yes_token, self._form.no_token)]
                 shares = logits[:, pair].softmax(-1)[:, 0].tolist()
                 return [
                     (share, Said(share >= 0.5, words=f"harmful {share:.2f}")) for share in shares
                 ]
-            made = self._model.generate(
+            made = model.generate(
                 **batch,
                 max_new_tokens=self._form.new_tokens,
                 do_sample=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,34 @@ def load(what: str, model_id: str, loader: Callable[..., Any], **settings: Any) 
         ) from None
 
 
-def weights(model_id: str, loader: Callable[..., Any], settings: JudgeSection) -> Any:
-    """A model on its device, ready to judge."""
-    import torch
+class Weights:
+    """A model that is loaded, onto its device, when it is first asked for.
 
-    dtype = "auto" if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    model = load("the model", model_id, loader, dtype=dtype)
-    return model.to(device_of(settings)).eval()
+    Args:
+        model_id: A folder or a hub id.
+        loader: A `from_pretrained`.
+        settings: The device, which has to be there now, and the type.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+
+    def __init__(self, model_id: str, loader: Callable[..., Any], settings: JudgeSection) -> None:
+        self._model_id, self._loader, self._dtype = model_id, loader, settings.dtype
+        self._device = device_of(settings)
+
+    @cached_property
+    def model(self) -> Any:
+        """The model, ready to judge.
+
+        Raises:
+            ModelError: It cannot be loaded.
+        """
+        import torch
+
+        dtype = "auto" if self._dtype == "auto" else getattr(torch, self._dtype)
+        model = load("the model", self._model_id, self._loader, dtype=dtype)
+        return model.to(self._device).eval()
 
 
 def version_of(model_id: str, config: Any, *rules: object) -> str:

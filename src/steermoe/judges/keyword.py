@@ -16,10 +16,9 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from steermoe.errors import ConfigError
 from steermoe.judges.folding import fold, gives_steps
 from steermoe.judges.phrases import (
     ANSWERS_ALL_THE_SAME,
@@ -195,23 +194,3 @@ def keyword_judge(prompt: str, reply: str) -> Verdict:
         `answered`.
     """
     return judge_answer(final_answer(prompt, reply)).verdict
-
-
-VerdictOf = Callable[[str, str], Verdict]
-"""`(rendered prompt, reply) -> verdict`."""
-
-JUDGES: dict[str, VerdictOf] = {"keyword": keyword_judge}
-
-
-def judge_named(name: str) -> VerdictOf:
-    """The judge of that name, for one reply at a time.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    try:
-        return JUDGES[name]
-    except KeyError:
-        raise ConfigError(
-            f"judge.main = {name!r} is not known: use one of {', '.join(JUDGES)}"
-        ) from None

@@ -53,7 +53,7 @@ def judge_kind(
     return Kind("judge", setting, makers)
 
 
-def open_judge(
+def judge_named(
     name: str, settings: JudgeSection, answers: Path | None = None, setting: str = "judge.main"
 ) -> Judge:
     """The judge of that name, ready to judge.
@@ -65,7 +65,8 @@ def open_judge(
         setting: The setting that names it, for messages.
 
     Returns:
-        The judge. A model is loaded, and a server's settings checked, before this returns.
+        The judge. A model's config and tokenizer are read, and a server's settings checked, before this returns;
+        weights are loaded when the first reply is judged.
 
     Raises:
         ConfigError: There is none of that name, or it cannot be set up.
@@ -80,15 +81,30 @@ def open_judge(
     return judge
 
 
-def open_judges(settings: JudgeSection, answers: Path | None = None) -> list[Judge]:
+def judges_named(settings: JudgeSection, answers: Path | None = None) -> list[Judge]:
     """The main judge and then the others; a judge that is named twice is made once."""
     names = list(dict.fromkeys((settings.main, *settings.others)))
     return [
-        open_judge(
+        judge_named(
             name, settings, answers, "judge.main" if name == settings.main else "judge.others"
         )
         for name in names
     ]
+
+
+def judge_version(name: str, settings: JudgeSection) -> str:
+    """The version of the judge of that name: without the key of a server, and without loading weights.
+
+    Raises:
+        ConfigError: There is none of that name.
+        ModelError: Its model cannot be had, or is none that it understands.
+    """
+    head, _, model = name.partition(":")
+    if head == "openai" and model:
+        from steermoe.judges.openai_server import version_of_server
+
+        return version_of_server(settings)
+    return judge_named(name, settings).version
 
 
 def not_refusals(judge: Judge, responses: Sequence[str]) -> list[str]:

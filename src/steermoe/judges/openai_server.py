@@ -57,7 +57,7 @@ class OpenAIJudge:
                 f"judge.main = 'openai:{model}' needs the openai package: pip install 'steermoe[judge]'"
             ) from None
         self.name = f"openai:{model}"
-        self.version = rubric.VERSION
+        self.version = version_of_server(settings)
         self._openai = openai
         self._model = model
         self._settings = settings
@@ -316,6 +316,12 @@ class _Call:
             num_judged,
             self._num_failed,
         )
+
+
+def version_of_server(settings: JudgeSection) -> str:
+    """Changes with the rubric, and with the server: another may have another model of the same name."""
+    said = json.dumps([rubric.VERSION, settings.base_url])
+    return hashlib.sha256(said.encode()).hexdigest()[:12]
 
 
 def _is_filtered(error: Any) -> bool:

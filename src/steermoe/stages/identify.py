@@ -13,9 +13,8 @@ import pandas as pd
 from steermoe.analysis.batch_selection import Selection, same_as_uncontrolled, select_experts
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.power import check_findable, prompts_needed, risk_diffs_to_find
-from steermoe.analysis.risk import expert_label, risk_tables
+from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import (
-    Expert,
     SelectionSettings,
     how_to_select_more,
     selectable_layers,
@@ -23,13 +22,16 @@ from steermoe.analysis.selection import (
 from steermoe.analysis.variance import cluster_kinds
 from steermoe.config import Config
 from steermoe.errors import RoutingError
-from steermoe.records import NO_BATCH
+from steermoe.records import NO_BATCH, Expert
 from steermoe.reporter import Reporter
 from steermoe.stages.evidence import add_evidence, replication_of, train_contrast
-from steermoe.store.directory import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import RISK, RISK_PER_BATCH
+from steermoe.store.selection_file import ExpertSet
+from steermoe.store.state import Figures
 
 
-def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
+def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     """Compute the risk tables and select the unsafe experts.
 
     Writes `risk_diff_per_batch.parquet`, `risk_diff.parquet`, `unsafe_experts.json` and, to compare with,
@@ -61,10 +63,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
     experts = selection.overall
     run.write_table(RISK_PER_BATCH, tables.per_batch)
     run.write_table(RISK, aggregated)
-    run.write_json(
-        UNSAFE_EXPERTS,
-        describe_selection(eligible, selection, contrast.counts, config),
-    )
+    run.write_selection(describe_selection(eligible, selection, contrast.counts, config))
     _say_selection(reporter, config, experts, eligible)
     for which in same_as_uncontrolled(eligible, tables.per_batch, settings.rule, by):
         reporter.note(
@@ -127,7 +126,7 @@ def power_table(
         raise RoutingError(
             "the run's risk table has no standard errors: set identify.num_permutations and num_bootstrap above 0"
         )
-    rule = run.read_unsafe_experts()["rule"]
+    rule = run.read_selection().rule
     layers = selectable_layers(pilot["layer"].unique(), rule["first_layer"], rule["last_layer"])
     pilot = pilot[pilot["layer"].isin(layers)]
     threshold = config.identify.threshold
@@ -159,56 +158,36 @@ def power_table(
 
 
 def describe_selection(
-    table: pd.DataFrame,
-    selection: Selection,
-    counts: RoutingCounts,
-    config: Config,
-) -> dict[str, Any]:
+    table: pd.DataFrame, selection: Selection, counts: RoutingCounts, config: Config
+) -> ExpertSet:
     """What `unsafe_experts.json` holds: the experts, the rule that selected them, per batch and global."""
+    settings = config.identify
     keys = zip(table["layer"], table["expert"], strict=True)
     risk_of = dict(zip(keys, table["risk_diff"].tolist(), strict=True))
     largest = table.iloc[0]
-    return {
-        "rule": {
-            "name": config.identify.rule,
-            "threshold": config.identify.threshold,
-            "top_k": config.identify.top_k,
-            "max_q_value": config.identify.max_q_value,
-            "min_stability": config.identify.min_stability,
-            "first_layer": config.identify.first_layer,
-            "last_layer": config.identify.last_layer,
-            "segment": config.identify.segment,
-            "estimator": config.identify.estimator,
+    return ExpertSet(
+        rule={
+            "name": settings.rule,
+            "threshold": settings.threshold,
+            "top_k": settings.top_k,
+            "max_q_value": settings.max_q_value,
+            "min_stability": settings.min_stability,
+            "first_layer": settings.first_layer,
+            "last_layer": settings.last_layer,
+            "segment": settings.segment,
+            "estimator": settings.estimator,
             "seed": config.seed,
         },
-        "layer_indices": list(counts.layer_indices),
-        "num_experts": counts.num_experts,
-        "num_unsafe_experts": len(selection.overall),
-        "unsafe_experts": [
-            {
-                "layer": layer,
-                "expert": expert,
-                "Layer_Expert": expert_label(layer, expert),
-                "risk_diff": risk_of[(layer, expert)],
-            }
-            for layer, expert in selection.overall
-        ],
-        "per_batch": [
-            {"batch_idx": batch_idx, "unsafe_experts": [list(pair) for pair in chosen]}
-            for batch_idx, chosen in sorted(selection.per_batch.items())
+        layer_indices=counts.layer_indices,
+        num_experts=counts.num_experts,
+        overall=tuple((Expert(*pair), risk_of[pair]) for pair in selection.overall),
+        per_batch={
+            batch_idx: tuple(Expert(*pair) for pair in chosen)
+            for batch_idx, chosen in selection.per_batch.items()
             if batch_idx != NO_BATCH
-        ],
-        "union": [list(pair) for pair in selection.union],
-        "largest_risk_diff": {
-            "Layer_Expert": str(largest["Layer_Expert"]),
-            "risk_diff": float(largest["risk_diff"]),
         },
-    }
-
-
-def selected_experts(run: RunDirectory, which: str = "global") -> list[Expert]:
-    """The experts of a run: the global selection, or the union of the batches' own."""
-    selection = run.read_unsafe_experts()
-    if which == "union":
-        return [(int(layer), int(expert)) for layer, expert in selection["union"]]
-    return [(int(row["layer"]), int(row["expert"])) for row in selection["unsafe_experts"]]
+        largest=(
+            Expert(int(largest["layer"]), int(largest["expert"])),
+            float(largest["risk_diff"]),
+        ),
+    )
