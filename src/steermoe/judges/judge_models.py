@@ -76,7 +76,9 @@ class Weights:
             ModelError: It cannot be loaded.
         """
         import torch
+        import transformers
 
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers left it untyped
         dtype = "auto" if self._dtype == "auto" else getattr(torch, self._dtype)
         model = load("the model", self._model_id, self._loader, dtype=dtype)
         return model.to(self._device).eval()
