@@ -254,3 +254,25 @@ def test_replies_with_nothing_to_rate_are_not_asked_about() -> None:
             Verdict.UNSCORED,
         ]
         assert [number for number, _ in server.requests] == [1]
+
+
+def test_an_interrupt_does_not_wait_for_answers(tmp_path: Path) -> None:
+    import os
+    import signal
+    import threading
+    import time
+
+    answers = tmp_path / "answers.jsonl"
+    with FaultyServer(lambda n: ["slow*"] if n else [], slow=20) as server:
+        judge = judge_of(server, answers, timeout=60, concurrency=3)
+
+        def interrupt() -> None:
+            while len(server.requests) < 4:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            judge.judge([exchange(n) for n in range(9)])
+        assert len(server.requests) == 4, "nothing new is asked"
+    assert len(answers.read_text("utf-8").splitlines()) == 1, "what was answered is kept"

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import lru_cache
 
 _PLAIN = str.maketrans(
     dict.fromkeys("\u2018\u2019\u201b\u02bc\u00b4`\u2032", "'")
@@ -49,6 +50,7 @@ def fold(text: str) -> Folded:
     return Folded("".join(characters), tuple(places))
 
 
+@lru_cache(maxsize=8192)
 def folded_character(character: str) -> str:
     """What one character becomes; empty where it is dropped."""
     if character in _DROPPED or _ARABIC_SIGNS.match(character):

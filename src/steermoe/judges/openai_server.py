@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from threading import Event
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
 from typing import Any
 
 from steermoe.config import JudgeSection
@@ -142,10 +142,6 @@ class OpenAIJudge:
             return Judgement(Verdict.UNSCORED, reason=REFUSED_TO_JUDGE)
         return rubric.rating(str(kept.get("text", "")))
 
-    def close(self) -> None:
-        """Break off what is being asked."""
-        self._client.close()
-
     def rate(self, key: str, exchange: Exchange, limits: Limits, patience: Patience) -> Judgement:
         """Ask about one reply until there is a rating, and keep it."""
         problem = ""
@@ -246,6 +242,7 @@ class _Call:
         self._concurrency = settings.concurrency
         self._num_failed = 0
         self._first_failure = ""
+        self._lock = Lock()
 
     def note(self, judged: dict[int, Judgement], places: Sequence[int], said: Judgement) -> None:
         """Enter what was said of a reply, wherever it stands."""
@@ -267,45 +264,60 @@ class _Call:
     def ask_all(
         self, asked: Mapping[str, tuple[Exchange, list[int]]], judged: dict[int, Judgement]
     ) -> None:
-        """Rate every reply that is asked about, in threads."""
-        why = ""
-        with ThreadPoolExecutor(self._concurrency, thread_name_prefix="judge") as pool:
-            futures: dict[Future[Judgement], list[int]] = {
-                pool.submit(self._judge.rate, key, exchange, self._limits, self._patience): places
-                for key, (exchange, places) in asked.items()
-            }
-            try:
-                for future in as_completed(futures):
-                    stopped_by = self._taken(future, futures[future], judged)
-                    why = why or stopped_by
-                    if why or self._num_failed > self._most_failures:
-                        self._stop_all(futures)
-            except BaseException as error:
-                self._stop_all(futures)
-                if not isinstance(error, Exception):  # interrupted: do not wait for answers
-                    self._judge.close()
-                raise
+        """Rate every reply that is asked about, in threads.
+
+        Where nothing more is to be asked, what is under way ends and is kept. An interrupt does not wait for it: the
+        threads are daemons.
+        """
+        todo = iter(list(asked.items()))
+        done: SimpleQueue[tuple[list[int], Judgement | Exception] | None] = SimpleQueue()
+        num_threads = min(self._concurrency, len(asked))
+        for _ in range(num_threads):
+            Thread(target=self._work, args=(todo, done), name="judge", daemon=True).start()
+        why, broken = "", None
+        try:
+            while num_threads:
+                result = done.get()
+                if result is None:
+                    num_threads -= 1
+                    continue
+                places, outcome = result
+                if isinstance(outcome, StopError):
+                    why = why or str(outcome)
+                elif isinstance(outcome, Exception):
+                    broken = broken or outcome
+                else:
+                    self.note(judged, places, outcome)
+                if why or broken or self._num_failed > self._most_failures:
+                    self._stop.set()
+        finally:
+            self._stop.set()
+        if broken is not None:
+            raise broken
         self.check_failures(judged)
         if why:
             raise self._stopped(why, judged)
 
-    def _taken(
-        self, future: Future[Judgement], places: Sequence[int], judged: dict[int, Judgement]
-    ) -> str:
-        """Enter the result of a thread, and return why nothing more is to be asked, if so."""
-        if future.cancelled():
-            return ""
-        try:
-            self.note(judged, places, future.result())
-        except StopError as error:
-            return str(error)
-        return ""
-
-    def _stop_all(self, futures: Mapping[Future[Judgement], Any]) -> None:
-        """Begin nothing new; what is under way ends and is kept."""
-        self._stop.set()
-        for future in futures:
-            future.cancel()
+    def _work(
+        self,
+        todo: Iterator[tuple[str, tuple[Exchange, list[int]]]],
+        done: SimpleQueue[tuple[list[int], Judgement | Exception] | None],
+    ) -> None:
+        """One thread: rate what is left to be rated, until there is nothing or nothing more is to be asked."""
+        while not self._stop.is_set():
+            with self._lock:
+                item = next(todo, None)
+            if item is None:
+                break
+            key, (exchange, places) = item
+            try:
+                outcome: Judgement | Exception = self._judge.rate(
+                    key, exchange, self._limits, self._patience
+                )
+            except Exception as error:  # handed to the thread that waits
+                outcome = error
+            done.put((places, outcome))
+        done.put(None)
 
     def _stopped(self, why: str, judged: Mapping[int, Judgement]) -> JudgeStopped:
         num_judged = sum(said.verdict is not Verdict.UNSCORED for said in judged.values())
