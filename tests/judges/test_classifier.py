@@ -68,7 +68,12 @@ REPLIES = [
 
 
 @pytest.mark.parametrize(
-    "architecture", ["LlamaForSequenceClassification", "Qwen2ForSequenceClassification"]
+    "architecture",
+    [
+        "LlamaForSequenceClassification",
+        "Qwen2ForSequenceClassification",
+        "BertForSequenceClassification",
+    ],
 )
 def test_batches_change_nothing(tmp_path: Path, architecture: str) -> None:
     folder = save_random(tmp_path / "classifier", architecture, **REFUSAL_LABELS)
@@ -129,6 +134,25 @@ def test_a_long_reply_is_judged_by_its_beginning_and_says_so(tmp_path: Path) -> 
     )
     assert not short.reason.endswith("of its beginning alone")
     assert long.reason.endswith(", of its beginning alone")
+
+
+def test_a_decoder_whose_config_names_no_padding_is_batched_all_the_same(tmp_path: Path) -> None:
+    folder = save_random(
+        tmp_path / "c", "LlamaForSequenceClassification", **REFUSAL_LABELS, pad_token_id=None
+    )
+    exchanges = [exchange(reply) for reply in REPLIES]
+    one, many = (
+        ClassifierJudge(str(folder), JudgeSection(batch_size=size, device="cpu")).judge(exchanges)
+        for size in (1, 8)
+    )
+    assert one == many
+
+
+def test_a_classifier_of_several_labels_at_once_is_refused(tmp_path: Path) -> None:
+    several = {**REFUSAL_LABELS, "problem_type": "multi_label_classification"}
+    folder = save_random(tmp_path / "c", "LlamaForSequenceClassification", **several)
+    with pytest.raises(ModelError, match="several labels at once"):
+        ClassifierJudge(str(folder), JudgeSection(device="cpu"))
 
 
 def test_what_is_no_classifier_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,14 @@ def test_a_template_that_takes_parts_is_given_parts(tmp_path: Path) -> None:
         "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% if not loop.last %}\n{% endif %}{% endfor %}"
     )
     folder = save_planned(tmp_path / "guard", {"!": "unsafe", ".": "safe"}, template)
+    judged = GuardJudge(str(folder), JudgeSection(device="cpu")).judge([exchange("All of it!")])
+    assert judged == [Judgement(Verdict.ANSWERED, 1.0, "unsafe")]
+
+
+def test_the_template_may_be_kept_with_a_processor(tmp_path: Path) -> None:
+    folder = save_planned(tmp_path / "guard", {"!": "unsafe", ".": "safe"}, None)
+    kept = {"chat_template": LLAMA_GUARD_TEMPLATE}
+    (folder / "chat_template.json").write_text(json.dumps(kept), "utf-8")
     judged = GuardJudge(str(folder), JudgeSection(device="cpu")).judge([exchange("All of it!")])
     assert judged == [Judgement(Verdict.ANSWERED, 1.0, "unsafe")]
 

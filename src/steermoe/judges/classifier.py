@@ -111,10 +111,17 @@ class ClassifierJudge:
                 f"{model_id} is no sequence classifier (its architectures: {', '.join(architectures) or 'none'}): name "
                 "one, or use guard:ID for a guard that generates"
             )
+        if getattr(config, "problem_type", None) == "multi_label_classification":
+            raise ModelError(
+                f"{model_id} gives several labels at once, which do not exclude each other: name a classifier that "
+                "gives one"
+            )
         self._meanings = meanings(config.id2label, settings.label_map, model_id)
         self._tokenizer = judge_models.load(
             "the tokenizer", model_id, AutoTokenizer.from_pretrained, padding_side="right"
         )
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
         self._weights = judge_models.Weights(
             model_id, AutoModelForSequenceClassification.from_pretrained, settings
         )
@@ -152,11 +159,10 @@ class ClassifierJudge:
         )
         was_cut = given["attention_mask"].sum(1) >= self._longest
         model = self._weights.model
+        if model.config.pad_token_id is None:  # a decoder finds the end of each row by it
+            model.config.pad_token_id = self._tokenizer.pad_token_id
         with torch.inference_mode():
             logits = model(**given.to(model.device)).logits.float()
-        if logits.shape[-1] == 1:
-            high = logits.sigmoid()
-            logits = torch.cat([1 - high, high], dim=-1).log()
         shares = logits.softmax(-1).tolist()
         return [
             self._judgement(answer, share, bool(too_long))

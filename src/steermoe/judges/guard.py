@@ -45,6 +45,9 @@ class GuardJudge:
             "the tokenizer", model_id, AutoTokenizer.from_pretrained, padding_side="left"
         )
         self._template = _given_template(settings.guard_template)
+        tokenizer.chat_template = tokenizer.chat_template or judge_models.processor_template(
+            model_id
+        )
         shipped = tokenizer.chat_template or self._template
         own_name = str(getattr(config, "_name_or_path", "") or "")
         self._form = form_of(model_id, config.model_type, shipped, settings.guard_kind, own_name)

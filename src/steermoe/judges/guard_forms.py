@@ -153,7 +153,7 @@ _HARMBENCH_LLAMA = (
 )
 _HARMBENCH_MISTRAL = (
     f"[INST] {_HARMBENCH_TASK}\n\n[BEHAVIOR]:\n{{prompt}}\n\n[GENERATION]:\n{{reply}}\n\n"
-    f"{_HARMBENCH_RULES}[ANSWER]: [/INST]"
+    f"{_HARMBENCH_RULES}Answer: [/INST]"
 )
 
 _PRINCIPLES = {

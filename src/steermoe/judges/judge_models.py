@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -50,6 +51,18 @@ def load(what: str, model_id: str, loader: Callable[..., Any], **settings: Any) 
             f"{what} of the judge {model_id!r} cannot be loaded ({type(error).__name__}: {on_one_line(error)[:300]}); "
             "give a folder that holds it, or a hub id that may be downloaded"
         ) from None
+
+
+def processor_template(model_id: str) -> str | None:
+    """The chat template that a model of text and images keeps with its processor; None if there is none."""
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(model_id, "chat_template.json")
+        found = json.loads(Path(str(path)).read_text("utf-8")).get("chat_template")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) else None
 
 
 class Weights:
