@@ -55,7 +55,7 @@ def load(what: str, model_id: str, loader: Callable[..., Any], **settings: Any) 
 
 def processor_template(model_id: str) -> str | None:
     """The chat template that a model of text and images keeps with its processor; None if there is none."""
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     try:
         path = cached_file(model_id, "chat_template.json")
