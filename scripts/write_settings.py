@@ -84,6 +84,8 @@ def _preset_table() -> str:
 def _kind(annotation: str) -> str:
     """A Python annotation in words; the choices themselves where there are choices."""
     kind = annotation.removesuffix(" | None")
+    if kind.startswith("Optional["):
+        kind = kind[len("Optional[") : -1]
     if kind.startswith("Literal["):
         return ", ".join(f"`{choice.strip()[1:-1]}`" for choice in kind[8:-1].split(","))
     if kind.startswith("dict["):

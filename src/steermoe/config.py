@@ -180,10 +180,10 @@ class JudgeSection(Section):
     classifier_reads: Literal["reply", "goal_and_reply"] = Field(
         "reply", description="What a classifier is shown."
     )
-    guard_kind: str | None = Field(
-        None,
-        description="Which guard a model is, where its config does not tell: llama_guard, wildguard, shieldgemma, "
-        "granite_guardian, harmbench.",
+    guard_kind: (
+        Literal["llama_guard", "wildguard", "shieldgemma", "granite_guardian", "harmbench"] | None
+    ) = Field(
+        None, description="Which guard a model is, where neither its config nor its name tells."
     )
     guard_template: str | None = Field(
         None,

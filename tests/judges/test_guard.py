@@ -13,6 +13,7 @@ from steermoe.config import JudgeSection
 from steermoe.errors import ConfigError, ModelError
 from steermoe.judges.guard import GuardJudge, alternating
 from steermoe.judges.guard_forms import (
+    FORMS,
     Said,
     form_of,
     read_granite,
@@ -82,6 +83,13 @@ def test_granite_guardians_answers(answer: str, harmful: bool | None) -> None:
 )
 def test_the_harmbench_classifiers_answers(answer: str, harmful: bool | None) -> None:
     assert read_harmbench(answer).harmful is harmful
+
+
+def test_the_settings_name_the_guards_that_there_are() -> None:
+    for form in FORMS:
+        assert JudgeSection(guard_kind=form.name).guard_kind == form.name
+    with pytest.raises(ValueError, match="guard_kind"):
+        JudgeSection(guard_kind="oracle")
 
 
 # ---- which guard a model is -----------------------------------------------------------------------------

@@ -116,6 +116,12 @@ def _without_declining(opening: str) -> tuple[str, int, str] | None:
     return "lecture", first.start(), "; ".join(match.group() for match in hints)
 
 
+def place_of_late_refusal(reason: str) -> int | None:
+    """The character at which a reply refuses late, from the reason of its judgement; None if it does not."""
+    found = re.match(rf"{LATE_REFUSAL} (\d+)", reason)
+    return int(found.group(1)) if found else None
+
+
 def is_garbled(text: str) -> bool:
     """Whether a text says nothing that could be judged.
 
