@@ -1,7 +1,9 @@
 import pytest
 
-from steermoe.config import DEFAULT_REFUSALS
+from steermoe.config import DEFAULT_REFUSALS, JudgeSection
+from steermoe.errors import ConfigError
 from steermoe.judges.keyword import keyword_judge
+from steermoe.judges.kinds import judge_named
 from steermoe.reasoning import final_answer
 from steermoe.records import Verdict
 
@@ -87,3 +89,8 @@ def test_a_reply_cut_inside_its_reasoning_is_unscored() -> None:
         is Verdict.UNSCORED
     )
     assert keyword_judge("", "analysisThe user wants") is Verdict.UNSCORED
+
+
+def test_an_unknown_judge_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="'oracle' is not known: use one of keyword"):
+        judge_named("oracle", JudgeSection())

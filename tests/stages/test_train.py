@@ -22,9 +22,10 @@ from conftest import TinyCheckpoint
 from steermoe.config import Config
 from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError, TrainingError
 from steermoe.loading import LoadedModel, load_model
+from steermoe.records import Expert, Judgement, Verdict
 from steermoe.stages.train import train, training_rows
 from steermoe.store.directory import RunDirectory
-from steermoe.store.names import CHECKPOINTS, MODEL, SFT_DATASET, UNSAFE_EXPERTS
+from steermoe.store.names import CHECKPOINTS, MODEL, SFT_DATASET
 from steermoe.store.run import load_run
 from steermoe.training import lower_states
 from steermoe.training.lower_states import ROWS_AT_A_TIME, LowerStates
@@ -53,20 +54,23 @@ class Ready:
 
     def train(self, **settings: Any) -> dict[str, Any]:
         figures = train(self.run, self.config(**settings), self.listener)
-        self.run.remove_unfinished("train")  # as the pipeline does when the stage is done
+        self.run.remove_unfinished(CHECKPOINTS)  # as the pipeline does when the stage is done
         return figures
 
     def select(self, *experts: tuple[int, int], **per_batch: list[list[int]]) -> None:
         """Write another selection."""
-        selection = self.run.read_selection().as_json()
-        selection["unsafe_experts"] = [{"layer": x, "expert": e} for x, e in experts]
-        if per_batch:
-            selection["per_batch"] = [
-                {"batch_idx": int(name.removeprefix("b")), "unsafe_experts": chosen}
-                for name, chosen in per_batch.items()
-            ]
-            selection["union"] = sorted({tuple(e) for c in per_batch.values() for e in c})
-        self.run.write_json(UNSAFE_EXPERTS, selection)
+        selection = self.run.read_selection()
+        batches = {
+            int(name.removeprefix("b")): tuple(Expert(*pair) for pair in chosen)
+            for name, chosen in per_batch.items()
+        }
+        self.run.write_selection(
+            dataclasses.replace(
+                selection,
+                overall=tuple((Expert(*pair), 0.1) for pair in experts),
+                per_batch=batches or selection.per_batch,
+            )
+        )
 
     def changed(self) -> set[tuple[int, int]]:
         return changed_experts(self.checkpoint, self.run.file(MODEL))
@@ -133,7 +137,7 @@ def test_it_loads_in_plain_transformers_with_its_tokenizer(
 def test_the_model_card_names_base_experts_and_settings(finished: Path, checkpoint: Path) -> None:
     card = (finished / MODEL / "README.md").read_text("utf-8")
     assert card.startswith("---\nbase_model:")
-    assert str(checkpoint) in card
+    assert checkpoint.name in card and str(checkpoint.parent) not in card
     for layer, expert in load_run(finished).unsafe_experts:
         assert f"L{layer:02d}_E{expert:02d}" in card
 
@@ -197,10 +201,12 @@ def test_the_dataset_is_what_trl_reads_and_holds_train_prompts_only(finished: Pa
 
 def with_verdicts(ready: Ready, **verdicts: str) -> None:
     """Overwrite the verdict of some prompts, and make the safe one of a pair a plain goal."""
-    table = ready.run.read_replies()
-    chosen = table["prompt_id"].map(verdicts)
-    table["verdict"] = chosen.fillna(table["verdict"])
-    ready.run.write_table("responses.parquet", table)
+    before = ready.run.read_verdicts("base", "keyword")
+    found = {
+        ("base", prompt_id, "keyword"): Judgement(Verdict(verdict))
+        for prompt_id, verdict in (before | verdicts).items()
+    }
+    ready.run.write_verdicts(found, ["base"])
 
 
 def test_a_plain_goal_is_kept_where_the_base_refused_it_and_learned_where_it_complied(
