@@ -30,7 +30,6 @@ TYPES = {
     "float": "number",
     "tuple[str, ...]": "list of texts",
     "tuple[float, float, float]": "three numbers",
-    "dict[str, Any]": "table",
 }
 
 LONGEST_DEFAULT = 60
@@ -86,8 +85,12 @@ def _preset_table() -> str:
 def _kind(annotation: str) -> str:
     """A Python annotation in words; the choices themselves where there are choices."""
     kind = annotation.removesuffix(" | None")
+    if kind.startswith("Optional["):
+        kind = kind[len("Optional[") : -1]
     if kind.startswith("Literal["):
         return ", ".join(f"`{choice.strip()[1:-1]}`" for choice in kind[8:-1].split(","))
+    if kind.startswith("dict["):
+        return "table"
     return " or ".join(TYPES[part] for part in kind.split(" | "))
 
 

@@ -16,6 +16,7 @@ from steermoe.config import (
     Config,
     fields_of,
     load_config,
+    old_names,
     preset,
     validate,
 )
@@ -350,3 +351,44 @@ def test_the_home_directory_is_written_out(monkeypatch: pytest.MonkeyPatch) -> N
     assert config.run_dir == Path("/home/me/runs/a") and config.model.id == "/home/me/m"
     assert config.prompts.sources == ("/home/me/p.csv", "a~b.csv")
     assert "~no-such-user/x" in refusal("run=~no-such-user/x")
+
+
+# ---- the judge ----------------------------------------------------------------------------------------
+
+
+def test_the_old_name_of_the_judge_is_understood_in_every_layer(tmp_path: Path) -> None:
+    file = write(tmp_path, '[collect]\njudge = "guard:one"\n')
+    assert load_config(file).judge.main == "guard:one"
+    assert load_config(None, ["collect.judge=guard:two"]).judge.main == "guard:two"
+    stored = {"judge": {"main": "keyword"}, "collect": {"batch_size": 4}}
+    asked = load_config(None, ["collect.judge=guard:two"], base=stored)
+    assert (asked.judge.main, asked.collect.batch_size) == ("guard:two", 4)
+    # What is stored in an old run gives way to what is asked for now.
+    old = {"collect": {"judge": "keyword"}}
+    assert load_config(None, ["judge.main=guard:three"], base=old).judge.main == "guard:three"
+    assert old_names(old) == ["collect.judge"] and old_names(stored) == []
+
+
+def test_both_names_of_the_judge_are_refused_where_they_differ() -> None:
+    message = refusal("collect.judge=keyword", "judge.main=guard:one")
+    assert "collect.judge" in message and "keep judge.main" in message
+    assert (
+        load_config(None, ["collect.judge=keyword", "judge.main=keyword"]).judge.main == "keyword"
+    )
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:8000", "ftp://host/v1", "http://me:hunter2@host/v1", "http://h/v1?key=hunter2"],
+)
+def test_an_address_that_is_none_or_holds_a_secret_is_refused_without_showing_it(
+    address: str,
+) -> None:
+    message = refusal(f"judge.base_url={address}")
+    assert "judge.base_url" in message and "hunter2" not in message
+
+
+def test_a_label_may_mean_only_what_a_judge_can_say() -> None:
+    config = load_config(None, overrides={"judge": {"label_map": {"LABEL_1": "refused"}}})
+    assert config.judge.label_map == {"LABEL_1": "refused"}
+    assert "label_map" in refusal(judge={"label_map": {"LABEL_1": "perhaps"}})

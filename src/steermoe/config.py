@@ -16,6 +16,7 @@ from importlib import resources
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -53,6 +54,10 @@ class Unquoted(str):
     """A text of the command line that stood without quotes, and so may have been meant as something else."""
 
     __slots__ = ()
+
+
+RENAMED = {"collect.judge": "judge.main"}
+"""Settings that have moved, by their old name. The old one is understood."""
 
 
 class Section(BaseModel):
@@ -192,12 +197,79 @@ class JudgeSection(Section):
     main: str = Field(
         "keyword",
         min_length=1,
-        description="The judge that identification, training and every rate go by: keyword, or "
-        "package.module:callable.",
+        description="The judge that identification, training and every rate go by: keyword, classifier:ID, guard:ID, "
+        "openai:MODEL, or package.module:callable.",
     )
     others: tuple[str, ...] = Field(
-        (), description="Further judges of the same replies, to compare with."
+        (), description="More judges of the same replies, to see how far they agree."
     )
+    device: str = Field(
+        "auto", description="auto, cpu, cuda, cuda:1, mps: where a judge's model runs."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Type of its weights in memory; auto keeps the checkpoint's own."
+    )
+    batch_size: int = Field(8, ge=1, description="Replies that a model judges together.")
+    label_map: dict[str, Literal["refused", "answered", "harmful", "harmless", "unscored"]] = Field(
+        default_factory=dict,
+        description="What each label of a classifier means; empty tells it by the labels' own words.",
+    )
+    classifier_reads: Literal["reply", "goal_and_reply"] = Field(
+        "reply", description="What a classifier is shown."
+    )
+    guard_kind: (
+        Literal["llama_guard", "wildguard", "shieldgemma", "granite_guardian", "harmbench"] | None
+    ) = Field(
+        None, description="Which guard a model is, where neither its config nor its name tells."
+    )
+    guard_template: str | None = Field(
+        None,
+        description="A text file with {prompt} and {reply}: what a guard is shown instead of its own template.",
+    )
+    base_url: str | None = Field(
+        None,
+        description="Address of a server that speaks OpenAI's protocol; empty is OpenAI's own.",
+    )
+    key_variable: str = Field(
+        "OPENAI_API_KEY",
+        min_length=1,
+        description="Environment variable that holds the server's key. The key itself is no setting.",
+    )
+    concurrency: int = Field(8, ge=1, le=256, description="Requests to the server at once.")
+    timeout: float = Field(
+        60.0, gt=0, description="Seconds of silence after which a request counts as lost."
+    )
+    max_retries: int = Field(
+        6, ge=0, description="Times that a request is sent again after a failure that may pass."
+    )
+    max_requests: int | None = Field(
+        None,
+        ge=1,
+        description="Most requests of one call, repeated ones included; empty is no limit.",
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens that the server may count in one call; empty is no limit.",
+    )
+    answer_tokens: int = Field(
+        1024, ge=16, description="Most tokens of one judgement, a judge's reasoning included."
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret_in_the_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("not an address such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                "must hold no user, password or query: it is written into the run; put the key into the "
+                "environment variable that judge.key_variable names"
+            )
+        return value
 
 
 class IdentifySection(Section):
@@ -482,9 +554,9 @@ def load_config(
     layers.append(_without_none(overrides or {}))
     given: dict[str, Any] = {}
     for layer in layers:
-        given = _merge(given, layer)
+        given = _merge(given, by_new_names(layer))
     if base is not None:
-        start = dict(base)
+        start = by_new_names(base)
     elif _model_id(given) == EMBEDDED_MODEL:
         start = preset(EMBEDDED_MODEL)
     else:
@@ -507,9 +579,41 @@ def preset(name: str) -> dict[str, Any]:
 def validate(values: Mapping[str, Any]) -> Config:
     """Turn a nested mapping into a `Config`, with one line for the first thing that is wrong."""
     try:
-        return Config.model_validate(dict(values))
+        return Config.model_validate(by_new_names(values))
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+def old_names(values: Mapping[str, Any]) -> list[str]:
+    """The settings of a nested mapping that go by an old name, for a note."""
+    return [old for old in RENAMED if _get(values, old) is not None]
+
+
+def by_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping in which settings that have moved go by their new names.
+
+    Raises:
+        ConfigError: It holds both names of a setting, with different values.
+    """
+    result = dict(values)
+    for old in old_names(values):
+        new, value = RENAMED[old], _get(values, old)
+        if _get(values, new) not in (None, value):
+            raise ConfigError(
+                f"setting {old} is the old name of {new}, and both are given: keep {new}"
+            )
+        section, name = old.split(".")
+        result[section] = {k: v for k, v in values[section].items() if k != name}
+        section, name = new.split(".")
+        result = _merge(result, {section: {name: value}})
+    return result
+
+
+def _get(values: Mapping[str, Any], key: str) -> Any:
+    """The value of `section.name`, None where there is none."""
+    section, name = key.split(".")
+    inside = values.get(section)
+    return inside.get(name) if isinstance(inside, Mapping) else None
 
 
 def fields_of(section: type[Section]) -> list[tuple[str, str, Any, str]]:
@@ -631,6 +735,8 @@ def _explain(error: ValidationError) -> str:
     value = json.dumps(first["input"], default=str)
     if len(value) > 80:
         value = value[:77] + "..."
+    if key == "judge.base_url":
+        value = "..."  # an address may hold a password
     return f"setting {key or 'of the run'} = {value}: {first['msg'].removeprefix('Value error, ')}"
 
 

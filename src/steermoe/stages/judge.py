@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from steermoe.config import Config
-from steermoe.judges.keyword import final_answer
 from steermoe.judges.kinds import judge_named
+from steermoe.reasoning import final_answer
 from steermoe.records import Exchange, Judgement, Prompt
 from steermoe.reporter import Reporter
 from steermoe.stages.ablate import ablated_variants
