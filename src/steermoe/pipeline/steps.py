@@ -14,7 +14,7 @@ from importlib import import_module
 from steermoe.analysis.selection import resolve_rule
 from steermoe.config import Config
 from steermoe.errors import ConfigError
-from steermoe.judges.kinds import judge_named
+from steermoe.judges.kinds import judges_named
 from steermoe.pipeline import inputs
 from steermoe.pipeline.inputs import Input
 from steermoe.report.page import report
@@ -99,8 +99,10 @@ def _check_collect(config: Config) -> None:
 
 
 def _check_judge(config: Config) -> None:
-    for name in (config.judge.main, *config.judge.others):
-        judge_named(name, config.judge)
+    for judge in judges_named(config.judge):
+        check = getattr(judge, "check", None)
+        if check is not None:  # a server that is not there, or takes no key, is found out now
+            check()
 
 
 def _check_train(config: Config) -> None:
