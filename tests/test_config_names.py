@@ -38,14 +38,31 @@ def test_an_empty_value_of_an_old_name_is_no_value() -> None:
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ({"save_steps": 5, "arguments": {"save_steps": 5}}, "both are given"),
+        ({"save_steps": 5, "arguments": {"save_steps": 6}}, "both are given"),
         ({"save_steps": 5, "arguments": 7}, "train.arguments is no table"),
     ],
 )
 def test_a_setting_that_cannot_be_moved_is_refused(given: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ConfigError, match=f"train.save_steps is now .*{reason}") as caught:
+    with pytest.raises(ConfigError, match=f"train.save_steps is .*{reason}") as caught:
         renamed_settings({"train": given})
     assert "\n" not in str(caught.value)
+
+
+def test_both_names_with_one_value_are_one_setting() -> None:
+    found, _ = renamed_settings({"train": {"save_steps": 5, "arguments": {"save_steps": 5}}})
+    assert found == {"train": {"arguments": {"save_steps": 5}}}
+
+
+@pytest.mark.parametrize(("written", "read"), [("False", False), ("sgd", "sgd"), ("0.5", 0.5)])
+def test_an_argument_without_a_type_is_read_as_it_is_meant(written: str, read: Any) -> None:
+    config = load_config(settings=[f"train.arguments.something={written}"])
+    assert (config.train.arguments.model_extra or {})["something"] == read
+
+
+def test_an_emptied_argument_is_left_to_transformers() -> None:
+    stored = load_config(settings=["train.arguments.optim=sgd"]).model_dump(mode="json")
+    arguments = load_config(settings=["train.arguments.optim="], base=stored).train.arguments
+    assert "optim" not in (arguments.model_extra or {})
 
 
 def test_every_new_name_is_a_setting_and_no_old_one_is() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from steermoe.errors import ConfigError
 
 RENAMED = {
+    "collect.judge": "judge.main",
     "train.adam_epsilon": "train.arguments.adam_epsilon",
     "train.weight_decay": "train.arguments.weight_decay",
     "train.lr_scheduler": "train.arguments.lr_scheduler_type",
@@ -34,7 +35,7 @@ def renamed_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
         train.arguments.save_steps`. A setting that is empty under its old name is left out.
 
     Raises:
-        ConfigError: A setting is given under both names.
+        ConfigError: A setting is given under both names, with different values.
 
     Example:
         >>> renamed_settings({"train": {"save_steps": 5}})
@@ -64,8 +65,8 @@ def _put(values: dict[str, Any], old: str, new: str, value: Any) -> None:
             raise ConfigError(f"{old} is now {new}, and {'.'.join(sections[:depth])} is no table")
     section = _section(values, sections)
     assert section is not None, "it was just made"
-    if name in section:
-        raise ConfigError(f"{old} is now {new}, and both are given: leave {old} out")
+    if section.get(name, value) != value:
+        raise ConfigError(f"setting {old} is the old name of {new}, and both are given: keep {new}")
     section[name] = value
 
 

@@ -6,22 +6,18 @@ Reads train responses only. The selection of every mixed batch is kept beside th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
 from steermoe.analysis.batch_selection import Selection, same_as_uncontrolled, select_experts
 from steermoe.analysis.counts import RoutingCounts
-from steermoe.analysis.power import check_findable, prompts_needed, risk_diffs_to_find
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import (
     SelectionSettings,
     how_to_select_more,
     selectable_layers,
 )
-from steermoe.analysis.variance import cluster_kinds
 from steermoe.config import Config
-from steermoe.errors import RoutingError
 from steermoe.records import NO_BATCH, Expert
 from steermoe.reporter import Reporter
 from steermoe.stages.evidence import add_evidence, replication_of, train_contrast
@@ -101,60 +97,6 @@ def _say_selection(
             f"identified {len(experts)} unsafe experts of {len(eligible)}; the largest risk difference is "
             f"{largest['risk_diff']:+.4f} ({largest['Layer_Expert']})"
         )
-
-
-def power_table(
-    run: RunDirectory, config: Config, risk_diffs: Sequence[float] = ()
-) -> pd.DataFrame:
-    """How many prompts a class are needed to find an expert, by its true risk difference; the run is the pilot.
-
-    Args:
-        run: An identified run.
-        config: Its settings; the threshold and the q-value are what an expert must reach.
-        risk_diffs: True risk differences to ask about; by default `risk_diffs_to_find`.
-
-    Returns:
-        Columns `risk_diff, num_prompts, power, num_unsafe, note`: at least one row. Where no number of prompts is
-        enough, `note` says why and the numbers are None.
-
-    Raises:
-        RunDirectoryError: The run has no risk table.
-        RoutingError: Its table has no standard errors, or a risk difference asked for cannot be found reliably.
-    """
-    pilot = run.read_table(RISK)
-    if "risk_diff_se" not in pilot.columns:
-        raise RoutingError(
-            "the run's risk table has no standard errors: set identify.num_permutations and num_bootstrap above 0"
-        )
-    rule = run.read_selection().rule
-    layers = selectable_layers(pilot["layer"].unique(), rule["first_layer"], rule["last_layer"])
-    pilot = pilot[pilot["layer"].isin(layers)]
-    threshold = config.identify.threshold
-    asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
-    for risk_diff in asked:
-        check_findable(risk_diff, threshold)
-    # The responses that the standard errors come from: the table's own estimator's, in its own segment.
-    used = train_contrast(run, config).seen_by(pilot["estimator"].iloc[0], rule["segment"])
-    num_unsafe = int(used.is_unsafe.sum())
-    has_unsafe, has_safe = cluster_kinds(used)
-    pilot = pilot.assign(n_unsafe=used.tokens[used.is_unsafe].sum())
-    rows: list[dict[str, Any]] = []
-    for risk_diff in asked:
-        row = {"risk_diff": risk_diff, "num_prompts": None, "power": None, "num_unsafe": None}
-        try:
-            found = prompts_needed(
-                pilot,
-                min(num_unsafe, len(used) - num_unsafe),
-                risk_diff=risk_diff,
-                max_q_value=config.identify.max_q_value,
-                threshold=threshold,
-                paired=bool((has_unsafe & has_safe).any()),
-            )
-            row |= {name: getattr(found, name) for name in ("num_prompts", "power", "num_unsafe")}
-            rows.append(row | {"note": ""})
-        except RoutingError as error:
-            rows.append(row | {"note": str(error)})
-    return pd.DataFrame(rows)
 
 
 def describe_selection(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -43,12 +44,13 @@ from steermoe.store.names import (
     shard_of,
 )
 from steermoe.store.response_tables import (
-    RESPONSES_SCHEMA,
+    ANSWER,
     SCORED_SCHEMA,
     SHARD_SCHEMA,
     TOKENS_SCHEMA,
     VERDICTS_SCHEMA,
     create_counts_file,
+    reply_schema,
     unpack_routed_experts,
 )
 from steermoe.store.selection_file import ExpertSet
@@ -191,15 +193,16 @@ class RunDirectory(RunFiles):
             self.writing(TOKENS) as tokens_path,
             self.writing(ROUTING) as routing_path,
         ):
+            schema = self._reply_schema(shards)
             arrays = create_counts_file(routing_path, tensors, metadata)
             at = 0
             with (
-                pq.ParquetWriter(responses_path, RESPONSES_SCHEMA) as responses,
+                pq.ParquetWriter(responses_path, schema) as responses,
                 pq.ParquetWriter(tokens_path, TOKENS_SCHEMA) as tokens,
             ):
                 for shard in shards:
                     table = pq.read_table(shard)
-                    responses.write_table(table.select(RESPONSES_SCHEMA.names))
+                    responses.write_table(table.select(schema.names))
                     tokens.write_table(table.select(TOKENS_SCHEMA.names))
                     for row in table.to_pylist():
                         routed = unpack_routed_experts(row, num_layers, top_k)
@@ -212,20 +215,36 @@ class RunDirectory(RunFiles):
     def merge_reply_shards(self, prefix: str, indices: Iterable[int], variant: str) -> None:
         """Turn shards into the table of a variant's replies."""
         name = replies_of(variant)
-        with self.writing(name) as path, pq.ParquetWriter(path, RESPONSES_SCHEMA) as responses:
-            for index in indices:
-                table = pq.read_table(self.file(shard_of(prefix, index)))
-                responses.write_table(table.select(RESPONSES_SCHEMA.names))
+        shards = [self.file(shard_of(prefix, index)) for index in indices]
+        schema = self._reply_schema(shards)
+        with self.writing(name) as path, pq.ParquetWriter(path, schema) as responses:
+            for piece in shards:
+                responses.write_table(pq.read_table(piece).select(schema.names))
+
+    def _reply_schema(self, shards: Sequence[Path]) -> pa.Schema:
+        return reply_schema(
+            pq.read_table(piece, columns=["answer", "generated_text"]) for piece in shards
+        )
 
     def write_replies(self, variant: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a variant's replies, whole: columns of `SHARD_SCHEMA`, of which those of replies are kept."""
         with self.writing(replies_of(variant)) as path:
             table = pa.Table.from_pylist([dict(r) for r in rows], SHARD_SCHEMA)
-            pq.write_table(table.select(RESPONSES_SCHEMA.names), path)
+            pq.write_table(table.select(reply_schema([table]).names), path)
 
     def read_replies(self, variant: str = BASE) -> pd.DataFrame:
         """A variant's replies, one row each."""
         return self.read_table(replies_of(variant))
+
+    def read_answers(self, variant: str) -> dict[str, str | None]:
+        """What of a variant's replies is meant for the user, by prompt id; None where a reply ended before that."""
+        replies = self.read_replies(variant)
+        whole = replies["generated_text"].str.strip()
+        found = replies["answer"] if ANSWER.name in replies else whole
+        return {
+            i: a if isinstance(a, str) else None
+            for i, a in zip(replies["prompt_id"], found, strict=True)
+        }
 
     def read_counts(self) -> RoutingCounts:
         """`routing.safetensors`: counts of every response, in the order of `responses.parquet`."""
@@ -265,6 +284,7 @@ class RunDirectory(RunFiles):
                 generated_token_ids=tuple(token_row["generated_token_ids"]),
                 routed_experts=unpack_routed_experts(token_row, len(layer_indices), top_k),
                 layer_indices=layer_indices,
+                answer=row.get(ANSWER.name, row["generated_text"].strip()),
             )
             yield row, output
 
