@@ -13,6 +13,7 @@ from steermoe.cli.collect import collect
 from steermoe.cli.evaluate import evaluate
 from steermoe.cli.export import export
 from steermoe.cli.identify import identify
+from steermoe.cli.judge import judge
 from steermoe.cli.models import models
 from steermoe.cli.options import as_command
 from steermoe.cli.plan import plan
@@ -27,7 +28,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 COMMANDS = (
-    *(run, collect, identify, train, evaluate, ablate, report),
+    *(run, collect, judge, identify, train, evaluate, ablate, report),
     *(show, export, apply, plan, power, models),
 )
 """In the order of the help."""

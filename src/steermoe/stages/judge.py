@@ -6,14 +6,15 @@ Cheap beside generating, and so a step of its own: another judge says something 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from steermoe.config import Config
 from steermoe.judges.kinds import judges_named
-from steermoe.records import Exchange, Judgement, Prompt
+from steermoe.records import Judgement
 from steermoe.reporter import Reporter
 from steermoe.stages.ablate import ablated_variants
 from steermoe.store.directory import RunDirectory
+from steermoe.store.exchanges import exchanges_of
 from steermoe.store.names import BASE, HARDENED, JUDGE_ANSWERS, REPLIES
 from steermoe.store.state import Figures
 
@@ -37,7 +38,7 @@ def _judge(
     run: RunDirectory, config: Config, reporter: Reporter, variants: Sequence[str]
 ) -> Figures:
     prompts = {prompt.prompt_id: prompt for prompt in run.read_prompts()}
-    exchanges = [found for variant in variants for found in _exchanges(run, variant, prompts)]
+    exchanges = [found for variant in variants for found in exchanges_of(run, variant)]
     judgements: dict[tuple[str, str, str], Judgement] = {}
     figures: Counter[str] = Counter()
     judges = judges_named(config.judge, run.file(JUDGE_ANSWERS))
@@ -50,21 +51,3 @@ def _judge(
     names = " and ".join(judge.name for judge in judges)
     reporter.line(f"judged {len(exchanges):,} replies of {' and '.join(variants)} by {names}")
     return {"num_judged": len(judgements), "verdicts": dict(sorted(figures.items()))}
-
-
-def _exchanges(
-    run: RunDirectory, variant: str, prompts: Mapping[str, Prompt]
-) -> Iterator[Exchange]:
-    """The replies of a variant, as judges are given them."""
-    answers = run.read_answers(variant)
-    for row in run.read_replies(variant).to_dict("records"):
-        prompt = prompts[row["prompt_id"]]
-        yield Exchange(
-            variant=variant,
-            prompt_id=prompt.prompt_id,
-            goal=prompt.goal,
-            messages=prompt.messages,
-            prompt=prompt.rendered,
-            reply=str(row["generated_text"]),
-            answer=answers[prompt.prompt_id],
-        )
