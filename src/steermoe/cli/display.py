@@ -18,18 +18,12 @@ from steermoe.cli.display_evidence import (
     with_held_out,
 )
 from steermoe.errors import RunDirectoryError
+from steermoe.measures import MEASURES
 from steermoe.records import NO_BATCH, Expert
 from steermoe.report.numbers import ranges
 from steermoe.store.names import ABLATION, EVALUATION, MODEL, REPORT, RISK
 from steermoe.store.run import Run
 from steermoe.units import gibibytes
-
-RATE_NAMES = {
-    "refusal_rate": "refusal of harmful requests",
-    "attack_success_rate": "attack success rate",
-    "over_refusal_rate": "over-refusal, benign",
-    "over_refusal_rate_look_alike": "over-refusal, look-alikes",
-}
 
 
 def summary(run: Run) -> Group:
@@ -175,20 +169,19 @@ def _figures_table(run: Run) -> Table:
     evaluation = run.evaluation
     for name in (f"{evaluation['split']} prompts", "before", "after", "p"):
         table.add_column(name)
-    for key, title in RATE_NAMES.items():
-        p_value = evaluation["paired"][key]["p_value"]
-        table.add_row(
-            title,
-            percent(evaluation["base"][key]),
-            percent(evaluation["hardened"][key]),
-            "" if p_value is None else f"{p_value:.2g}",
+    for measure in MEASURES:
+        before, after, change = (
+            evaluation[side].get(measure.name) for side in ("base", "hardened", "paired")
         )
-    divergence = evaluation["paired"]["kl_per_token"]
-    if divergence["value"] is not None:
-        low, high = divergence["ci_low"], divergence["ci_high"]
-        interval = "" if low is None else f" [{low:.4f}, {high:.4f}]"
-        shown = f"{divergence['value']:.4f}{interval} nats n={divergence['n']}"
-        table.add_row("KL per token, benign", "", shown)
+        if measure.unit == "share" and before and after:
+            p_value = (change or {}).get("p_value")
+            shown = "" if p_value is None else f"{p_value:.2g}"
+            table.add_row(measure.title, percent(before), percent(after), shown)
+        elif measure.unit != "share" and change and change["value"] is not None:
+            low, high = change["ci_low"], change["ci_high"]
+            interval = "" if low is None else f" [{low:.4f}, {high:.4f}]"
+            figure = f"{change['value']:.4f}{interval} {measure.unit} n={change['n']}"
+            table.add_row(measure.title, "", figure, "")
     if trained:
         of_all = run.state.figures_of("identify")["num_experts_in_all"]
         table.add_row("experts trained", "", f"{trained} of {of_all}")

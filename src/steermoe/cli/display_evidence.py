@@ -9,19 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from steermoe.measures import MEASURES
 from steermoe.store.names import ABLATION, RISK_HELD_OUT
 from steermoe.store.run import Run
 
-METRIC_NAMES = {
-    "refusal_log_prob": "log p refusal, unsafe",
-    "reply_log_prob_unsafe": "log p reply, unsafe",
-    "reply_log_prob_look_alike": "log p reply, look-alike",
-    "reply_log_prob_benign": "log p reply, benign",
-    "kl_per_token": "KL per token, benign",
-    "refusal_rate": "refused, unsafe",
-    "over_refusal_rate_look_alike": "refused, look-alike",
-    "over_refusal_rate": "refused, benign",
-}
 HELD_OUT = "held_out"
 """Column of the risk difference on held-out goals."""
 
@@ -99,10 +90,12 @@ def ablation(run: Run) -> Group:
             title_justify="left",
             box=None,
         )
-        for metric, title in METRIC_NAMES.items():
-            if metric in figures:
-                cells = _ablation_cells(metric, figures[metric], found["random"]["num_draws"])
-                table.add_row(title, *cells)
+        for measure in MEASURES:
+            if measure.name in figures:
+                of_measure = figures[measure.name]
+                is_rate = measure.unit == "share"
+                cells = _ablation_cells(is_rate, of_measure, found["random"]["num_draws"])
+                table.add_row(measure.title, *cells)
         parts += [table, Text()]
     parts.append(Text(_legend(found)))
     if not (run.is_current("ablate") and run.is_current("ablation")):
@@ -127,9 +120,8 @@ def _legend(found: dict[str, Any]) -> str:
     )
 
 
-def _ablation_cells(metric: str, figures: dict[str, Any], num_draws: int) -> list[str]:
+def _ablation_cells(is_rate: bool, figures: dict[str, Any], num_draws: int) -> list[str]:
     """Intact value, changes, the range of the random draws, and where the selected set lies among them."""
-    is_rate = "rate" in metric
 
     def shown(value: float | None, sign: str = "+") -> str:
         if value is None:
