@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from steermoe.analysis.calibration import (
+from benchmarks.validity.calibration import (
     TAILS,
     NullSetting,
     calibrate,
@@ -30,12 +30,12 @@ from steermoe.analysis.calibration import (
     null_settings,
     unequal_length_settings,
 )
+from benchmarks.validity.simulate import Design, RoutingModel, SimulatedRun, simulate_run
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS
 from steermoe.analysis.power import power_at, prompts_needed
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import Expert, resolve_rule
-from steermoe.analysis.simulate import Design, RoutingModel, SimulatedRun, simulate_run
 from steermoe.analysis.stability import selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-
-from steermoe.analysis.calibration import (
+from benchmarks.validity.calibration import (
     TAILS,
     NullCalibration,
     NullSetting,
@@ -14,11 +13,12 @@ from steermoe.analysis.calibration import (
     share_of,
     unequal_length_settings,
 )
+from benchmarks.validity.simulate import RoutingModel, SimulatedRun, simulate_run
+
 from steermoe.analysis.estimators import ESTIMATORS
 from steermoe.analysis.power import prompts_needed
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import Expert, resolve_rule
-from steermoe.analysis.simulate import RoutingModel, SimulatedRun, simulate_run
 from steermoe.analysis.uncertainty import estimate_uncertainty
 
 OLMOE = RoutingModel(num_layers=16, num_experts=64, top_k=8)

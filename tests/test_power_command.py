@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from benchmarks.validity.simulate import RoutingModel, SimulatedRun, simulate_run
 from safetensors.numpy import save_file
 
 from steermoe.analysis.power import prompts_needed, risk_diffs_to_find
-from steermoe.analysis.simulate import RoutingModel, SimulatedRun, simulate_run
 from steermoe.analysis.uncertainty import estimate_risk_diff, estimate_uncertainty
 from steermoe.config import Config, validate
 from steermoe.errors import RoutingError

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from benchmarks.validity.simulate import RoutingModel, SimulatedRun, simulate_run
 
 from steermoe.analysis.clusters import find_clusters
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import build_contrast
 from steermoe.analysis.selection import SelectionSettings, identify_unsafe_experts, resolve_rule
-from steermoe.analysis.simulate import RoutingModel, SimulatedRun, simulate_run
 from steermoe.analysis.stability import Stability, _half_samples, _selected, selection_stability
 from steermoe.analysis.uncertainty import estimate_risk_diff
 from steermoe.errors import RoutingError, SelectionError

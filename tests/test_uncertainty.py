@@ -4,10 +4,12 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from benchmarks.validity.simulate import RoutingModel, SimulatedRun, simulate_run
 
 from steermoe.analysis import bootstrap, permutation
 from steermoe.analysis.bootstrap import errors_and_half_widths
@@ -15,7 +17,6 @@ from steermoe.analysis.clusters import find_clusters
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS, Contrast, build_contrast
 from steermoe.analysis.permutation import NullModel, frequency_pools, permutation_p_values
-from steermoe.analysis.simulate import RoutingModel, SimulatedRun, simulate_run
 from steermoe.analysis.uncertainty import (
     UNCERTAINTY_COLUMNS,
     estimate_risk_diff,
@@ -281,7 +282,7 @@ def test_exchanging_the_classes_mirrors_the_interval() -> None:
 
 def test_the_number_of_threads_leaves_no_trace() -> None:
     program = (
-        "from steermoe.analysis.simulate import *; from steermoe.analysis.uncertainty import *;"
+        "from benchmarks.validity.simulate import *; from steermoe.analysis.uncertainty import *;"
         "import pandas as pd; r = simulate_run(RoutingModel(num_layers=8), 120, 0, design='unpaired');"
         "t = estimate_uncertainty(r.counts, r.is_unsafe, r.goals, r.batch_idx,"
         "num_permutations=300, num_bootstrap=300); print(pd.util.hash_pandas_object(t).sum())"
@@ -289,6 +290,7 @@ def test_the_number_of_threads_leaves_no_trace() -> None:
     printed = {
         subprocess.run(
             [sys.executable, "-c", program],
+            cwd=Path(__file__).parent.parent,
             env={**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads},
             capture_output=True,
             text=True,

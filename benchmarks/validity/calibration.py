@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from benchmarks.validity.simulate import Design, RoutingModel, simulate_run
 from steermoe.analysis.estimators import Estimator
-from steermoe.analysis.simulate import Design, RoutingModel, simulate_run
 from steermoe.analysis.uncertainty import estimate_uncertainty
 from steermoe.records import FloatArray
 
