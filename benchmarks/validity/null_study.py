@@ -59,7 +59,7 @@ def null_designs(num_per_class: int) -> list[Design]:
 
 def spread_designs() -> list[Design]:
     """Classes of one mean and unlike spread. The variable class is the smaller one, or they are as many."""
-    skewed = NestedModel(goal_concentration=1e9, reply_concentration=(250.0, 30.0))
+    skewed = NestedModel(goal_concentration=1e9, reply_concentration=(250.0, 8.0))
     symmetric = NestedModel(goal_concentration=1e9, reply_concentration=(0.3, 1.0), symmetric=True)
     return [
         Design(f"{what}, {number} + {unsafe} {goals}", number, goals, unsafe, False, (0, 0), model)
