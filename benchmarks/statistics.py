@@ -35,9 +35,10 @@ from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS
 from steermoe.analysis.power import power_at, prompts_needed
 from steermoe.analysis.risk import risk_tables
-from steermoe.analysis.selection import Expert, resolve_rule
+from steermoe.analysis.selection import resolve_rule
 from steermoe.analysis.stability import selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
+from steermoe.records import Expert
 
 OLMOE = RoutingModel(num_layers=16, num_experts=64, top_k=8)
 QWEN3 = RoutingModel(num_layers=48, num_experts=128, top_k=8)
@@ -260,7 +261,7 @@ def power(runs: int) -> None:
 
 def real(runs: int) -> None:
     """The same on recorded routing: the responses of one class, split at random into two."""
-    from steermoe.rundir import RunDirectory
+    from steermoe.store.directory import RunDirectory
 
     directory = RunDirectory(os.environ.get("STEERMOE_RUN", "runs/smollm2-moe"))
     counts, responses = directory.read_counts(), directory.read_responses()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from steermoe.version import __version__
 
 if TYPE_CHECKING:
     from steermoe.analysis.counts import (
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     )
     from steermoe.analysis.selection import create_expert_mask as create_expert_mask
     from steermoe.analysis.selection import identify_unsafe_experts as identify_unsafe_experts
+    from steermoe.api import (
+        freeze_model_except_unsafe_experts as freeze_model_except_unsafe_experts,
+    )
+    from steermoe.api import process_mixed_batches as process_mixed_batches
     from steermoe.config import Config as Config
     from steermoe.config import load_config as load_config
     from steermoe.errors import SteerMoEError as SteerMoEError
     from steermoe.pipeline import run_pipeline as run_pipeline
     from steermoe.records import Prompt as Prompt
     from steermoe.records import Sampling as Sampling
-    from steermoe.run import Run as Run
-    from steermoe.run import load_run as load_run
-    from steermoe.stages.collect import process_mixed_batches as process_mixed_batches
-    from steermoe.stages.train import (
-        freeze_model_except_unsafe_experts as freeze_model_except_unsafe_experts,
-    )
+    from steermoe.store.run import Run as Run
+    from steermoe.store.run import load_run as load_run
     from steermoe.training.dataset import prepare_sft_dataset as prepare_sft_dataset
     from steermoe.training.trainer import ExpertMaskingTrainer as ExpertMaskingTrainer
 
@@ -41,19 +41,19 @@ _HOME = {
     "Config": "steermoe.config",
     "ExpertMaskingTrainer": "steermoe.training.trainer",
     "Prompt": "steermoe.records",
-    "Run": "steermoe.run",
+    "Run": "steermoe.store.run",
     "Sampling": "steermoe.records",
     "SteerMoEError": "steermoe.errors",
     "aggregate_batch_risk_diffs": "steermoe.analysis.risk",
     "calculate_risk_diff": "steermoe.analysis.risk",
     "calculate_risk_diff_per_batch": "steermoe.analysis.risk",
     "create_expert_mask": "steermoe.analysis.selection",
-    "freeze_model_except_unsafe_experts": "steermoe.stages.train",
+    "freeze_model_except_unsafe_experts": "steermoe.api",
     "identify_unsafe_experts": "steermoe.analysis.selection",
     "load_config": "steermoe.config",
-    "load_run": "steermoe.run",
+    "load_run": "steermoe.store.run",
     "prepare_sft_dataset": "steermoe.training.dataset",
-    "process_mixed_batches": "steermoe.stages.collect",
+    "process_mixed_batches": "steermoe.api",
     "run_pipeline": "steermoe.pipeline",
     "separate_prompt_and_generation_routings": "steermoe.analysis.counts",
 }

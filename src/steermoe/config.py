@@ -81,6 +81,13 @@ class ModelSection(Section):
         description="Passed to the chat template, for instance enable_thinking = false.",
     )
 
+    @property
+    def name(self) -> str:
+        """The model as files and pages call it: a hub id whole, a directory by its last part alone."""
+        path = Path(self.id)
+        is_hub_id = self.id.count("/") == 1 and not self.id.startswith((".", "~", "/"))
+        return self.id if is_hub_id and not path.is_dir() else path.name or self.id
+
 
 class PromptsSection(Section):
     """Where prompts come from and how they are split."""
@@ -114,7 +121,7 @@ class PromptsSection(Section):
 
 
 class CollectSection(Section):
-    """Mixed batches, generation, and the judge."""
+    """Mixed batches and generation."""
 
     batch_size: int = Field(16, ge=2, description="Prompts of a mixed batch.")
     safe_ratio: float = Field(
@@ -133,7 +140,20 @@ class CollectSection(Section):
         ge=1,
         description="Prompts generated together, rounded to whole mixed batches. Lower it when memory runs out.",
     )
-    judge: str = Field("keyword", description="Who decides whether a reply is a refusal: keyword.")
+
+
+class JudgeSection(Section):
+    """Who says whether a reply refuses."""
+
+    main: str = Field(
+        "keyword",
+        min_length=1,
+        description="The judge that identification, training and every rate go by: keyword, or "
+        "package.module:callable.",
+    )
+    others: tuple[str, ...] = Field(
+        (), description="Further judges of the same replies, to compare with."
+    )
 
 
 class IdentifySection(Section):
@@ -367,11 +387,16 @@ class Config(Section):
     model: ModelSection = Field(default_factory=ModelSection)
     prompts: PromptsSection = Field(default_factory=PromptsSection)
     collect: CollectSection = Field(default_factory=CollectSection)
+    judge: JudgeSection = Field(default_factory=JudgeSection)
     identify: IdentifySection = Field(default_factory=IdentifySection)
     train: TrainSection = Field(default_factory=TrainSection)
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
     ablate: AblateSection = Field(default_factory=AblateSection)
     report: ReportSection = Field(default_factory=ReportSection)
+
+    def with_model_id(self, model_id: str) -> Config:
+        """The same settings, with the model named otherwise."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"id": model_id})})
 
     @property
     def run_dir(self) -> Path:

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 
 from steermoe.chat import ensure_chat_template
 from steermoe.config import EMBEDDED_MODEL, ModelSection
+from steermoe.embedded.model import embedded_model_path
 from steermoe.errors import ConfigError, ModelError
 from steermoe.moe.configs import read_config
-from steermoe.moe.embedded import embedded_model_path
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.layers import (
     MoEDescription,
@@ -67,6 +67,13 @@ def model_source(settings: ModelSection, report: Report | None = None) -> str:
     raise ModelError(
         f"model {settings.id!r} does not exist: give a local directory, a hub id (owner/name) or {EMBEDDED_MODEL}"
     )
+
+
+def hub_commit(settings: ModelSection, source: str) -> str | None:
+    """The commit of a hub model that its branch or tag stands for; None where the hub's client does not tell."""
+    config = read_config(source, settings.revision, settings.trust_remote_code)
+    commit = getattr(config, "_commit_hash", None)
+    return str(commit) if commit else None
 
 
 def describe_model(settings: ModelSection, source: str) -> MoEDescription:

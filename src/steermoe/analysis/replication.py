@@ -10,9 +10,8 @@ import pandas as pd
 from scipy import stats
 
 from steermoe.analysis.estimators import Estimator
-from steermoe.analysis.selection import Expert
 from steermoe.errors import RoutingError
-from steermoe.records import FloatArray
+from steermoe.records import Expert, FloatArray
 
 
 @dataclass(frozen=True, slots=True)

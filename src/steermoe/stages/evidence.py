@@ -19,16 +19,16 @@ from steermoe.analysis.counts import RoutingCounts, Segment
 from steermoe.analysis.estimators import Estimator
 from steermoe.analysis.replication import replicate
 from steermoe.analysis.risk import risk_tables
-from steermoe.analysis.selection import Expert
 from steermoe.analysis.stability import Stability, selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
 from steermoe.analysis.variance import cluster_robust_errors
 from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.prompts.splits import goal_groups
-from steermoe.records import BoolArray, IntArray, Label, Prompt, Split, Verdict
+from steermoe.records import BoolArray, Expert, IntArray, Label, Prompt, Split, Verdict
 from steermoe.reporter import Reporter
-from steermoe.rundir import RISK_HELD_OUT, RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import BASE, RISK_HELD_OUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def contrast_of(
 ) -> Contrast:
     """The safe and unsafe responses of some splits, after the verdict filter."""
     prompts = {prompt.prompt_id: prompt for prompt in run.read_prompts()}
-    responses = run.read_responses()
+    responses = run.read_judged(BASE, config.judge.main)
     chosen = responses["split"].isin(splits) & (responses["label"] != Label.BENIGN)
     left_out: set[str] = set()
     if config.identify.filter_by_verdict:
@@ -240,7 +240,7 @@ def _stability(
 def _with_confounds(table: pd.DataFrame, run: RunDirectory, config: Config) -> pd.DataFrame:
     """Contrasts of harmless prompts with one another: how much of a risk difference is topic or format."""
     prompts = {prompt.prompt_id: prompt for prompt in run.read_prompts()}
-    responses = run.read_responses()
+    responses = run.read_replies()
     positions = np.flatnonzero((responses["split"] == Split.TRAIN).to_numpy())
     chosen = [prompts[str(prompt_id)] for prompt_id in responses["prompt_id"].iloc[positions]]
     in_format = [p.is_benign_in_format for p in chosen]

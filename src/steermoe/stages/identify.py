@@ -5,32 +5,33 @@ Reads train responses only. The selection of every mixed batch is kept beside th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from steermoe.analysis.batch_selection import Selection, same_as_uncontrolled, select_experts
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.power import check_findable, prompts_needed, risk_diffs_to_find
-from steermoe.analysis.risk import expert_label, risk_tables
+from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import (
-    Expert,
     SelectionSettings,
     how_to_select_more,
-    identify_unsafe_experts,
-    resolve_rule,
     selectable_layers,
 )
 from steermoe.analysis.variance import cluster_kinds
 from steermoe.config import Config
 from steermoe.errors import RoutingError
-from steermoe.records import NO_BATCH
+from steermoe.records import NO_BATCH, Expert
 from steermoe.reporter import Reporter
-from steermoe.rundir import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
 from steermoe.stages.evidence import add_evidence, replication_of, train_contrast
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import RISK, RISK_PER_BATCH
+from steermoe.store.selection_file import ExpertSet
+from steermoe.store.state import Figures
 
 
-def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
+def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     """Compute the risk tables and select the unsafe experts.
 
     Writes `risk_diff_per_batch.parquet`, `risk_diff.parquet`, `unsafe_experts.json` and, to compare with,
@@ -51,33 +52,25 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
         reporter.note(note)
     evidence = add_evidence(tables.aggregated, run, contrast, layers, config, reporter)
     aggregated, eligible = evidence.table, evidence.eligible
-    rule = resolve_rule(
-        settings.rule,
-        SelectionSettings(
-            settings.threshold,
-            settings.top_k,
-            settings.max_q_value,
-            settings.min_stability,
-            config.seed,
-        ),
+    by = SelectionSettings(
+        settings.threshold,
+        settings.top_k,
+        settings.max_q_value,
+        settings.min_stability,
+        config.seed,
     )
-    experts = rule(eligible)
-    per_batch = {
-        batch_idx: identify_unsafe_experts(
-            tables.per_batch[tables.per_batch["batch_idx"] == batch_idx],
-            settings.threshold,
-            settings.top_k,
-            layers,
-        )
-        for batch_idx in sorted({int(i) for i in tables.per_batch["batch_idx"]})
-    }
+    selection = select_experts(eligible, tables.per_batch, settings.rule, by)
+    experts = selection.overall
     run.write_table(RISK_PER_BATCH, tables.per_batch)
     run.write_table(RISK, aggregated)
-    run.write_json(
-        UNSAFE_EXPERTS,
-        describe_selection(eligible, experts, per_batch, contrast.counts, config),
-    )
+    run.write_selection(describe_selection(eligible, selection, contrast.counts, config))
     _say_selection(reporter, config, experts, eligible)
+    for which in same_as_uncontrolled(eligible, tables.per_batch, settings.rule, by):
+        reporter.note(
+            f"identify.rule = {settings.rule!r} selects the same experts as 'threshold' (train.experts = {which!r}), "
+            "so it is no control: too many of the candidates are selected; raise identify.threshold, or allow more "
+            "layers"
+        )
     replication = replication_of(eligible, experts, run, config, reporter)
     return {
         "num_unsafe_experts": len(experts),
@@ -133,7 +126,7 @@ def power_table(
         raise RoutingError(
             "the run's risk table has no standard errors: set identify.num_permutations and num_bootstrap above 0"
         )
-    rule = run.read_unsafe_experts()["rule"]
+    rule = run.read_selection().rule
     layers = selectable_layers(pilot["layer"].unique(), rule["first_layer"], rule["last_layer"])
     pilot = pilot[pilot["layer"].isin(layers)]
     threshold = config.identify.threshold
@@ -165,58 +158,36 @@ def power_table(
 
 
 def describe_selection(
-    table: pd.DataFrame,
-    experts: Sequence[Expert],
-    per_batch: Mapping[int, Sequence[Expert]],
-    counts: RoutingCounts,
-    config: Config,
-) -> dict[str, Any]:
+    table: pd.DataFrame, selection: Selection, counts: RoutingCounts, config: Config
+) -> ExpertSet:
     """What `unsafe_experts.json` holds: the experts, the rule that selected them, per batch and global."""
+    settings = config.identify
     keys = zip(table["layer"], table["expert"], strict=True)
     risk_of = dict(zip(keys, table["risk_diff"].tolist(), strict=True))
-    union = sorted({expert for chosen in per_batch.values() for expert in chosen})
     largest = table.iloc[0]
-    return {
-        "rule": {
-            "name": config.identify.rule,
-            "threshold": config.identify.threshold,
-            "top_k": config.identify.top_k,
-            "max_q_value": config.identify.max_q_value,
-            "min_stability": config.identify.min_stability,
-            "first_layer": config.identify.first_layer,
-            "last_layer": config.identify.last_layer,
-            "segment": config.identify.segment,
-            "estimator": config.identify.estimator,
+    return ExpertSet(
+        rule={
+            "name": settings.rule,
+            "threshold": settings.threshold,
+            "top_k": settings.top_k,
+            "max_q_value": settings.max_q_value,
+            "min_stability": settings.min_stability,
+            "first_layer": settings.first_layer,
+            "last_layer": settings.last_layer,
+            "segment": settings.segment,
+            "estimator": settings.estimator,
             "seed": config.seed,
         },
-        "layer_indices": list(counts.layer_indices),
-        "num_experts": counts.num_experts,
-        "num_unsafe_experts": len(experts),
-        "unsafe_experts": [
-            {
-                "layer": layer,
-                "expert": expert,
-                "Layer_Expert": expert_label(layer, expert),
-                "risk_diff": risk_of[(layer, expert)],
-            }
-            for layer, expert in experts
-        ],
-        "per_batch": [
-            {"batch_idx": batch_idx, "unsafe_experts": [list(pair) for pair in chosen]}
-            for batch_idx, chosen in sorted(per_batch.items())
+        layer_indices=counts.layer_indices,
+        num_experts=counts.num_experts,
+        overall=tuple((Expert(*pair), risk_of[pair]) for pair in selection.overall),
+        per_batch={
+            batch_idx: tuple(Expert(*pair) for pair in chosen)
+            for batch_idx, chosen in selection.per_batch.items()
             if batch_idx != NO_BATCH
-        ],
-        "union": [list(pair) for pair in union],
-        "largest_risk_diff": {
-            "Layer_Expert": str(largest["Layer_Expert"]),
-            "risk_diff": float(largest["risk_diff"]),
         },
-    }
-
-
-def selected_experts(run: RunDirectory, which: str = "global") -> list[Expert]:
-    """The experts of a run: the global selection, or the union of the batches' own."""
-    selection = run.read_unsafe_experts()
-    if which == "union":
-        return [(int(layer), int(expert)) for layer, expert in selection["union"]]
-    return [(int(row["layer"]), int(row["expert"])) for row in selection["unsafe_experts"]]
+        largest=(
+            Expert(int(largest["layer"]), int(largest["expert"])),
+            float(largest["risk_diff"]),
+        ),
+    )

@@ -1,0 +1,138 @@
+"""What a response looks like in the files of a run: the columns of its tables, and how its routes are packed.
+
+Shape legend: P prompt tokens, G generated tokens, L MoE layers, K top-k.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from steermoe.records import NO_BATCH, IntArray, Output, Prompt
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+
+RESPONSES_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("label", pa.string()),
+        ("split", pa.string()),
+        ("batch_idx", pa.int32()),
+        ("in_batch_idx", pa.int32()),
+        ("messages", _MESSAGES),
+        ("generated_text", pa.string()),
+        ("num_prompt_tokens", pa.int32()),
+        ("num_generated_tokens", pa.int32()),
+    ]
+)
+
+TOKENS_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),
+        ("prompt_token_ids", pa.list_(pa.int32())),
+        ("generated_token_ids", pa.list_(pa.int32())),
+        ("routed_experts", pa.large_binary()),
+        ("routed_experts_dtype", pa.string()),
+    ]
+)
+"""The tokens behind a response, and their routed experts `(P + G - 1, L, K)` in C order."""
+
+VERDICTS_SCHEMA = pa.schema(
+    [
+        ("variant", pa.string()),
+        ("prompt_id", pa.string()),
+        ("judge", pa.string()),
+        ("verdict", pa.string()),
+        ("score", pa.float64()),
+        ("reason", pa.string()),
+    ]
+)
+
+SCORED_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("quantity", pa.string()),
+        ("values", pa.list_(pa.float64())),
+    ]
+)
+"""What was measured of a variant on a text, token by token: `kl`, `reply_log_prob`, `refusal_log_prob`, in nats."""
+
+SHARD_SCHEMA = pa.schema(
+    [*RESPONSES_SCHEMA, *[TOKENS_SCHEMA.field(i) for i in range(1, len(TOKENS_SCHEMA))]]
+)
+
+
+def shard_row(
+    prompt: Prompt, output: Output, batch_idx: int = NO_BATCH, in_batch_idx: int = NO_BATCH
+) -> dict[str, Any]:
+    """One response as a row of `SHARD_SCHEMA`."""
+    routed = np.ascontiguousarray(output.routed_experts)
+    return {
+        "prompt_id": prompt.prompt_id,
+        "label": prompt.label,
+        "split": prompt.split,
+        "batch_idx": batch_idx,
+        "in_batch_idx": in_batch_idx,
+        "messages": [dict(message) for message in output.messages],
+        "generated_text": output.generated_text,
+        "num_prompt_tokens": len(output.prompt_token_ids),
+        "num_generated_tokens": len(output.generated_token_ids),
+        "prompt": output.prompt,
+        "prompt_token_ids": list(output.prompt_token_ids),
+        "generated_token_ids": list(output.generated_token_ids),
+        "routed_experts": routed.tobytes(),
+        "routed_experts_dtype": routed.dtype.str,
+    }
+
+
+def unpack_routed_experts(row: Mapping[str, Any], num_layers: int, top_k: int) -> IntArray:
+    """The routed experts `(P + G - 1, L, K)` of a row of tokens."""
+    flat = np.frombuffer(row["routed_experts"], dtype=np.dtype(row["routed_experts_dtype"]))
+    return flat.reshape(-1, num_layers, top_k)
+
+
+def create_counts_file(
+    path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> dict[str, np.memmap[Any, Any]]:
+    """Lay out a safetensors file of int32 and map its tensors, so that they are filled without holding them.
+
+    Args:
+        path: The file, new.
+        tensors: Name to type, always `I32`, and shape.
+        metadata: Goes into the header.
+
+    Raises:
+        OSError: The disk has no room for it.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        start, end = end, end + 4 * int(np.prod(shape))
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, ensure_ascii=False).encode("utf-8")
+    encoded += b" " * (-len(encoded) % 8)  # the format wants aligned data
+    with path.open("wb") as out:
+        out.write(struct.pack("<Q", len(encoded)) + encoded)
+        size = 8 + len(encoded) + end
+        out.truncate(size)
+        if hasattr(os, "posix_fallocate"):
+            # A full disk must be an error here, not a bus error when the map is written.
+            os.posix_fallocate(out.fileno(), 0, size)
+    return {
+        name: np.memmap(
+            path,
+            np.int32,
+            "r+",
+            offset=8 + len(encoded) + header[name]["data_offsets"][0],
+            shape=shape,
+        )
+        for name, (_, shape) in tensors.items()
+    }
