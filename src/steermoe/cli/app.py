@@ -185,6 +185,15 @@ def identify(
             "of the run's largest]",
         ),
     ] = None,
+    effect_cv: Annotated[
+        float | None,
+        typer.Option(
+            "--effect-cv",
+            metavar="NUMBER",
+            help="With --power: how much the effect varies between prompts, standard deviation over mean. "
+            "[default: 0.5]",
+        ),
+    ] = None,
     force: ForceOption = False,
     quiet: QuietOption = False,
     debug: DebugOption = False,
@@ -192,11 +201,13 @@ def identify(
     """Compute risk differences with their uncertainty, and select the unsafe experts."""
     if risk_diff and not power:
         raise ConfigError(f"--risk-diff {risk_diff[0]} goes with --power; add it")
+    if effect_cv is not None and not power:
+        raise ConfigError(f"--effect-cv {effect_cv} goes with --power; add it")
     resolved = _resolve(config, settings, run_dir, model, None, seed, stored=True)
     if power:
         from steermoe.cli.display import power_of
 
-        _print(power_of(resolved, risk_diff or ()))
+        _print(power_of(resolved, risk_diff or (), effect_cv))
         return
     from steermoe.pipeline import run_pipeline
 

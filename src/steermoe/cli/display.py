@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from steermoe.analysis.power import EFFECT_VARIATION
 from steermoe.analysis.risk import expert_label
 from steermoe.cli.display_evidence import (
     HELD_OUT,
@@ -155,9 +156,12 @@ def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
     return text
 
 
-def power_of(config: Config, risk_diffs: Sequence[float] = ()) -> Group:
+def power_of(
+    config: Config, risk_diffs: Sequence[float] = (), effect_cv: float | None = None
+) -> Group:
     """Prompts a class that are needed to find an expert with a chance of 90 %, by its true risk difference."""
-    found = power_table(RunDirectory(config.run_dir), config, risk_diffs)
+    variation = EFFECT_VARIATION if effect_cv is None else effect_cv
+    found = power_table(RunDirectory(config.run_dir), config, risk_diffs, variation)
     table = Table(
         "true risk_diff",
         "prompts a class",
@@ -175,7 +179,11 @@ def power_of(config: Config, risk_diffs: Sequence[float] = ()) -> Group:
                 str(int(row["num_unsafe"])),
             ]
         table.add_row(f"{row['risk_diff']:g}", *numbers)
-    return Group(table, *(Text(note) for note in found["note"] if note))
+    assumed = (
+        f"if the effect varies between prompts by {variation:g} of its size (--effect-cv); the more it varies, "
+        "the more prompts it takes"
+    )
+    return Group(table, *(Text(note) for note in [*found["note"], assumed] if note))
 
 
 def all_models() -> Group:

@@ -12,7 +12,13 @@ import pandas as pd
 
 from steermoe.analysis.batch_selection import Selection, same_as_uncontrolled, select_experts
 from steermoe.analysis.counts import RoutingCounts
-from steermoe.analysis.power import check_findable, prompts_needed, risk_diffs_to_find
+from steermoe.analysis.power import (
+    EFFECT_VARIATION,
+    check_findable,
+    check_variation,
+    prompts_needed,
+    risk_diffs_to_find,
+)
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import (
     SelectionSettings,
@@ -104,7 +110,10 @@ def _say_selection(
 
 
 def power_table(
-    run: RunDirectory, config: Config, risk_diffs: Sequence[float] = ()
+    run: RunDirectory,
+    config: Config,
+    risk_diffs: Sequence[float] = (),
+    effect_variation: float = EFFECT_VARIATION,
 ) -> pd.DataFrame:
     """How many prompts a class are needed to find an expert, by its true risk difference; the run is the pilot.
 
@@ -112,6 +121,7 @@ def power_table(
         run: An identified run.
         config: Its settings; the threshold and the q-value are what an expert must reach.
         risk_diffs: True risk differences to ask about; by default `risk_diffs_to_find`.
+        effect_variation: How much an effect varies between prompts, standard deviation over mean.
 
     Returns:
         Columns `risk_diff, num_prompts, power, num_unsafe, note`: at least one row. Where no number of prompts is
@@ -131,6 +141,7 @@ def power_table(
     pilot = pilot[pilot["layer"].isin(layers)]
     threshold = config.identify.threshold
     asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
+    check_variation(effect_variation)
     for risk_diff in asked:
         check_findable(risk_diff, threshold)
     # The responses that the standard errors come from: the table's own estimator's, in its own segment.
@@ -149,6 +160,7 @@ def power_table(
                 max_q_value=config.identify.max_q_value,
                 threshold=threshold,
                 paired=bool((has_unsafe & has_safe).any()),
+                effect_variation=effect_variation,
             )
             row |= {name: getattr(found, name) for name in ("num_prompts", "power", "num_unsafe")}
             rows.append(row | {"note": ""})
