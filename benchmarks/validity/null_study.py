@@ -62,7 +62,15 @@ def spread_designs() -> list[Design]:
     skewed = NestedModel(goal_concentration=1e9, reply_concentration=(250.0, 8.0))
     symmetric = NestedModel(goal_concentration=1e9, reply_concentration=(0.3, 1.0), symmetric=True)
     return [
-        Design(f"{what}, {number} + {unsafe} {goals}", number, goals, unsafe, False, (0, 0), model)
+        Design(
+            f"{what}, {number} + {unsafe or number} {goals}",
+            number,
+            goals,
+            unsafe,
+            False,
+            (0, 0),
+            model,
+        )
         for what, model in (("skewed", skewed), ("symmetric", symmetric))
         for number, unsafe, goals in _SIZES
     ]
