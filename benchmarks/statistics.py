@@ -264,7 +264,7 @@ def real(runs: int) -> None:
     from steermoe.store.directory import RunDirectory
 
     directory = RunDirectory(os.environ.get("STEERMOE_RUN", "runs/smollm2-moe"))
-    counts, responses = directory.read_counts(), directory.read_responses()
+    counts, responses = directory.read_counts(), directory.read_replies()
     generator = np.random.default_rng(0)
     rows = []
     for label in ("safe", "unsafe", "benign"):

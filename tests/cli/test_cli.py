@@ -162,7 +162,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == "interrupted: the same command goes on where it stopped"
     assert "Traceback" not in err
-    assert load_run(run_dir).state["stages"]["train"]["status"] == "running"
+    assert load_run(run_dir).state.stages["train"].status == "running"
 
 
 def test_an_interruption_in_any_command_is_130(

@@ -16,10 +16,11 @@ from steermoe.analysis.power import prompts_needed, risk_diffs_to_find
 from steermoe.analysis.uncertainty import estimate_risk_diff, estimate_uncertainty
 from steermoe.config import Config, validate
 from steermoe.errors import RoutingError
-from steermoe.records import Label, Prompt, Split, Verdict
+from steermoe.records import Judgement, Label, Prompt, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.stages.identify import identify, power_table
-from steermoe.store.directory import RESPONSES, RISK, ROUTING, RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import RESPONSES, RISK, ROUTING
 from tiny import CommandLine, copy_of, finished_run
 
 MODEL = RoutingModel(num_layers=4, num_experts=32, top_k=4)
@@ -44,11 +45,13 @@ def run_of(folder: Path, simulated: SimulatedRun) -> RunDirectory:
                 "label": str(label),
                 "split": str(Split.TRAIN),
                 "batch_idx": simulated.batch_idx[i],
-                "verdict": str(Verdict.ANSWERED),
             }
         )
     run.write_prompts(prompts)
     run.write_table(RESPONSES, pd.DataFrame(rows))
+    run.write_verdicts(
+        {("base", p.prompt_id, "keyword"): Judgement(Verdict.ANSWERED) for p in prompts}, ["base"]
+    )
     counts = simulated.counts
     save_file(
         {
@@ -182,7 +185,7 @@ def test_the_command_prints_the_sizes_that_are_asked_for(
     rows = numbers_in(steermoe.out)
     assert list(rows) == [0.3, 0.25]
     run = RunDirectory(pilot_path)
-    config = validate(run.read_run()["config"])
+    config = validate(run.read_state().config)
     table = power_table(run, config, [0.3, 0.25])
     for row in table.to_dict("records"):
         shown = rows[row["risk_diff"]]

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from steermoe.config import EMBEDDED_MODEL, ModelSection
+from steermoe.analysis.selection import selectable_layers
+from steermoe.config import EMBEDDED_MODEL, IdentifySection, ModelSection
 from steermoe.hashes import stamp_of
 from steermoe.loading import describe_model, hub_commit
 from steermoe.moe.stored import hash_checkpoint
 from steermoe.store.state import ModelRecord
+
+
+def check_layers(settings: ModelSection, source: str, bounds: IdentifySection) -> None:
+    """Check that something is left to select from: collecting takes long, and identification would refuse it after.
+
+    Raises:
+        SelectionError: `identify.first_layer` and `last_layer` hold none of the model's MoE layers.
+    """
+    known = describe_model(settings, source).layer_indices
+    selectable_layers(known, bounds.first_layer, bounds.last_layer)
 
 
 def identify_model(

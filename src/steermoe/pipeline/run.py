@@ -17,7 +17,7 @@ from steermoe.loading import model_source
 from steermoe.pipeline.fingerprints import difference, fingerprint_of, inputs_of
 from steermoe.pipeline.inputs import Ledger, check_undamaged, record_of
 from steermoe.pipeline.memory import PeakMemory, release_memory
-from steermoe.pipeline.model import identify_model
+from steermoe.pipeline.model import check_layers, identify_model
 from steermoe.pipeline.settings import restricted, values_of
 from steermoe.pipeline.steps import COLLECT, COMMANDS, TRAIN, Step
 from steermoe.pipeline.versions import package_versions
@@ -159,6 +159,8 @@ def _open(
                 "would replace it; choose another --run"
             )
         model = identify_model(config.model, source, before.model if before else None, verify)
+        if COLLECT in steps:
+            check_layers(config.model, source, config.identify)
     else:
         model = before.model
     if before is not None:

@@ -269,12 +269,26 @@ def _measure(
             loaded = base if model == BASE else load_hardened(run, config)
             for ablation in missing[model]:
                 variant = Variant(variant_name(model, ablation), ablation.deactivated)
-                with variant.opened(loaded) as opened:
-                    values = _values_by_token(opened, config, texts, subjects, bar)
-                    if _is_generated(model, ablation, config):
-                        rows = _replies(opened, config, subjects, bar)
-                        run.write_replies(variant.name, rows)
-                run.write_scored(variant.name, values)
+                is_generated = _is_generated(model, ablation, config)
+                _do_variant(run, config, loaded, variant, is_generated, texts, subjects, bar)
+
+
+def _do_variant(
+    run: RunDirectory,
+    config: Config,
+    loaded: LoadedModel,
+    variant: Variant,
+    is_generated: bool,
+    texts: Texts,
+    subjects: Mapping[str, Subject],
+    bar: Bar,
+) -> None:
+    """Feed a variant all texts, let it reply where that is asked for, and write both; the values by token last."""
+    with variant.opened(loaded) as opened:
+        values = _values_by_token(opened, config, texts, subjects, bar)
+        if is_generated:
+            run.write_replies(variant.name, _replies(opened, config, subjects, bar))
+    run.write_scored(variant.name, values)
 
 
 def _is_generated(model: str, ablation: Ablation, config: Config) -> bool:
