@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from steermoe.stages.ablation_scores import choose_subjects
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
