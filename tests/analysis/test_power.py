@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from steermoe.analysis import power
 from steermoe.analysis.power import power_at, prompts_needed
 from steermoe.errors import RoutingError
 
@@ -24,15 +23,19 @@ def pilot_of(error: float, num_experts: int = 200, frequency: float = 0.1) -> pd
     )
 
 
-def test_it_is_the_textbook_sample_size_when_experts_are_alike(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """n = ((z_{1 - a / 2} + z_power) sd / difference)^2, where n is large."""
-    monkeypatch.setattr(power, "EFFECT_VARIATION", 0.0)
+@pytest.mark.parametrize("variation", [0.0, 1.0, 20.0])
+def test_it_is_the_textbook_sample_size_when_experts_are_alike(variation: float) -> None:
+    """n = ((z_{1 - a / 2} + z_power) sd / difference)^2, where n is large, and sd that of experts and effects."""
     result = prompts_needed(
-        pilot_of(0.03), 100, risk_diff=0.02, threshold=0.0, power=0.9, num_unsafe=1
+        pilot_of(0.03),
+        100,
+        risk_diff=0.02,
+        threshold=0.0,
+        power=0.9,
+        num_unsafe=1,
+        effect_variation=variation,
     )
-    deviation = 0.03 * np.sqrt(100)
+    deviation = np.sqrt(0.03**2 * 100 + (variation * 0.02) ** 2)
     allowed = 0.05 / 200
     n = ((stats.norm.isf(allowed / 2) + stats.norm.ppf(0.9)) * deviation / 0.02) ** 2
     assert result.num_prompts == pytest.approx(n, rel=0.01)
@@ -73,6 +76,8 @@ def test_an_expert_at_the_threshold_cannot_be_found_reliably() -> None:
         prompts_needed(pilot_of(0.02, frequency=0.99), 50, risk_diff=0.1)
     with pytest.raises(RoutingError, match="even 1000000 prompts"):
         prompts_needed(pilot_of(5.0), 50, risk_diff=0.051)
+    with pytest.raises(RoutingError, match="varies between prompts by -1"):
+        prompts_needed(pilot_of(0.02), 50, risk_diff=0.1, effect_variation=-1)
     with pytest.raises(RoutingError, match="power is 1"):
         prompts_needed(pilot_of(0.02), 50, risk_diff=0.1, power=1)
 

@@ -195,6 +195,19 @@ def test_the_command_prints_the_sizes_that_are_asked_for(
     assert table["num_prompts"][0] < table["num_prompts"][1]
 
 
+def test_an_effect_that_varies_more_takes_more_prompts_and_the_assumption_is_said(
+    steermoe: CommandLine, pilot_path: Path
+) -> None:
+    asked = ["identify", "--power", "--run", pilot_path, "--risk-diff", "0.3"]
+    needed = {}
+    for variation in ("0.5", "2", None):
+        own = [] if variation is None else ["--effect-cv", variation]
+        assert steermoe(*asked, *own) == 0, steermoe.err
+        needed[variation] = int(numbers_in(steermoe.out)[0.3][0].replace(",", ""))
+        assert f"by {variation or '0.5'} of its size" in steermoe.out
+    assert needed["2"] > needed["0.5"] == needed[None]
+
+
 def test_without_a_threshold_the_command_asks_about_the_largest_difference(
     steermoe: CommandLine, pilot_path: Path
 ) -> None:
@@ -219,8 +232,9 @@ def test_what_cannot_be_found_is_said(steermoe: CommandLine, pilot_path: Path) -
     printed = steermoe.out
     old = ["identify", "--power", "--run", pilot_path]
     assert steermoe(*old, "--risk-diff", "0.3") == 0 and steermoe.out == printed
-    alone = steermoe.refusal("identify", "--run", pilot_path, "--risk-diff", "0.1")
-    assert "goes with --power" in alone
+    for option in (["--risk-diff", "0.1"], ["--effect-cv", "1"]):
+        assert "goes with --power" in steermoe.refusal("identify", "--run", pilot_path, *option)
+    assert "give 0 or more" in steermoe.refusal(*power, "--effect-cv", "-1")
 
 
 def test_what_is_the_pilots_own_is_said(steermoe: CommandLine, pilot_path: Path) -> None:

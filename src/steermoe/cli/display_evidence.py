@@ -108,16 +108,24 @@ def ablation(run: Run) -> Group:
 def _legend(found: dict[str, Any]) -> str:
     """How to read the table, and how different the random draws are."""
     random = found["random"]
-    return (
-        "off: change to the intact model, [interval over goals]; of random experts the mean (least, largest) of draws."
-        "\nlog p: mean log-probability per token of the target refusal, and of the base model's own reply."
-        f"\n{random['num_draws']} random draws, {random['num_distinct_draws']} of them distinct, matched to the "
-        f"selected experts by layer and frequency; they share {random['mean_overlap']:.1f} with them on average."
-        f"\nMean activation frequency: selected {random['mean_frequency_selected']:.3f}, random draws "
-        f"{random['mean_frequency_draws']:.3f}. What differs there may be their work rather than their kind."
-        "\nThe last column ranks the selected set among the draws; p cannot be below 1 / (1 + draws)."
-        f"\nThis measures {found['measures']}."
-    )
+    lines = [
+        "off: change to the intact model, [interval over goals]; of random experts the mean (least, largest) of draws.",
+        "log p: mean log-probability per token of the target refusal, and of the base model's own reply.",
+    ]
+    if random["num_draws"]:
+        lines += [
+            f"{random['num_draws']} random draws, all different, of {random['num_possible_sets']:.4g} sets of as many "
+            "experts of each layer",
+            f"and frequency as the selected one; they share {random['mean_overlap']:.1f} experts with it on average.",
+            f"Mean activation frequency: selected {random['mean_frequency_selected']:.3f}, random draws "
+            f"{random['mean_frequency_draws']:.3f}. What differs there may be their work rather than their kind.",
+            "The last column ranks the selected set among the draws; p cannot be below 1 / (1 + draws).",
+        ]
+    else:
+        lines.append(
+            "No other set has as many experts of each layer and frequency, so nothing is ranked."
+        )
+    return "\n".join([*lines, f"This measures {found['measures']}."])
 
 
 def _ablation_cells(is_rate: bool, figures: dict[str, Any], num_draws: int) -> list[str]:

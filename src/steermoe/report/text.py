@@ -318,7 +318,7 @@ def _cell(metric: Mapping[str, Any], form: Any, is_rate: bool) -> dict[str, str 
         cell["interval"] = f"{form(low).removesuffix(unit)} to {form(high)}"
     if is_rate and is_number(value):
         cell["count"] = f"{round(float(value or 0) * metric['n'])} of {metric['n']}"  # a share of n
-    cell["worst_case"] = percent(metric["worst_case"]) if "worst_case" in metric else None
+    cell["worst_case"] = form(metric["worst_case"]) if "worst_case" in metric else None
     return cell
 
 

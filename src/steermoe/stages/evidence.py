@@ -19,6 +19,7 @@ from steermoe.analysis.counts import RoutingCounts, Segment
 from steermoe.analysis.estimators import Estimator
 from steermoe.analysis.replication import replicate
 from steermoe.analysis.risk import risk_tables
+from steermoe.analysis.spread import class_spread
 from steermoe.analysis.stability import Stability, selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
 from steermoe.analysis.variance import cluster_robust_errors
@@ -197,6 +198,9 @@ def add_evidence(
         )
         table = _joined(table, uncertainty)
         ratio = _ratio_of_errors(contrast, uncertainty, config)
+        spread = class_spread(contrast.seen_by(settings.estimator, settings.segment))
+        if warning := spread.warning():
+            reporter.note(warning)
     stability = None
     if settings.num_subsamples:
         try:
