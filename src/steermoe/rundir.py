@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
-from steermoe.analysis.counts import RoutingCounts, count_response
+from steermoe.analysis.counts import RoutingCounts, count_response, find_shared_tokens
 from steermoe.errors import RunDirectoryError
 from steermoe.hashes import sha256_of
 from steermoe.records import Label, Output, Prompt, Split
@@ -368,6 +368,7 @@ class RunDirectory:
     def merge_shards(self, count: int, shape: tuple[int, int], metadata: Mapping[str, str]) -> None:
         """Turn the shards into `responses.parquet`, `tokens.parquet` and `routing.safetensors`.
 
+        Tokens that every prompt shares are no part of the segment `prompt`; the header says how many there are.
         One shard is in memory at a time. The shards are kept: until the stage is done, it may have to do this again.
 
         Args:
@@ -379,6 +380,11 @@ class RunDirectory:
         top_k = int(metadata["top_k"])
         shards = [self.file(self.shard_name(index)) for index in range(count)]
         num_responses = sum(pq.read_metadata(shard).num_rows for shard in shards)
+        shared = find_shared_tokens(_prompt_token_ids(shards))
+        header = {
+            **metadata,
+            "shared_prompt_tokens": json.dumps([shared.leading, shared.trailing]),
+        }
         tensors = {
             "active": ("I32", (num_responses, 2, num_layers, num_experts)),
             "num_tokens": ("I32", (num_responses, 2)),
@@ -388,7 +394,7 @@ class RunDirectory:
             self.writing(TOKENS) as tokens_path,
             self.writing(ROUTING) as routing_path,
         ):
-            arrays = create_counts_file(routing_path, tensors, metadata)
+            arrays = create_counts_file(routing_path, tensors, header)
             at = 0
             with (
                 pq.ParquetWriter(responses_path, RESPONSES_SCHEMA) as responses,
@@ -400,7 +406,9 @@ class RunDirectory:
                     tokens.write_table(table.select(TOKENS_SCHEMA.names))
                     for row in table.to_pylist():
                         routed = unpack_routed_experts(row, num_layers, top_k)
-                        counted = count_response(routed, row["num_prompt_tokens"], num_experts)
+                        counted = count_response(
+                            routed, row["num_prompt_tokens"], num_experts, shared
+                        )
                         arrays["active"][at], arrays["num_tokens"][at] = counted
                         at += 1
             for array in arrays.values():
@@ -428,7 +436,7 @@ class RunDirectory:
             )
 
     def routing_metadata(self) -> dict[str, str]:
-        """Header of `routing.safetensors`: layer_indices, top_k, num_experts, model."""
+        """Header of `routing.safetensors`: layer_indices, top_k, num_experts, model, shared_prompt_tokens."""
         with self._reading(ROUTING) as path, safe_open(path, framework="numpy") as file:
             return dict(file.metadata())
 
@@ -492,6 +500,14 @@ class RunDirectory:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _prompt_token_ids(shards: Iterable[Path]) -> Iterator[Any]:
+    """The token ids of every prompt, one shard in memory at a time."""
+    for shard in shards:
+        column = pq.read_table(shard, columns=["prompt_token_ids"]).column(0)
+        for ids in column:
+            yield ids.values.to_numpy(zero_copy_only=False)
 
 
 WRITTEN_BY = {
