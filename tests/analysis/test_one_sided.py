@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
-
 from benchmarks.validity.nested import Effects, NestedModel, plan_replies, simulate_nested
+
 from steermoe.analysis import permutation
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS, Contrast, build_contrast

@@ -169,9 +169,9 @@ def find_shared_tokens(prompts: Iterable[Sequence[int]]) -> SharedTokens:
         prompts: Token ids of each prompt, in any order; read once.
 
     Returns:
-        The two numbers. Leading tokens are found first, and no token counts for both. Nothing is shared where all prompts
-        are the same, one prompt only among them: what is template and what is content cannot be told there. A prompt
-        may hold nothing but shared tokens; then it has no token of its own.
+        The two numbers. Leading tokens are found first, and no token counts for both. Nothing is shared where all
+        prompts are the same, one prompt only among them: what is template and what is content cannot be told there.
+        A prompt may hold nothing but shared tokens; then it has no token of its own.
 
     Example:
         >>> find_shared_tokens([[1, 2, 7, 8, 9], [1, 2, 9], [1, 2, 5, 9]])

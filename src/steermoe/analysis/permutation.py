@@ -143,6 +143,16 @@ class NullModel:
         difference /= np.sqrt(np.where(variance > noise, variance, np.inf))
         return np.asarray(difference)
 
+    def differences(
+        self, values: FloatArray, rate: FloatArray, relabelling: Relabelling
+    ) -> FloatArray:
+        """Risk differences themselves, `(R, M)`; arguments as in `statistics`."""
+        scores = values - self.contrast.size[:, None] * rate
+        drawn = relabelling.signs @ self.flipped.sums(scores * self.coefficients[:, None])
+        if len(self.permuted):
+            drawn += relabelling.coefficients @ scores[self.permuted.rows]
+        return np.asarray(drawn)
+
     def _shuffled(self, num_draws: int, generator: np.random.Generator) -> BoolArray:
         """Labels of all clusters `(R, C)`, those of permuted ones shuffled within their blocks."""
         members = np.flatnonzero(self.block >= 0)

@@ -6,9 +6,9 @@ together: an expert's true score is 0 or one of a grid of values,
     z ~ N(theta, 1),    theta in {0, +-1.5, +-2, +-2.5, ..}
 
 How many experts have which value is fitted by maximum likelihood (Kiefer and Wolfowitz 1956, Annals of Mathematical
-Statistics 27:887-906; Koenker and Mizera 2014, JASA 109:674-685), with a penalty that prefers 0. No shape is assumed, and
-up and down are apart: experts of a layer compete, so many are truly lower, and they must not speak for the higher
-ones. True scores below 1.5 standard errors cannot be told from 0 and count for it.
+Statistics 27:887-906; Koenker and Mizera 2014, JASA 109:674-685), with a penalty that prefers 0. No shape is assumed,
+and up and down are apart: experts of a layer compete, so many are truly lower, and they must not speak for the
+higher ones. True scores below 1.5 standard errors cannot be told from 0 and count for it.
 
 What follows holds for any set of experts, however it was selected from these differences: the mean of its members'
 chances to be false is its expected false share (Efron 2007, Annals of Statistics 35:1351-1377).
