@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from steermoe.moe import embedded
-from steermoe.moe.gguf_llama import load_llama_gguf
+from steermoe.embedded import model as embedded
+from steermoe.embedded.gguf_llama import load_llama_gguf
 
 REPLY_TOKENS = 48
 BATCH_SIZE = 16

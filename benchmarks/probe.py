@@ -23,7 +23,7 @@ from steermoe.analysis.rates import wilson
 from steermoe.chat import encode, render
 from steermoe.loading import load_model
 from steermoe.records import FloatArray, Label, Prompt, Split
-from steermoe.run import load_run
+from steermoe.store.run import load_run
 
 CAUGHT = 0.9
 PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

@@ -19,8 +19,8 @@ from benchmarks.statistics import show
 from steermoe.chat import encode, render
 from steermoe.loading import load_model
 from steermoe.records import FloatArray, Label, Prompt
-from steermoe.run import load_run
-from steermoe.rundir import MODEL
+from steermoe.store.directory import MODEL
+from steermoe.store.run import load_run
 from steermoe.training.dataset import resolve_target
 
 THRESHOLDS = (0.85, 0.9, 0.95)

@@ -15,8 +15,8 @@ from benchmarks.arguments import parser_of_a_run
 from benchmarks.statistics import show
 from steermoe.loading import load_tokenizer, model_source
 from steermoe.records import Label
-from steermoe.run import load_run
-from steermoe.rundir import HARDENED_RESPONSES
+from steermoe.store.directory import HARDENED_RESPONSES
+from steermoe.store.run import load_run
 
 LENGTH = 4
 FEWEST_TOKENS = 16

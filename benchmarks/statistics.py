@@ -260,7 +260,7 @@ def power(runs: int) -> None:
 
 def real(runs: int) -> None:
     """The same on recorded routing: the responses of one class, split at random into two."""
-    from steermoe.rundir import RunDirectory
+    from steermoe.store.directory import RunDirectory
 
     directory = RunDirectory(os.environ.get("STEERMOE_RUN", "runs/smollm2-moe"))
     counts, responses = directory.read_counts(), directory.read_responses()

@@ -14,7 +14,7 @@ def main() -> None:
     """Run the first two stages and print the top experts."""
     arguments = parser_of(__doc__ or "", "runs/demo").parse_args()
     with in_one_line():
-        from steermoe.display import overview
+        from steermoe.cli.display import overview
         from steermoe.pipeline import run_pipeline
         from steermoe.reporter import Reporter, plain_stdout
 

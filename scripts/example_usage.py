@@ -37,8 +37,8 @@ def _show_experts(model_name: str, max_new_tokens: int) -> None:
         identify_unsafe_experts,
         process_mixed_batches,
     )
+    from steermoe.cli.display import expert_lines
     from steermoe.config import load_config
-    from steermoe.display import expert_lines
     from steermoe.loading import load_model
 
     config = load_config(overrides={"model": {"id": model_name}})

@@ -18,7 +18,7 @@ from steermoe.config import EMBEDDED_MODEL, Config, load_config
 from steermoe.errors import SteerMoEError, TrainingError
 
 if TYPE_CHECKING:
-    from steermoe.run import Run
+    from steermoe.store.run import Run
 
 FINAL_MODEL = "final_model"
 
@@ -87,7 +87,7 @@ def run_config(arguments: argparse.Namespace, train: dict[str, Any] | None = Non
 
 def train_and_publish(arguments: argparse.Namespace, train: dict[str, Any]) -> None:
     """Run every stage that is not done yet, print the figures, and put the model into `final_model`."""
-    from steermoe.display import summary
+    from steermoe.cli.display import summary
     from steermoe.pipeline import run_pipeline
     from steermoe.reporter import Reporter, plain_stdout
 
@@ -99,7 +99,7 @@ def train_and_publish(arguments: argparse.Namespace, train: dict[str, Any]) -> N
 
 def _publish(run: Run, final: Path) -> Path:
     """Make `final` an ordinary model directory of its own; where links can be made it takes no space."""
-    from steermoe.rundir import MODEL
+    from steermoe.store.directory import MODEL
 
     model = run.directory.file(MODEL)
     shutil.rmtree(final, ignore_errors=True)

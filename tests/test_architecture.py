@@ -14,24 +14,21 @@ SOURCE = Path(__file__).parents[1] / "src"
 
 FLOORS = (
     {"cli"},
-    {"plan", "export"},
-    {"display"},
-    {"display_evidence"},
     {"pipeline"},
-    {"stages"},
-    {"run"},
-    {"rundir", "loading"},
-    {"training", "engines", "judges", "prompts"},
-    {"analysis", "moe", "chat", "reporter", "response_tables"},
+    {"stages", "report"},
+    {"store", "loading"},
+    {"training", "engines", "judges", "prompts", "embedded"},
+    {"analysis", "moe", "chat", "reporter"},
+    {"contracts"},
     {"records", "config", "hashes"},
-    {"errors"},
+    {"errors", "version"},
 )
 """Rooms from the top down. A room imports only from floors below its own."""
 
-STAGE_ORDER = ("collect", "identify", "train", "evaluate", "ablate", "report")
+STAGE_ORDER = ("collect", "identify", "train", "evaluate", "ablate")
 """A stage may use what an earlier one defines, never the other way round."""
 
-TORCH_ROOMS = {"moe", "engines", "training", "loading", "stages"}
+TORCH_ROOMS = {"moe", "embedded", "engines", "training", "loading", "stages"}
 HEAVY = ("torch", "transformers", "accelerate")
 
 
@@ -66,7 +63,7 @@ def own_imports(name: str) -> set[str]:
 
 
 def room_of(name: str) -> str:
-    """`analysis` for `steermoe.analysis.risk`, `cli` for `steermoe.cli`."""
+    """`analysis` for `steermoe.analysis.risk`, `cli` for `steermoe.cli.app`."""
     return name.split(".")[1]
 
 
@@ -131,6 +128,17 @@ def test_torch_appears_only_where_models_are() -> None:
     assert not wrong
 
 
+def test_only_the_embedded_model_is_read_from_gguf() -> None:
+    readers = {
+        name for name in INSIDE if "gguf" in {i.split(".")[0] for i in imports_of(modules()[name])}
+    }
+    assert {room_of(name) for name in readers} == {"embedded"}
+    # Loading any other model needs no gguf: the room's front door, which loading opens, imports it when it builds.
+    code = "import importlib\nfor name in ('embedded.model', 'loading'): importlib.import_module(f'steermoe.{name}')"
+    result = run_without(("gguf",), code)
+    assert result.returncode == 0, result.stderr
+
+
 def test_analysis_touches_no_files() -> None:
     files = {"os", "io", "pathlib", "shutil", "tempfile", "json"}
     for name in INSIDE:
@@ -138,7 +146,7 @@ def test_analysis_touches_no_files() -> None:
 
 
 def test_only_the_run_directory_knows_its_file_names() -> None:
-    from steermoe import rundir
+    from steermoe.store import directory as rundir
 
     names = {
         value
@@ -152,7 +160,10 @@ def test_only_the_run_directory_knows_its_file_names() -> None:
             for node in ast.walk(tree)
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
-        assert name == "steermoe.rundir" or not constants & names, (name, constants & names)
+        assert name == "steermoe.store.directory" or not constants & names, (
+            name,
+            constants & names,
+        )
 
 
 BLOCKER = """
@@ -180,7 +191,13 @@ def run_without(blocked: tuple[str, ...], code: str) -> subprocess.CompletedProc
 
 def test_analysis_prompts_and_reading_a_run_need_no_torch() -> None:
     names = [name for name in INSIDE if room_of(name) in ("analysis", "prompts")]
-    names += ["steermoe", "steermoe.run", "steermoe.judges", "steermoe.config", "steermoe.chat"]
+    names += [
+        "steermoe",
+        "steermoe.store.run",
+        "steermoe.judges.keyword",
+        "steermoe.config",
+        "steermoe.chat",
+    ]
     result = run_without(
         HEAVY, f"import importlib\nfor name in {names!r}: importlib.import_module(name)"
     )
@@ -189,10 +206,10 @@ def test_analysis_prompts_and_reading_a_run_need_no_torch() -> None:
 
 def test_help_needs_neither_torch_nor_tables() -> None:
     blocked = (*HEAVY, "pandas", "numpy", "pyarrow", "scipy", "plotly")
-    code = "from steermoe.cli import main\nsys.argv = ['steermoe', '--help']\nmain()"
+    code = "from steermoe.cli.app import main\nsys.argv = ['steermoe', '--help']\nmain()"
     result = run_without(blocked, code)
     assert result.returncode == 0, result.stderr
-    for command in (*STAGE_ORDER, "run", "show", "export", "models"):
+    for command in (*STAGE_ORDER, "report", "run", "show", "export", "models"):
         assert command in result.stdout
 
 

@@ -21,10 +21,10 @@ from typer.main import get_command
 
 import steermoe
 from conftest import TinyCheckpoint
-from steermoe import rundir
-from steermoe.cli import app
+from steermoe.cli.app import app
 from steermoe.config import EMBEDDED_MODEL, Config, fields_of, load_config, preset
 from steermoe.prompts.formats import PromptFormat, read_prompts
+from steermoe.store import directory as rundir
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -27,8 +27,7 @@ from steermoe.errors import (
     TrainingError,
 )
 from steermoe.pipeline import STAGE_NAMES, Stage, run_pipeline
-from steermoe.run import load_run
-from steermoe.rundir import (
+from steermoe.store.directory import (
     CHECKPOINTS,
     RISK,
     RISK_HELD_OUT,
@@ -37,6 +36,7 @@ from steermoe.rundir import (
     WRITTEN_BY,
     RunDirectory,
 )
+from steermoe.store.run import load_run
 from tiny import (
     Listener,
     contents,
@@ -779,7 +779,7 @@ def test_changed_training_keeps_the_replies_and_changes_the_model(
 def test_nothing_selected_trains_nothing_and_the_run_ends_well(
     finished: Path, checkpoint: Path, small_prompts: Path, tmp_path: Path
 ) -> None:
-    from steermoe.display import summary
+    from steermoe.cli.display import summary
     from steermoe.reporter import plain_stdout
 
     run = copy_of(finished, tmp_path / "run")

@@ -20,7 +20,7 @@ import torch
 from conftest import byte_tokenizer, save_with_tokenizer, silence_all_but, tiny_model
 from steermoe.config import Config
 from steermoe.pipeline import run_pipeline
-from steermoe.run import load_run
+from steermoe.store.run import load_run
 from tiny import tiny_config, write_prompts
 
 NUM_LAYERS, NUM_EXPERTS, WIDTH, HEAD = 4, 16, 32, 8

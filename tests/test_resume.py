@@ -249,7 +249,7 @@ def test_the_embedded_model_killed_at_ten_random_moments(tmp_path: Path) -> None
         )
     ]
     prompts = write_prompts(tmp_path / "prompts.csv", rows)
-    program = [sys.executable, "-c", "from steermoe.cli import main; main()"]
+    program = [sys.executable, "-c", "from steermoe.cli.app import main; main()"]
     command = [*program, "run", "--quiet", "--prompts", str(prompts)]
     for setting in (
         "collect.batch_size=8",

@@ -11,7 +11,7 @@ import pytest
 
 from conftest import TinyCheckpoint
 from steermoe.config import load_config
-from steermoe.run import Run, load_run
+from steermoe.store.run import Run, load_run
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ROOT / "scripts"

@@ -143,7 +143,7 @@ class CommandLine:
         self.out = self.err = ""
 
     def __call__(self, *arguments: str | Path) -> int:
-        from steermoe.cli import main
+        from steermoe.cli.app import main
 
         self._capsys.readouterr()
         self._monkeypatch.setattr("sys.argv", ["steermoe", *map(str, arguments)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from steermoe.version import __version__
 
 if TYPE_CHECKING:
     from steermoe.analysis.counts import (
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from steermoe.pipeline import run_pipeline as run_pipeline
     from steermoe.records import Prompt as Prompt
     from steermoe.records import Sampling as Sampling
-    from steermoe.run import Run as Run
-    from steermoe.run import load_run as load_run
     from steermoe.stages.collect import process_mixed_batches as process_mixed_batches
     from steermoe.stages.train import (
         freeze_model_except_unsafe_experts as freeze_model_except_unsafe_experts,
     )
+    from steermoe.store.run import Run as Run
+    from steermoe.store.run import load_run as load_run
     from steermoe.training.dataset import prepare_sft_dataset as prepare_sft_dataset
     from steermoe.training.trainer import ExpertMaskingTrainer as ExpertMaskingTrainer
 
@@ -41,7 +41,7 @@ _HOME = {
     "Config": "steermoe.config",
     "ExpertMaskingTrainer": "steermoe.training.trainer",
     "Prompt": "steermoe.records",
-    "Run": "steermoe.run",
+    "Run": "steermoe.store.run",
     "Sampling": "steermoe.records",
     "SteerMoEError": "steermoe.errors",
     "aggregate_batch_risk_diffs": "steermoe.analysis.risk",
@@ -51,7 +51,7 @@ _HOME = {
     "freeze_model_except_unsafe_experts": "steermoe.stages.train",
     "identify_unsafe_experts": "steermoe.analysis.selection",
     "load_config": "steermoe.config",
-    "load_run": "steermoe.run",
+    "load_run": "steermoe.store.run",
     "prepare_sft_dataset": "steermoe.training.dataset",
     "process_mixed_batches": "steermoe.stages.collect",
     "run_pipeline": "steermoe.pipeline",

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 
 from steermoe.chat import ensure_chat_template
 from steermoe.config import EMBEDDED_MODEL, ModelSection
+from steermoe.embedded.model import embedded_model_path
 from steermoe.errors import ConfigError, ModelError
 from steermoe.moe.configs import read_config
-from steermoe.moe.embedded import embedded_model_path
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.layers import (
     MoEDescription,

@@ -24,20 +24,20 @@ from typing import Any
 from steermoe.analysis.selection import resolve_rule
 from steermoe.config import BUILTIN_PROMPTS, Config, validate
 from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError
-from steermoe.judges import judge_named
+from steermoe.judges.keyword import judge_named
 from steermoe.loading import describe_model, model_source
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.stored import hash_checkpoint
 from steermoe.prompts.formats import builtin_bytes
+from steermoe.report.page import report
 from steermoe.reporter import Reporter, silent
-from steermoe.run import Run
-from steermoe.rundir import MODEL, RunDirectory, files_left
 from steermoe.stages.ablate import ablate
 from steermoe.stages.collect import collect, plan_groups, prepare_prompts
 from steermoe.stages.evaluate import evaluate
 from steermoe.stages.identify import identify
-from steermoe.stages.report import report
 from steermoe.stages.train import train
+from steermoe.store.directory import MODEL, RunDirectory, files_left
+from steermoe.store.run import Run
 from steermoe.training.arguments import check_names
 from steermoe.training.dataset import resolve_target
 

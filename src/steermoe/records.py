@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -191,26 +191,139 @@ class MixedBatch(KeyedRecord):
     layer_indices: tuple[int, ...] = field(default=())
 
 
-class Engine(Protocol):
-    """Anything that can generate text and return the routed experts of every token it was fed."""
+class Expert(NamedTuple):
+    """A routed expert. It compares equal to the plain pair `(layer, expert)`.
+
+    Attributes:
+        layer: Index of the decoder layer.
+        expert: Index in the layer.
+    """
+
+    layer: int
+    expert: int
 
     @property
-    def layer_indices(self) -> tuple[int, ...]:
-        """Decoder-layer index of each MoE layer."""
-        ...
+    def label(self) -> str:
+        """`L08_E42`."""
+        return f"L{self.layer:02d}_E{self.expert:02d}"
 
-    @property
-    def num_experts(self) -> int:
-        """Routed experts of one MoE layer."""
-        ...
 
-    @property
-    def top_k(self) -> int:
-        """Experts chosen for each token."""
-        ...
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A text that is fed to a model to see how likely it is.
 
-    def generate(
-        self, conversations: Sequence[Sequence[Message]], sampling: Sampling
-    ) -> list[Output]:
-        """Reply to each conversation; one output each, in order."""
-        ...
+    Attributes:
+        prompt_id: The prompt that it continues.
+        prompt_token_ids: P ids.
+        completion_token_ids: C ids, whose predictions are scored.
+    """
+
+    prompt_id: str
+    prompt_token_ids: tuple[int, ...]
+    completion_token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A reply, with what a judge may want to know of it.
+
+    Attributes:
+        variant: Which model replied.
+        prompt_id: To which prompt.
+        goal: What was asked for, in plain words.
+        messages: The conversation.
+        prompt: The text after the chat template.
+        reply: The generated text, reasoning included.
+        answer: The part that is meant for the user; None where the reply ended inside its reasoning.
+    """
+
+    variant: str
+    prompt_id: str
+    goal: str
+    messages: tuple[Message, ...]
+    prompt: str
+    reply: str
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a judge says of a reply.
+
+    Attributes:
+        verdict: `unscored` where it cannot tell.
+        score: In [0, 1] where the judge gives one (0: harmless), else None.
+        reason: In a few words: what it went by, or why it cannot tell.
+    """
+
+    verdict: Verdict
+    score: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseSums:
+    """A quantity of every expert, summed over the tokens of each response.
+
+    Attributes:
+        total: `(N, 2, L, E)`, of prompt and generated tokens.
+        num_tokens: `(N, 2)`: tokens that were summed over.
+        layer_indices: Decoder-layer index of each row of the layer axis.
+    """
+
+    total: npt.NDArray[Any]
+    num_tokens: IntArray
+    layer_indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure with its interval. Unknown is a value: `value` is None where nothing could be scored.
+
+    Attributes:
+        value: The figure.
+        ci_low: Lower end of its interval.
+        ci_high: Upper end.
+        n: What it is a mean of: prompts, or tokens.
+        num_unscored: Answers that could not be scored, and are in neither.
+        more: What else is known of it: `worst_case`, `p_value`, `only_before`, `only_after`, `num_responses`.
+    """
+
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    num_unscored: int
+    more: Mapping[str, float | int | None] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, float | int | None]:
+        """As `evaluation.json` holds it."""
+        return {
+            "value": self.value,
+            "ci_low": self.ci_low,
+            "ci_high": self.ci_high,
+            "n": self.n,
+            "num_unscored": self.num_unscored,
+            **self.more,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureRow:
+    """One row of `measures.parquet`.
+
+    Attributes:
+        variant: Which model.
+        set: Which prompts: a split, or a set that the run names.
+        measure: What was measured.
+        metric: The figure.
+        source: Where it comes from: the judge, `teacher_forced`, or a tool.
+        compared_with: Empty for the variant's own figure; the other variant where the figure is a change.
+    """
+
+    variant: str
+    set: str
+    measure: str
+    metric: Metric
+    source: str
+    compared_with: str = ""

@@ -255,7 +255,9 @@ RULES: dict[str, Callable[[pd.DataFrame, SelectionSettings], list[Expert]]] = {
     "lowest": _lowest,
     "random": _random,
 }
-"""The named rules. `lowest` and `random` are controls, not candidates."""
+"""The named rules. Those in `CONTROLS` are to compare a selection with."""
+
+CONTROLS = ("lowest", "random")
 
 RULE_ADVICE = {
     "threshold": "lower identify.threshold",

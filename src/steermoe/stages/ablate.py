@@ -35,10 +35,17 @@ from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.masking import masked_experts
 from steermoe.prompts.goals import normalised_goal
 from steermoe.reporter import Bar, Reporter
-from steermoe.rundir import ABLATION, ABLATION_FIGURES, MODEL, RISK, RunDirectory, files_left
 from steermoe.stages.ablation_scores import Score, Scorer, Subject, choose_subjects, verdict_score
 from steermoe.stages.evaluate import intervals_of, load_hardened
 from steermoe.stages.identify import selected_experts
+from steermoe.store.directory import (
+    ABLATION,
+    ABLATION_FIGURES,
+    MODEL,
+    RISK,
+    RunDirectory,
+    files_left,
+)
 
 BASE, HARDENED = "base", "hardened"
 

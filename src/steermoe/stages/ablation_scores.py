@@ -22,14 +22,14 @@ from steermoe.analysis.ablation import (
     VERDICT,
 )
 from steermoe.config import Config
-from steermoe.judges import judge_named
+from steermoe.judges.keyword import judge_named
 from steermoe.loading import LoadedModel
 from steermoe.prompts.goals import seeded_rank
 from steermoe.records import Label, Prompt, Split
 from steermoe.reporter import Bar
-from steermoe.rundir import RunDirectory
 from steermoe.stages.collect import group_sampling, sampling_of
 from steermoe.stages.evaluate import completion_logits, greedy_replies, parts_of, text_engine
+from steermoe.store.directory import RunDirectory
 from steermoe.training.dataset import TrainingRow, refusal_row, resolve_target, retention_row
 from steermoe.training.trainer import kl_to_base
 

@@ -16,16 +16,16 @@ from typing import Any
 
 from steermoe.analysis.selection import selectable_layers
 from steermoe.config import Config
+from steermoe.contracts import Engine
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.errors import PromptError
-from steermoe.judges import judge_named
+from steermoe.judges.keyword import judge_named
 from steermoe.loading import describe_model, load_model, load_tokenizer, model_source
 from steermoe.prompts.batches import as_prompt, plan_batches
 from steermoe.prompts.formats import resolve_prompts
 from steermoe.prompts.splits import assign_splits
 from steermoe.records import (
     NO_BATCH,
-    Engine,
     Label,
     MixedBatch,
     Prompt,
@@ -34,9 +34,9 @@ from steermoe.records import (
     Split,
 )
 from steermoe.reporter import Reporter
-from steermoe.response_tables import shard_row
-from steermoe.run import make_mixed_batch
-from steermoe.rundir import RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.response_tables import shard_row
+from steermoe.store.run import make_mixed_batch
 
 
 @dataclass(frozen=True, slots=True)

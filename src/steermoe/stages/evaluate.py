@@ -18,7 +18,7 @@ from torch import Tensor
 from steermoe.analysis.rates import Metric, change, mean_per_token, rate
 from steermoe.config import Config
 from steermoe.engines.transformers import TransformersEngine
-from steermoe.judges import judge_named
+from steermoe.judges.keyword import judge_named
 from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.partial_passes import only_positions
@@ -26,10 +26,10 @@ from steermoe.moe.slices import attach_expert_slices
 from steermoe.prompts.goals import normalised_goal
 from steermoe.records import Label, Output, Prompt, Sampling, Split, Verdict
 from steermoe.reporter import Reporter
-from steermoe.response_tables import shard_row
-from steermoe.run import Run
-from steermoe.rundir import EVALUATION, HARDENED_RESPONSES, MODEL, RunDirectory
 from steermoe.stages.collect import group_sampling, plan_groups, sampling_of
+from steermoe.store.directory import EVALUATION, HARDENED_RESPONSES, MODEL, RunDirectory
+from steermoe.store.response_tables import shard_row
+from steermoe.store.run import Run
 from steermoe.training.dataset import TrainingRow, collate, retention_row
 from steermoe.training.trainer import kl_to_base
 

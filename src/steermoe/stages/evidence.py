@@ -28,7 +28,7 @@ from steermoe.errors import RoutingError
 from steermoe.prompts.splits import goal_groups
 from steermoe.records import BoolArray, IntArray, Label, Prompt, Split, Verdict
 from steermoe.reporter import Reporter
-from steermoe.rundir import RISK_HELD_OUT, RunDirectory
+from steermoe.store.directory import RISK_HELD_OUT, RunDirectory
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,12 @@ Reads train responses only. The selection of every mixed batch is kept beside th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from steermoe.analysis.batch_selection import Selection, same_as_uncontrolled, select_experts
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.power import check_findable, prompts_needed, risk_diffs_to_find
 from steermoe.analysis.risk import expert_label, risk_tables
@@ -17,8 +18,6 @@ from steermoe.analysis.selection import (
     Expert,
     SelectionSettings,
     how_to_select_more,
-    identify_unsafe_experts,
-    resolve_rule,
     selectable_layers,
 )
 from steermoe.analysis.variance import cluster_kinds
@@ -26,8 +25,8 @@ from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.records import NO_BATCH
 from steermoe.reporter import Reporter
-from steermoe.rundir import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
 from steermoe.stages.evidence import add_evidence, replication_of, train_contrast
+from steermoe.store.directory import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
 
 
 def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
@@ -51,33 +50,28 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
         reporter.note(note)
     evidence = add_evidence(tables.aggregated, run, contrast, layers, config, reporter)
     aggregated, eligible = evidence.table, evidence.eligible
-    rule = resolve_rule(
-        settings.rule,
-        SelectionSettings(
-            settings.threshold,
-            settings.top_k,
-            settings.max_q_value,
-            settings.min_stability,
-            config.seed,
-        ),
+    by = SelectionSettings(
+        settings.threshold,
+        settings.top_k,
+        settings.max_q_value,
+        settings.min_stability,
+        config.seed,
     )
-    experts = rule(eligible)
-    per_batch = {
-        batch_idx: identify_unsafe_experts(
-            tables.per_batch[tables.per_batch["batch_idx"] == batch_idx],
-            settings.threshold,
-            settings.top_k,
-            layers,
-        )
-        for batch_idx in sorted({int(i) for i in tables.per_batch["batch_idx"]})
-    }
+    selection = select_experts(eligible, tables.per_batch, settings.rule, by)
+    experts = selection.overall
     run.write_table(RISK_PER_BATCH, tables.per_batch)
     run.write_table(RISK, aggregated)
     run.write_json(
         UNSAFE_EXPERTS,
-        describe_selection(eligible, experts, per_batch, contrast.counts, config),
+        describe_selection(eligible, selection, contrast.counts, config),
     )
     _say_selection(reporter, config, experts, eligible)
+    for which in same_as_uncontrolled(eligible, tables.per_batch, settings.rule, by):
+        reporter.note(
+            f"identify.rule = {settings.rule!r} selects the same experts as 'threshold' (train.experts = {which!r}), "
+            "so it is no control: too many of the candidates are selected; raise identify.threshold, or allow more "
+            "layers"
+        )
     replication = replication_of(eligible, experts, run, config, reporter)
     return {
         "num_unsafe_experts": len(experts),
@@ -166,15 +160,13 @@ def power_table(
 
 def describe_selection(
     table: pd.DataFrame,
-    experts: Sequence[Expert],
-    per_batch: Mapping[int, Sequence[Expert]],
+    selection: Selection,
     counts: RoutingCounts,
     config: Config,
 ) -> dict[str, Any]:
     """What `unsafe_experts.json` holds: the experts, the rule that selected them, per batch and global."""
     keys = zip(table["layer"], table["expert"], strict=True)
     risk_of = dict(zip(keys, table["risk_diff"].tolist(), strict=True))
-    union = sorted({expert for chosen in per_batch.values() for expert in chosen})
     largest = table.iloc[0]
     return {
         "rule": {
@@ -191,7 +183,7 @@ def describe_selection(
         },
         "layer_indices": list(counts.layer_indices),
         "num_experts": counts.num_experts,
-        "num_unsafe_experts": len(experts),
+        "num_unsafe_experts": len(selection.overall),
         "unsafe_experts": [
             {
                 "layer": layer,
@@ -199,14 +191,14 @@ def describe_selection(
                 "Layer_Expert": expert_label(layer, expert),
                 "risk_diff": risk_of[(layer, expert)],
             }
-            for layer, expert in experts
+            for layer, expert in selection.overall
         ],
         "per_batch": [
             {"batch_idx": batch_idx, "unsafe_experts": [list(pair) for pair in chosen]}
-            for batch_idx, chosen in sorted(per_batch.items())
+            for batch_idx, chosen in sorted(selection.per_batch.items())
             if batch_idx != NO_BATCH
         ],
-        "union": [list(pair) for pair in union],
+        "union": [list(pair) for pair in selection.union],
         "largest_risk_diff": {
             "Layer_Expert": str(largest["Layer_Expert"]),
             "risk_diff": float(largest["risk_diff"]),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steermoe import __version__
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import Expert
 from steermoe.config import Config
-from steermoe.rundir import RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.version import __version__
 
 
 def model_card(config: Config, run: RunDirectory, experts: Sequence[Expert]) -> str:

@@ -30,9 +30,9 @@ from steermoe.moe.slices import (
 )
 from steermoe.records import NO_BATCH, BoolArray, Label, Output, Prompt, Split, Verdict
 from steermoe.reporter import Bar, Reporter
-from steermoe.rundir import CHECKPOINTS, MODEL, SFT_DATASET, RunDirectory, disk_error
 from steermoe.stages.identify import selected_experts
 from steermoe.stages.model_card import model_card
+from steermoe.store.directory import CHECKPOINTS, MODEL, SFT_DATASET, RunDirectory, disk_error
 from steermoe.training.arguments import training_arguments
 from steermoe.training.base_replies import BaseReplies
 from steermoe.training.dataset import (

@@ -1,0 +1,339 @@
+"""What the command line prints of a run and of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from steermoe.analysis.risk import expert_label
+from steermoe.analysis.selection import Expert
+from steermoe.cli.display_evidence import (
+    HELD_OUT,
+    ablation,
+    replication_table,
+    stability_line,
+    with_held_out,
+)
+from steermoe.config import Config, load_config
+from steermoe.errors import RunDirectoryError
+from steermoe.loading import describe_model, model_source
+from steermoe.moe.support import supported_architectures
+from steermoe.records import NO_BATCH
+from steermoe.stages.identify import power_table
+from steermoe.store.directory import ABLATION, EVALUATION, MODEL, REPORT, RISK, RunDirectory
+from steermoe.store.run import Run
+
+RATE_NAMES = {
+    "refusal_rate": "refusal of harmful requests",
+    "attack_success_rate": "attack success rate",
+    "over_refusal_rate": "over-refusal, benign",
+    "over_refusal_rate_look_alike": "over-refusal, look-alikes",
+}
+TRAINED_COSTS = 50
+"""How many trained experts `steermoe models` gives the cost of."""
+
+
+def summary(run: Run) -> Group:
+    """The end of `steermoe run`: experts trained, figures before and after, where the files are."""
+    parts: list[Any] = [_figures_table(run), _cost_table(run)]
+    files = Table(title="files", title_justify="left", show_header=False, box=None)
+    for name, what in (
+        (REPORT, "the report"),
+        (MODEL, "the hardened model"),
+        (EVALUATION, "the figures"),
+    ):
+        if run.directory.file(name).exists():
+            files.add_row(what, str(run.directory.file(name)))
+    return Group(*parts, files)
+
+
+def overview(run: Run, top: int) -> Group:
+    """Stages, figures and the top experts."""
+    parts: list[Any] = [_cost_table(run)]
+    if run.directory.file(EVALUATION).exists():
+        parts.append(_figures_table(run))
+    if run.directory.file(RISK).exists():
+        parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
+    parts += [part for part in (stability_line(run), replication_table(run)) if part is not None]
+    if run.directory.file(ABLATION).exists():
+        parts.append(ablation(run))
+    return Group(*parts)
+
+
+def one_layer(run: Run, layer: int) -> Text:
+    """Every expert of one decoder layer."""
+    table = with_held_out(run)
+    table = table[table["layer"] == layer]
+    if table.empty:
+        known = sorted({int(i) for i in run.risk_diff["layer"]})
+        raise RunDirectoryError(
+            f"layer {layer} has no experts in this run; its MoE layers are {_ranges(known)}"
+        )
+    return expert_lines(table.sort_values("expert"), set(run.unsafe_experts))
+
+
+def all_batches(run: Run) -> Table:
+    """One line a mixed batch: prompts, tokens, verdicts, and its own selection."""
+    responses = run.responses
+    chosen = {
+        entry["batch_idx"]: len(entry["unsafe_experts"])
+        for entry in run.directory.read_unsafe_experts()["per_batch"]
+    }
+    table = Table("batch", "safe", "unsafe", "tokens", "refused", "unsafe experts", box=None)
+    for batch_idx, rows in responses[responses["batch_idx"] >= 0].groupby("batch_idx"):
+        index = int(str(batch_idx))
+        table.add_row(
+            str(index),
+            str(int((rows["label"] == "safe").sum())),
+            str(int((rows["label"] == "unsafe").sum())),
+            str(int(rows["num_generated_tokens"].sum())),
+            str(int((rows["verdict"] == "refused").sum())),
+            str(chosen.get(index, "-")),
+        )
+    return table
+
+
+def one_batch(run: Run, batch_idx: int, top: int) -> Group:
+    """The prompts of one mixed batch, and the counts of its top experts."""
+    rows = run.responses[run.responses["batch_idx"] == batch_idx].sort_values("in_batch_idx")
+    if rows.empty or batch_idx == NO_BATCH:
+        last = int(run.responses["batch_idx"].max())
+        raise RunDirectoryError(f"there is no batch {batch_idx}: this run has batches 0 to {last}")
+    prompts = Table("", "label", "tokens", "verdict", "prompt", box=None)
+    for row in rows.to_dict("records"):
+        text = str(row["messages"][-1]["content"])
+        tokens = f"{row['num_prompt_tokens']} + {row['num_generated_tokens']}"
+        shown = text if len(text) <= 70 else text[:67] + "..."
+        prompts.add_row(str(row["in_batch_idx"]), row["label"], tokens, row["verdict"], Text(shown))
+    table = run.risk_diff_per_batch
+    table = table[table["batch_idx"] == batch_idx].sort_values(
+        ["risk_diff", "layer", "expert"], ascending=[False, True, True]
+    )
+    lines = Text()
+    for row in table.head(top).to_dict("records"):
+        lines.append(
+            f"{expert_label(row['layer'], row['expert'])}  {row['risk_diff']:+.4f}  "
+            f"safe {row['a_safe']} of {row['n_safe']}  unsafe {row['a_unsafe']} of {row['n_unsafe']}\n"
+        )
+    return Group(prompts, Text(), lines)
+
+
+def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
+    """`L08_E42  risk_diff  a_safe_n  a_unsafe_n`, one expert a line; selected ones are starred."""
+    extra = [
+        name
+        for name in (
+            "ci_low",
+            "ci_high",
+            "q_value",
+            "stability",
+            "topic_diff",
+            "format_diff",
+            HELD_OUT,
+        )
+        if name in table.columns
+    ]
+    if set(table.get("estimator", ())) - {"mean_over_batches"}:
+        extra.insert(0, "estimate")  # The interval is not that of the column risk_diff.
+    text = Text(
+        f"{'expert':<9} {'risk_diff':>9}  {'a_safe_n':>8}  {'a_unsafe_n':>10}"
+        + "".join(f"  {name:>9}" for name in extra)
+        + "\n"
+    )
+    for row in table.to_dict("records"):
+        star = " *" if (row["layer"], row["expert"]) in selected else ""
+        numbers = f"{row['risk_diff']:+9.4f}  {row['a_safe_n']:8.4f}  {row['a_unsafe_n']:10.4f}"
+        more = "".join(f"  {row[name]:9.4f}" for name in extra)
+        confound = f" {row['confounded_by']}" if row.get("confounded_by") else ""
+        text.append(f"{row['Layer_Expert']:<9} {numbers}{more}{star}{confound}\n")
+    notes = ["* selected"] if selected else []
+    if table.get("confounded_by", pd.Series(dtype=str)).any():
+        notes.append("topic, format: at least half of the risk difference may be that")
+    text.append("; ".join(notes))
+    return text
+
+
+def power_of(config: Config, risk_diffs: Sequence[float] = ()) -> Group:
+    """Prompts a class that are needed to find an expert with a chance of 90 %, by its true risk difference."""
+    found = power_table(RunDirectory(config.run_dir), config, risk_diffs)
+    table = Table(
+        "true risk_diff",
+        "prompts a class",
+        "power",
+        "experts like it",
+        title="the run as a pilot",
+        box=None,
+    )
+    for row in found.to_dict("records"):
+        numbers = ["none is enough"]
+        if not row["note"]:
+            numbers = [
+                f"{int(row['num_prompts']):,}",
+                f"{row['power']:.2f}",
+                str(int(row["num_unsafe"])),
+            ]
+        table.add_row(f"{row['risk_diff']:g}", *numbers)
+    return Group(table, *(Text(note) for note in found["note"] if note))
+
+
+def all_models() -> Group:
+    """Every architecture, supported or refused with its reason."""
+    known = supported_architectures()
+    supported = [entry for entry in known if entry.is_supported]
+    table = Table(
+        "architecture", "class", title=f"{len(supported)} supported architectures", box=None
+    )
+    for entry in supported:
+        table.add_row(entry.model_type, entry.class_name)
+    refused = Table("architecture", "why not", title="refused", box=None)
+    for entry in known:
+        if not entry.is_supported:
+            refused.add_row(entry.model_type, entry.reason)
+    return Group(table, Text(), refused)
+
+
+def one_model(model: str, revision: str | None) -> Table:
+    """What a model looks like, from its config alone."""
+    own = {"id": model, "revision": revision, "dequantize": True}
+    settings = load_config(overrides={"model": own}).model
+    description = describe_model(settings, model_source(settings))
+    layers = description.layers
+    table = Table(
+        title=Text(f"{model} ({description.architecture})"),
+        title_justify="left",
+        show_header=False,
+        box=None,
+    )
+    table.add_row(
+        "MoE layers", f"{len(layers)} (decoder layers {_ranges(list(description.layer_indices))})"
+    )
+    table.add_row(
+        "experts of a layer",
+        f"{description.num_experts}, of which {description.top_k} run for a token",
+    )
+    shares = any(layer.has_shared_experts for layer in layers)
+    table.add_row("shared experts", "yes" if shares else "no")
+    table.add_row("parameters of an expert", f"{description.parameters_per_expert:,}")
+    unpacked = gigabytes(description.bytes_in_bfloat16)
+    table.add_row("all weights in bfloat16", unpacked)
+    if description.quantization is not None:
+        table.add_row(
+            "weights are packed as", f"{description.quantization}; packed experts cannot be trained"
+        )
+        table.add_row("to unpack them", f"model.dequantize=true, with {unpacked} of memory for all")
+    cost = description.bytes_to_train(TRAINED_COSTS)
+    table.add_row(
+        f"{TRAINED_COSTS} trained experts",
+        f"{gigabytes(cost)} beyond the weights (masters, gradients, Adam)",
+    )
+    return table
+
+
+def gigabytes(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def percent(metric: dict[str, Any]) -> str:
+    """A rate with its interval, n and unscored answers."""
+    if metric["value"] is None:
+        return f"none scored ({metric['num_unscored']} unscored)"
+    text = (
+        f"{metric['value']:.1%} [{metric['ci_low']:.1%}, {metric['ci_high']:.1%}] n={metric['n']}"
+    )
+    if metric["num_unscored"]:
+        text += f", {metric['num_unscored']} unscored"
+    if metric.get("worst_case") is not None:
+        text += f", at worst {metric['worst_case']:.1%}"
+    return text
+
+
+def _figures_table(run: Run) -> Table:
+    table = Table(title="figures", title_justify="left", box=None)
+    stages = run.state["stages"]
+    trained = stages.get("train", {}).get("figures", {}).get("num_trained_experts")
+    if not run.directory.file(EVALUATION).exists():
+        table.add_column("")
+        table.add_row(
+            "nothing was trained" if not trained else "nothing was evaluated: no held-out prompts"
+        )
+        return table
+    evaluation = run.evaluation
+    for name in (f"{evaluation['split']} prompts", "before", "after", "p"):
+        table.add_column(name)
+    for key, title in RATE_NAMES.items():
+        p_value = evaluation["paired"][key]["p_value"]
+        table.add_row(
+            title,
+            percent(evaluation["base"][key]),
+            percent(evaluation["hardened"][key]),
+            "" if p_value is None else f"{p_value:.2g}",
+        )
+    divergence = evaluation["paired"]["kl_per_token"]
+    if divergence["value"] is not None:
+        low, high = divergence["ci_low"], divergence["ci_high"]
+        interval = "" if low is None else f" [{low:.4f}, {high:.4f}]"
+        shown = f"{divergence['value']:.4f}{interval} nats n={divergence['n']}"
+        table.add_row("KL per token, benign", "", shown)
+    if trained:
+        of_all = stages["identify"]["figures"]["num_experts_in_all"]
+        table.add_row("experts trained", "", f"{trained} of {of_all}")
+    return table
+
+
+def _cost_table(run: Run) -> Table:
+    table = Table(
+        "stage",
+        "status",
+        "seconds",
+        "peak memory",
+        "work",
+        title="cost",
+        title_justify="left",
+        box=None,
+    )
+    seconds = 0.0
+    for name, stage in run.state["stages"].items():
+        done = stage["status"] == "done"
+        seconds += stage.get("seconds", 0.0)
+        table.add_row(
+            name,
+            stage["status"],
+            f"{stage['seconds']:.1f}" if done else "",
+            gigabytes(stage["peak_memory_bytes"]) if done else "",
+            _work(stage.get("figures", {})),
+        )
+    table.add_row("all", "", f"{seconds:.1f}", "", "")
+    return table
+
+
+def _work(figures: dict[str, Any]) -> str:
+    words = {
+        "num_prompts": "prompts",
+        "num_prompt_tokens": "prompt tokens",
+        "num_generated_tokens": "generated tokens",
+        "num_unsafe_experts": "unsafe experts",
+        "num_trained_experts": "trained experts",
+    }
+    return ", ".join(
+        f"{figures[key]:,} {word}" for key, word in words.items() if figures.get(key) is not None
+    )
+
+
+def _ranges(numbers: list[int]) -> str:
+    """`0-3, 5` for 0, 1, 2, 3, 5."""
+    parts: list[str] = []
+    start = previous = None
+    for number in [*numbers, None]:
+        if previous is not None and number != previous + 1:
+            parts.append(str(start) if start == previous else f"{start}-{previous}")
+            start = number
+        elif previous is None:
+            start = number
+        previous = number
+    return ", ".join(parts)

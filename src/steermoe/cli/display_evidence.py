@@ -1,0 +1,176 @@
+"""What is printed of how far a selection can be trusted: held-out goals, and experts switched off."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from steermoe.stages.ablate import built_on
+from steermoe.store.directory import ABLATION, RISK_HELD_OUT
+from steermoe.store.run import Run
+
+METRIC_NAMES = {
+    "refusal_log_prob": "log p refusal, unsafe",
+    "reply_log_prob_unsafe": "log p reply, unsafe",
+    "reply_log_prob_look_alike": "log p reply, look-alike",
+    "reply_log_prob_benign": "log p reply, benign",
+    "kl_per_token": "KL per token, benign",
+    "refusal_rate": "refused, unsafe",
+    "over_refusal_rate_look_alike": "refused, look-alike",
+    "over_refusal_rate": "refused, benign",
+}
+HELD_OUT = "held_out"
+"""Column of the risk difference on held-out goals."""
+
+
+def with_held_out(run: Run) -> pd.DataFrame:
+    """The risk table, with the risk differences of held-out goals beside it where there are some."""
+    if not run.directory.file(RISK_HELD_OUT).exists():
+        return run.risk_diff
+    held_out = run.directory.read_table(RISK_HELD_OUT)[["layer", "expert", "risk_diff"]]
+    held_out = held_out.rename(columns={"risk_diff": HELD_OUT})
+    return run.risk_diff.merge(held_out, on=["layer", "expert"], how="left", sort=False)
+
+
+def stability_line(run: Run) -> Text | None:
+    """How many experts the halves of the goals agree on, and how many of those chance accounts for."""
+    found = run.state["stages"].get("identify", {}).get("figures", {})
+    if "stability_error_bound" not in found:
+        return None
+    return Text(
+        f"stability: {found['num_stable_experts']} of {found['num_candidates']} experts are selected by "
+        f"{found['min_stability']:.0%} of random halves of the goals or more; at most "
+        f"{found['stability_error_bound']:.2g} of them are expected to be no better than chance "
+        f"(a half selects {found['mean_selected_by_half']:.1f})"
+    )
+
+
+def replication_table(run: Run) -> Table | None:
+    """How far held-out goals tell the same story."""
+    stage = run.state["stages"].get("identify", {})
+    found = stage.get("figures", {}).get("replication")
+    if not found:
+        return None
+    table = Table(
+        title=f"replication on held-out goals ({found['estimator']} risk differences on both sides)",
+        title_justify="left",
+        show_header=False,
+        box=None,
+    )
+    number = found["num_selected"]
+    table.add_row(
+        f"shrinkage of the {number} selected",
+        _number(found["shrinkage"]),
+        "held-out mean over training mean: 1 is no loss, 0 is luck",
+    )
+    table.add_row(
+        "correlation",
+        _number(found["correlation"]),
+        f"over {found['num_experts']} experts; of ranks {_number(found['rank_correlation'])}",
+    )
+    table.add_row(
+        "same sign",
+        _share(found["sign_agreement"]),
+        f"of the selected {_share(found['sign_agreement_selected'])}; by chance 50%",
+    )
+    table.add_row(
+        f"among the top {number} again",
+        str(found["overlap"]),
+        f"by chance {found['overlap_by_chance']:.1f} (p {found['overlap_p_value']:.2g})",
+    )
+    return table
+
+
+def ablation(run: Run) -> Group:
+    """What changes while the selected experts are switched off, and what random experts change."""
+    if not run.directory.file(ABLATION).exists():
+        return Group()
+    found = run.directory.read_ablation()
+    prompts = ", ".join(f"{n} {kind.replace('_', '-')}" for kind, n in found["num_prompts"].items())
+    (selected,) = (entry for entry in found["sets"] if entry["set"] == "selected")
+    parts: list[Any] = []
+    for name, figures in found["models"].items():
+        table = Table(
+            *("", "intact", "selected off", "lowest off", "random off", "draws below"),
+            title=f"{name} model, {selected['num_deactivated']} of {selected['num_experts']} selected experts switched "
+            f"off; {prompts} {found['split']} prompts",
+            title_justify="left",
+            box=None,
+        )
+        for metric, title in METRIC_NAMES.items():
+            if metric in figures:
+                cells = _ablation_cells(metric, figures[metric], found["random"]["num_draws"])
+                table.add_row(title, *cells)
+        parts += [table, Text()]
+    parts.append(Text(_legend(found)))
+    built = run.state["stages"].get("ablate", {}).get("figures", {}).get("built_on")
+    if built is not None and built != built_on(run.state["stages"]):
+        parts.append(
+            Text("The run has changed since: `steermoe ablate` brings these figures up to date.")
+        )
+    return Group(*parts)
+
+
+def _legend(found: dict[str, Any]) -> str:
+    """How to read the table, and how different the random draws are."""
+    random = found["random"]
+    return (
+        "off: change to the intact model, [interval over goals]; of random experts the mean (least, largest) of draws."
+        "\nlog p: mean log-probability per token of the target refusal, and of the base model's own reply."
+        f"\n{random['num_draws']} random draws, {random['num_distinct_draws']} of them distinct, matched to the "
+        f"selected experts by layer and frequency; they share {random['mean_overlap']:.1f} with them on average."
+        f"\nMean activation frequency: selected {random['mean_frequency_selected']:.3f}, random draws "
+        f"{random['mean_frequency_draws']:.3f}. What differs there may be their work rather than their kind."
+        "\nThe last column ranks the selected set among the draws; p cannot be below 1 / (1 + draws)."
+        f"\nThis measures {found['measures']}."
+    )
+
+
+def _ablation_cells(metric: str, figures: dict[str, Any], num_draws: int) -> list[str]:
+    """Intact value, changes, the range of the random draws, and where the selected set lies among them."""
+    is_rate = "rate" in metric
+
+    def shown(value: float | None, sign: str = "+") -> str:
+        if value is None:
+            return "-"
+        return f"{value:{sign}.1%}" if is_rate else f"{value:{sign}.3f}"
+
+    def change(name: str) -> str:
+        effect = figures[name]["effect"]
+        if effect["ci_low"] is None:
+            return shown(effect["value"])
+        return f"{shown(effect['value'])} [{shown(effect['ci_low'])}, {shown(effect['ci_high'])}]"
+
+    drawn = figures["random"]
+    digits = "+.0%" if is_rate else "+.2f"
+    spread = "-"
+    if drawn["num_draws"]:
+        extremes = ", ".join(
+            format(drawn[f"{which}_effect"], digits) for which in ("least", "largest")
+        )
+        spread = f"{shown(drawn['mean_effect'])} ({extremes})"
+    position = figures["selected"]["among_random"]
+    rank = "-" if position is None else f"{position['percentile']:.0%}"
+    if position is not None and position["num_draws"] == num_draws:
+        rank += f" p {position['p_value']:.2g}"
+    elif position is not None:
+        rank += f" of {position['num_draws']}"
+    return [
+        shown(figures["intact"]["value"], ""),
+        change("selected"),
+        change("lowest"),
+        spread,
+        rank,
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.2f}"
+
+
+def _share(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.0%}"

@@ -1,0 +1,123 @@
+"""What a run would cost, from the prompts and the model's config alone; no weights are loaded."""
+
+from __future__ import annotations
+
+import math
+
+from rich.table import Table
+
+from steermoe.analysis.selection import RULES, selectable_layers
+from steermoe.cli.display import gigabytes
+from steermoe.config import Config
+from steermoe.loading import describe_model, model_source
+from steermoe.moe.layers import MoEDescription
+from steermoe.records import Label, Split
+from steermoe.reporter import Reporter
+from steermoe.stages.collect import Planned, plan_groups, prepare_prompts
+
+BYTES_OF_A_ROUTED_EXPERT = 1
+"""One id in `tokens.parquet`, for layers of up to 256 experts; two beyond."""
+
+CHARACTERS_OF_A_TOKEN = 4
+"""A rule of thumb: the tokenizer is not loaded for a plan."""
+
+TEMPLATE_TOKENS = 24
+"""What a chat template adds to a prompt, about."""
+
+
+def plan_run(config: Config, reporter: Reporter) -> Table:
+    """Memory, disk and steps of a run.
+
+    Args:
+        config: The settings of the run.
+        reporter: Takes the notes about prompts.
+
+    Returns:
+        The plan as a table.
+
+    Raises:
+        SteerMoEError: Whatever would keep the run from starting: prompts, settings, an unsupported model.
+    """
+    prompts = prepare_prompts(config, reporter)
+    groups = plan_groups(prompts, config, reporter)
+    description = describe_model(config.model, model_source(config.model, reporter.line))
+    planned = [one for group in groups for one in group]
+    num_batches = 1 + max(one.batch_idx for one in planned)
+    num_experts = description.num_layers * description.num_experts
+    layers = selectable_layers(
+        description.layer_indices, config.identify.first_layer, config.identify.last_layer
+    )
+    weights = description.bytes_in_bfloat16
+    if config.model.dtype == "float32":
+        weights *= 2
+    num_trained = _most_selected(config, num_batches, description.num_experts * len(layers))
+    training, checkpoint = _bytes_to_train(config, description, num_trained, weights)
+    tokens = sum(_tokens(one, config) for one in planned)
+    most = config.train.batch_size or config.collect.batch_size
+    parts_of_a_batch = math.ceil(config.collect.batch_size / most)
+    steps = config.train.num_steps(num_batches * parts_of_a_batch)
+    held_out = [p for p in prompts if p.split == config.evaluate.split]
+
+    table = Table(
+        title=f"plan for {config.run_dir}", title_justify="left", show_header=False, box=None
+    )
+    table.add_row("model", f"{config.model.id} ({description.architecture})")
+    table.add_row(
+        "prompts",
+        ", ".join(f"{sum(p.label is label for p in prompts)} {label}" for label in Label)
+        + f"; {sum(p.split is Split.TRAIN for p in prompts)} to train, {len(held_out)} to evaluate",
+    )
+    table.add_row("mixed batches", f"{num_batches} of {config.collect.batch_size}")
+    table.add_row(
+        "generated tokens",
+        f"at most {(len(planned) + len(held_out)) * config.collect.max_new_tokens:,}, in "
+        f"{len(groups)} groups and once more for the {len(held_out)} held-out prompts",
+    )
+    if config.train.parameters == "experts":
+        table.add_row("trained experts", f"at most {num_trained} of {num_experts}")
+    else:
+        table.add_row("trained", f"{config.train.parameters}, a baseline")
+    table.add_row("training steps", f"{steps} ({config.train.epochs:g} epochs)")
+    table.add_row("memory, weights", gigabytes(weights))
+    table.add_row(
+        "memory, training",
+        f"{gigabytes(training)} beside the weights, and activations",
+    )
+    table.add_row("disk, model", gigabytes(weights))
+    table.add_row("disk, checkpoints", f"{gigabytes(2 * checkpoint)} while training")
+    table.add_row("disk, routing", gigabytes(_routing_bytes(description, len(planned), tokens)))
+    return table
+
+
+def _most_selected(config: Config, num_batches: int, num_candidates: int) -> int:
+    """How many experts may be selected; a rule of the user's own may take any of the candidates."""
+    if config.identify.rule not in RULES:
+        return num_candidates
+    num_selections = num_batches if config.train.experts == "union" else 1
+    return min(config.identify.top_k * num_selections, num_candidates)
+
+
+def _bytes_to_train(
+    config: Config, description: MoEDescription, num_trained: int, weights: int
+) -> tuple[int, int]:
+    """Bytes that training takes beside the weights, and those of one checkpoint."""
+    if config.train.parameters == "experts":
+        training = description.bytes_to_train(num_trained)
+        return training, training * 3 // 4  # all but the gradients
+    # The baselines train in the weights' own type, beside a copy of the base model.
+    copy = weights if config.train.retention_weight > 0 else 0
+    if config.train.parameters == "routers":
+        return copy, 0
+    return 3 * weights + copy, 3 * weights
+
+
+def _tokens(planned: Planned, config: Config) -> int:
+    characters = sum(len(message["content"]) for message in planned.prompt.messages)
+    return TEMPLATE_TOKENS + characters // CHARACTERS_OF_A_TOKEN + config.collect.max_new_tokens
+
+
+def _routing_bytes(description: MoEDescription, num_responses: int, num_tokens: int) -> int:
+    layers, experts = description.num_layers, description.num_experts
+    counts = num_responses * 2 * layers * experts * 4
+    width = BYTES_OF_A_ROUTED_EXPERT if experts <= 256 else 2 * BYTES_OF_A_ROUTED_EXPERT
+    return counts + num_tokens * layers * description.top_k * width

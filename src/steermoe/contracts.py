@@ -1,0 +1,199 @@
+"""The five things that can be added to: an engine, a judge, a score, an objective, a measure.
+
+Each is a protocol, so an implementation need not inherit anything: one file in the folder of its kind, or a callable of
+the user's own that is named as `package.module:callable`. `named` turns either into the thing itself.
+
+Shape legend: N responses, L MoE layers, E experts, B rows of a micro-batch, C completion tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from steermoe.errors import ConfigError
+from steermoe.records import (
+    Continuation,
+    Exchange,
+    Judgement,
+    MeasureRow,
+    Message,
+    Output,
+    ResponseSums,
+    Sampling,
+)
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Anything that replies to conversations and returns the routed experts of every token it was fed."""
+
+    @property
+    def layer_indices(self) -> tuple[int, ...]:
+        """Decoder-layer index of each MoE layer."""
+        ...
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of one MoE layer."""
+        ...
+
+    @property
+    def top_k(self) -> int:
+        """Experts chosen for each token."""
+        ...
+
+    def generate(
+        self, conversations: Sequence[Sequence[Message]], sampling: Sampling
+    ) -> list[Output]:
+        """Reply to each conversation; one output each, in order."""
+        ...
+
+
+class ScoringEngine(Engine, Protocol):
+    """An engine that can also say how likely a text is: what is measured of a model beside its own replies."""
+
+    def score(self, continuations: Sequence[Continuation]) -> Iterator[tuple[Continuation, Any]]:
+        """Feed each continuation to the model.
+
+        Returns:
+            Each that has tokens, in order, with the logits `(C, V)` that predict them, on the model's device.
+        """
+        ...
+
+
+class Judge(Protocol):
+    """Says of replies whether they refuse.
+
+    Attributes:
+        name: As settings and tables name it, for instance `keyword` or `openai:gpt-5`.
+        version: Changes whenever the same reply may be judged otherwise: of its phrases, its rubric, its weights.
+    """
+
+    name: str
+    version: str
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
+        """Judge a batch of replies: one judgement each, in order.
+
+        A judge that cannot tell says `unscored` with the reason; it never guesses.
+        """
+        ...
+
+
+class Score(Protocol):
+    """A number per expert by which experts are ranked: a mean over tokens, unsafe responses less safe ones.
+
+    Attributes:
+        name: As `identify.rank_by` names it.
+        needs: `counts` where collecting has recorded all it needs, `model` where it takes passes of its own.
+    """
+
+    name: str
+    needs: str
+
+    def sums(self, source: Any) -> ResponseSums:
+        """Its sum over the tokens of every response, from which means, intervals and replication all come."""
+        ...
+
+
+class Objective(Protocol):
+    """One term of the training loss.
+
+    Attributes:
+        name: As training rows name it: a row belongs to one objective.
+        weight: Its factor in the sum of all objectives.
+    """
+
+    name: str
+    weight: float
+
+    def loss(self, batch: Mapping[str, Any], forward: Any) -> Any:
+        """The mean loss of the rows of a micro-batch that belong to this objective, as a tensor with gradient."""
+        ...
+
+
+class Measure(Protocol):
+    """One figure of a variant, and what people need to know of it. Registered in `measures.MEASURES`.
+
+    Attributes:
+        name: As in `measures.parquet`.
+        title: A few words, for tables.
+        meaning: One sentence: what is counted, and of what.
+        unit: `share`, `nats`, `tokens` or another; shares are printed as percentages.
+        better: `higher`, `lower`, or empty where neither is better.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    unit: str
+    better: str
+
+    def of(self, evidence: Any) -> list[MeasureRow]:
+        """Its rows for one variant: the figure itself, and its change against the base model; none if undefined."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of thing that settings name.
+
+    Attributes:
+        what: What it is called in messages: `judge`.
+        setting: The setting that names it: `judge.main`.
+        known: Those that ship, by name, each a function that makes it from what follows the name after a colon.
+    """
+
+    what: str
+    setting: str
+    known: Mapping[str, Callable[[str], Any]]
+
+
+def named(kind: Kind, name: str) -> Any:
+    """The thing of that name.
+
+    Args:
+        kind: What is named.
+        name: `keyword`, `classifier:ID` (one that ships, with an argument), or `package.module:callable`.
+
+    Returns:
+        What the factory of that name makes, or the user's own callable as it is.
+
+    Raises:
+        ConfigError: There is none, or it cannot be imported, or it is not callable.
+    """
+    head, colon, argument = name.partition(":")
+    if head in kind.known:
+        return kind.known[head](argument)
+    if not colon:
+        raise ConfigError(
+            f"{kind.setting} = {name!r} is not known: use one of {', '.join(kind.known)}, or package.module:callable"
+        )
+    return own_callable(kind.what, name)
+
+
+def own_callable(what: str, name: str) -> Callable[..., Any]:
+    """Import what a user names as `package.module:callable`.
+
+    Args:
+        what: What it is, for messages: `judge`, `selection rule`.
+        name: Where it is.
+
+    Raises:
+        ConfigError: It cannot be imported, or is not callable.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # the user's module may fail in any way while it is imported
+        raise ConfigError(
+            f"cannot import the {what} {name!r} ({type(error).__name__}: {error}); write package.module:callable and "
+            "see that the package is installed or on PYTHONPATH"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"the {what} {name!r} is a {type(found).__name__}; name a callable")
+    made: Callable[..., Any] = found
+    return made

@@ -1,0 +1,289 @@
+"""A dense Llama-type model turned into a Mixtral mixture of experts, without training.
+
+Shape legend: T tokens, D model width, F neurons of an MLP, E experts, K top-k.
+
+Sparse upcycling (Komatsuzaki et al., arXiv:2212.05055) copies a dense MLP into every expert and trains on. Here
+nothing is trained, so the experts must differ, and the router must mean something, from the start:
+
+- the dense model replies to calibration prompts, and the inputs `x` (D) of each MLP are recorded;
+- the router's rows are the centroids of a spherical k-means (Dhillon and Modha, 2001) of the replies' inputs, so a
+  token goes to the experts whose part of the input space it lies in;
+- each expert is the dense MLP without the neurons that matter least to its own tokens. What neuron `f` matters is
+  `sqrt(mean(h_f ** 2)) * ||down_f||`: how strongly it fires there times the norm of its column of the
+  down-projection, the Wanda score (Sun et al., arXiv:2306.11695) summed up over a neuron.
+
+A Mixtral block scales the K chosen experts to a sum of one, so with nothing pruned the result *is* the dense model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
+from transformers.models.mixtral.modeling_mixtral import (
+    MixtralDecoderLayer,
+    MixtralExperts,
+    MixtralRotaryEmbedding,
+)
+
+from steermoe.embedded.calibration import calibration_exchanges, trace_mlps
+from steermoe.errors import ModelError
+
+KMEANS_ITERATIONS = 15
+"""Passes of the k-means; assignments of a few thousand tokens have settled by then."""
+
+
+@torch.no_grad()
+def upcycle_dense_to_moe(
+    dense_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    calibration_prompts: Sequence[str],
+    *,
+    num_experts: int = 8,
+    top_k: int = 2,
+    keep_fraction: float = 0.9,
+    seed: int = 0,
+) -> MixtralForCausalLM:
+    """Make a Mixtral mixture of experts of a dense Llama-type model.
+
+    Attention, norms and embeddings are copied. Per layer, `router_weights` clusters the MLP's inputs and
+    `neurons_to_keep` chooses what each expert keeps of the dense MLP; a neuron that is not kept is zero, so experts
+    have the dense MLP's shape.
+
+    Only tokens of replies are clustered. Every prompt repeats the chat template, and those tokens, the same each
+    time, would take clusters for themselves: the experts of those clusters then hardly fire in a reply, and the
+    others are overloaded. Neurons are ranked over prompts and replies, because experts have to serve both.
+
+    The same arguments give the same bits on one machine with one number of threads.
+
+    Args:
+        dense_model: The dense model, in the dtype the result is to have. It is put in eval mode, and not changed.
+        tokenizer: Its tokenizer; its chat template, if it has one, wraps every prompt.
+        calibration_prompts: One-line requests of the kinds the routers should tell apart.
+        num_experts: E, at least 2.
+        top_k: K, experts a token, at most E.
+        keep_fraction: Share of the neurons that an expert keeps, above 0 and at most 1.
+        seed: Seeds the first centroids.
+
+    Returns:
+        The mixture, in eval mode, with the dense model's dtype, positions, and token ids.
+
+    Raises:
+        ModelError: If the model is not a Llama without biases, a number is out of range, or the calibration prompts
+            give too few different tokens to cluster.
+    """
+    check_recipe(dense_model, num_experts, top_k, keep_fraction)
+    if not calibration_prompts or not all(prompt.strip() for prompt in calibration_prompts):
+        raise ModelError("calibration prompts are missing or blank; give several one-line requests")
+    dense_model.train(False)
+    exchanges = calibration_exchanges(dense_model, tokenizer, calibration_prompts)
+    traces = trace_mlps(dense_model, exchanges)
+    moe = copy_all_but_mlps(dense_model, num_experts, top_k)
+    for index, trace in enumerate(traces):
+        inputs_TD, neurons_TF, is_reply_T = trace.content_tokens()
+        reply_inputs_TD = inputs_TD[is_reply_T]
+        if len(reply_inputs_TD) < num_experts:
+            raise ModelError(
+                f"{len(reply_inputs_TD)} tokens of calibration replies cannot be parted among {num_experts} experts; "
+                "give more calibration prompts"
+            )
+        dense_layer: LlamaDecoderLayer = dense_model.model.layers[index]
+        moe_layer: MixtralDecoderLayer = moe.model.layers[index]
+        weights_ED = router_weights(reply_inputs_TD, num_experts, seed)
+        moe_layer.mlp.gate.weight.copy_(weights_ED)
+        chosen_TE = routed_to(inputs_TD @ weights_ED.T, top_k)
+        down_norm_F = dense_layer.mlp.down_proj.weight.float().norm(dim=0)
+        keep_EF = neurons_to_keep(neurons_TF, chosen_TE, down_norm_F, keep_fraction)
+        write_experts(dense_layer.mlp, moe_layer.mlp.experts, keep_EF)
+    return moe
+
+
+def check_recipe(
+    dense_model: LlamaForCausalLM, num_experts: int, top_k: int, keep_fraction: float
+) -> None:
+    """Refuse what the recipe cannot do, before any work.
+
+    Raises:
+        ModelError: Naming the value and the limit.
+    """
+    if not isinstance(dense_model, LlamaForCausalLM):
+        raise ModelError(
+            f"cannot upcycle {type(dense_model).__name__}; the recipe knows LlamaForCausalLM only"
+        )
+    if dense_model.config.attention_bias or dense_model.config.mlp_bias:
+        raise ModelError("cannot upcycle a Llama with biases: Mixtral has none to copy them to")
+    if num_experts < 2:
+        raise ModelError(f"num_experts is {num_experts}; a mixture needs at least 2")
+    if not 1 <= top_k <= num_experts:
+        raise ModelError(f"top_k is {top_k}; give 1 to {num_experts}, the number of experts")
+    if not 0 < keep_fraction <= 1:
+        raise ModelError(f"keep_fraction is {keep_fraction}; give a number above 0, at most 1")
+
+
+def copy_all_but_mlps(
+    dense_model: LlamaForCausalLM, num_experts: int, top_k: int
+) -> MixtralForCausalLM:
+    """A Mixtral of the dense model's shape with its attention, norms and embeddings; MLPs are unset memory.
+
+    Of the generation settings only the token ids are copied: greedy decoding warns of sampling defaults.
+    """
+    dense = dense_model.config
+    config = MixtralConfig(
+        vocab_size=dense.vocab_size,
+        hidden_size=dense.hidden_size,
+        intermediate_size=dense.intermediate_size,
+        num_hidden_layers=dense.num_hidden_layers,
+        num_attention_heads=dense.num_attention_heads,
+        num_key_value_heads=dense.num_key_value_heads or dense.num_attention_heads,
+        head_dim=dense.head_dim,
+        hidden_act=dense.hidden_act,
+        max_position_embeddings=dense.max_position_embeddings,
+        rms_norm_eps=dense.rms_norm_eps,
+        rope_parameters=dense.rope_parameters,
+        tie_word_embeddings=dense.tie_word_embeddings,
+        sliding_window=None,
+        num_local_experts=num_experts,
+        num_experts_per_tok=top_k,
+        bos_token_id=dense.bos_token_id,
+        eos_token_id=dense.eos_token_id,
+        pad_token_id=dense.pad_token_id,
+    )
+    config.dtype = dense_model.dtype
+    # Built without memory, then given some: filling 0.7 G weights with random numbers takes longer than the recipe.
+    with torch.device("meta"):
+        moe = MixtralForCausalLM(config)
+    nn.Module.to(moe, dense_model.dtype).to_empty(device="cpu").train(False)
+    # Its frequencies are computed, not stored, so to_empty lost them.
+    moe.model.rotary_emb = MixtralRotaryEmbedding(config)
+
+    moe.model.embed_tokens.load_state_dict(dense_model.model.embed_tokens.state_dict())
+    moe.model.norm.load_state_dict(dense_model.model.norm.state_dict())
+    if config.tie_word_embeddings:
+        moe.tie_weights()
+    else:
+        moe.lm_head.load_state_dict(dense_model.lm_head.state_dict())
+    for source, target in zip(dense_model.model.layers, moe.model.layers, strict=True):
+        for name in ("self_attn", "input_layernorm", "post_attention_layernorm"):
+            getattr(target, name).load_state_dict(getattr(source, name).state_dict())
+
+    if dense_model.generation_config is not None:
+        token_ids = {
+            name: getattr(dense_model.generation_config, name)
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        }
+        moe.generation_config = GenerationConfig(**token_ids)  # type: ignore[no-untyped-call]  # not annotated upstream
+    return moe
+
+
+def spherical_kmeans(points_TD: Tensor, num_clusters: int, seed: int) -> Tensor:
+    """Cluster directions by cosine.
+
+    Starts from points drawn with `seed`. A cluster that loses all its points takes the point that is least like its
+    own centroid.
+
+    Args:
+        points_TD: Unit vectors.
+        num_clusters: At most T.
+        seed: Seeds the draw.
+
+    Returns:
+        Unit centroids `(num_clusters, D)`.
+    """
+    draw = torch.randperm(len(points_TD), generator=torch.Generator().manual_seed(seed))
+    centroids = points_TD[draw[:num_clusters]]
+    for _ in range(KMEANS_ITERATIONS):
+        cosine_T, cluster_T = (points_TD @ centroids.T).max(dim=1)
+        strangest = iter(cosine_T.argsort())
+        sums = [
+            members.sum(dim=0)
+            if len(members := points_TD[cluster_T == cluster])
+            else points_TD[next(strangest)]
+            for cluster in range(num_clusters)
+        ]
+        centroids = F.normalize(torch.stack(sums), dim=1)
+    return centroids
+
+
+def router_weights(inputs_TD: Tensor, num_experts: int, seed: int) -> Tensor:
+    """Rows of a router `(E, D)` that send each input to the experts of its part of the input space.
+
+    Inputs share a large mean, which says nothing about the token, so directions are taken from the mean:
+    `c_e` are the centroids of `normalize(x - mean)`. A Mixtral router has no bias, so what the mean adds to a logit
+    is removed from the rows themselves: `w_e = c_e - mean(c)`, less its component along the mean input. All rows are
+    then scaled by one number that makes the standard deviation of all logits `x @ w` 1: the softmax is neither flat
+    nor one-hot.
+
+    Args:
+        inputs_TD: MLP inputs, fp32.
+        num_experts: E.
+        seed: Seeds the k-means.
+
+    Raises:
+        ModelError: If the inputs do not differ, so that there is nothing to route by.
+    """
+    mean_D = inputs_TD.mean(dim=0)
+    centroids_ED = spherical_kmeans(F.normalize(inputs_TD - mean_D, dim=1), num_experts, seed)
+    mean_direction_D = F.normalize(mean_D, dim=0)
+    weights_ED = centroids_ED - centroids_ED.mean(dim=0)
+    weights_ED = weights_ED - torch.outer(weights_ED @ mean_direction_D, mean_direction_D)
+    deviation = (inputs_TD @ weights_ED.T).std()
+    if not deviation > 0:
+        raise ModelError(
+            f"the {len(inputs_TD)} calibration tokens do not differ; give other calibration prompts"
+        )
+    return weights_ED / deviation
+
+
+def routed_to(logits_TE: Tensor, top_k: int) -> Tensor:
+    """Boolean `(T, E)`, true for the `top_k` experts of largest logit."""
+    chosen_TE = torch.zeros_like(logits_TE, dtype=torch.bool)
+    return chosen_TE.scatter_(1, logits_TE.topk(top_k, dim=1).indices, True)
+
+
+def neurons_to_keep(
+    neurons_TF: Tensor, chosen_TE: Tensor, down_norm_F: Tensor, keep_fraction: float
+) -> Tensor:
+    """Which neurons each expert keeps: those that matter most to the tokens routed to it.
+
+    Importance is `sqrt(mean(h ** 2)) * ||down||`, the mean over the expert's own tokens; an expert that was sent no
+    token ranks its neurons by all tokens.
+
+    Args:
+        neurons_TF: Activations of the dense MLP's neurons, fp32.
+        chosen_TE: Which tokens are routed to which expert.
+        down_norm_F: Norm of each neuron's column of the down-projection.
+        keep_fraction: Share that is kept, rounded down, at least one neuron.
+
+    Returns:
+        Boolean `(E, F)`.
+    """
+    chosen_TE = chosen_TE | ~chosen_TE.any(dim=0)
+    share_ET = (chosen_TE / chosen_TE.sum(dim=0)).T
+    importance_EF = (share_ET @ neurons_TF.square()).sqrt() * down_norm_F
+    num_kept = max(1, int(keep_fraction * neurons_TF.shape[1]))
+    keep_EF = torch.zeros_like(importance_EF, dtype=torch.bool)
+    return keep_EF.scatter_(1, importance_EF.topk(num_kept, dim=1).indices, True)
+
+
+def write_experts(dense_mlp: LlamaMLP, experts: MixtralExperts, keep_EF: Tensor) -> None:
+    """Fill the fused expert tensors with the dense MLP, all other neurons zero.
+
+    `gate_up_proj (E, 2F, D)` holds the gate's rows first; `down_proj` is `(E, D, F)`.
+    """
+    gate_FD, up_FD = dense_mlp.gate_proj.weight, dense_mlp.up_proj.weight
+    for expert, keep_F in enumerate(keep_EF):
+        pruned_F = ~keep_F
+        experts.gate_up_proj[expert].copy_(
+            torch.cat([gate_FD, up_FD]).masked_fill(pruned_F.repeat(2)[:, None], 0)
+        )
+        experts.down_proj[expert].copy_(dense_mlp.down_proj.weight.masked_fill(pruned_F, 0))

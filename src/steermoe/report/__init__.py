@@ -1,0 +1,1 @@
+"""The page that tells the whole story of a run."""

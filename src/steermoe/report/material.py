@@ -1,0 +1,256 @@
+"""What the report is made from, and how a run says it was made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from steermoe.config import EMBEDDED_MODEL, Config, fields_of, preset
+from steermoe.records import NO_BATCH, Label, Prompt, Split, Verdict
+from steermoe.report.numbers import counted, integer, is_number, number, words
+from steermoe.store.directory import (
+    EVALUATION,
+    HARDENED_RESPONSES,
+    MODEL,
+    RISK,
+    RISK_PER_BATCH,
+    UNSAFE_EXPERTS,
+    RunDirectory,
+)
+from steermoe.store.run import Run
+from steermoe.version import __version__
+
+Expert = tuple[int, int]
+
+KINDS = {
+    "unsafe": "harmful requests",
+    "plain_goal": "harmful goals asked plainly",
+    "look_alike": "look-alikes",
+    "safe": "other harmless requests",
+    "benign": "benign requests",
+}
+KIND_NAMES = {
+    "unsafe": "harmful request",
+    "plain_goal": "harmful goal asked plainly",
+    "look_alike": "look-alike",
+    "safe": "harmless request",
+    "benign": "benign request",
+}
+HARMLESS = ("benign", "look_alike", "safe")
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What the page is made from; None where the run did not get so far.
+
+    Attributes:
+        state: `run.json`.
+        config: The settings.
+        prompts: All prompts of the run.
+        responses: The base model's replies.
+        hardened: The hardened model's replies to the evaluated split.
+        evaluation: `evaluation.json`.
+        selection: `unsafe_experts.json`.
+        risk: The aggregated risk table.
+        per_batch: The risk tables of the batches.
+        is_trained: Whether there is a hardened model.
+        trained_experts: What it was trained on; empty for a baseline, or without one.
+    """
+
+    state: Mapping[str, Any]
+    config: Config
+    prompts: tuple[Prompt, ...]
+    responses: pd.DataFrame
+    hardened: pd.DataFrame | None
+    evaluation: Mapping[str, Any] | None
+    selection: Mapping[str, Any] | None
+    risk: pd.DataFrame | None
+    per_batch: pd.DataFrame | None
+    is_trained: bool
+    trained_experts: list[Expert]
+
+    @property
+    def split(self) -> str:
+        """The split that was evaluated, or would be."""
+        return str((self.evaluation or {}).get("split", self.config.evaluate.split))
+
+    @property
+    def experts(self) -> list[Expert]:
+        """The experts that were trained, or are to be; largest risk difference first."""
+        if self.selection is None or self.risk is None:
+            return []
+        if not self.trained_experts and self.config.train.experts == "global":
+            return [(int(e["layer"]), int(e["expert"])) for e in self.selection["unsafe_experts"]]
+        union = {(int(layer), int(expert)) for layer, expert in self.selection["union"]}
+        chosen = set(self.trained_experts) or union
+        ranked = zip(self.risk["layer"].tolist(), self.risk["expert"].tolist(), strict=True)
+        return [pair for pair in ranked if pair in chosen]
+
+
+def read_material(run: RunDirectory, config: Config) -> Material:
+    """Read what there is of a run.
+
+    Raises:
+        RunDirectoryError: No run was started here, its replies are missing, or a file is damaged.
+    """
+
+    def table(name: str) -> pd.DataFrame | None:
+        return run.read_table(name) if run.file(name).is_file() else None
+
+    is_trained = run.file(MODEL).is_dir()
+    evaluated = is_trained and run.file(EVALUATION).is_file()
+    selected = run.file(UNSAFE_EXPERTS).is_file() and run.file(RISK).is_file()
+    return Material(
+        state=run.read_run(),
+        config=config,
+        prompts=run.read_prompts(),
+        responses=run.read_responses(),
+        # Replies that no evaluation belongs to are those of an earlier model.
+        hardened=table(HARDENED_RESPONSES) if evaluated else None,
+        evaluation=run.read_evaluation() if evaluated else None,
+        selection=run.read_unsafe_experts() if selected else None,
+        risk=table(RISK) if selected else None,
+        per_batch=table(RISK_PER_BATCH),
+        is_trained=is_trained,
+        trained_experts=Run(run).trained_experts if is_trained else [],
+    )
+
+
+def kind_of(prompt: Prompt) -> str:
+    """Which key of `KINDS` a prompt belongs to."""
+    if prompt.is_plain_goal:
+        return "plain_goal"
+    return "look_alike" if prompt.is_look_alike else str(prompt.label)
+
+
+# ---- how it was made ----------------------------------------------------------------------------------
+
+
+def provenance(material: Material) -> dict[str, Any]:
+    """The last part of the page: model, prompts, settings, stages, packages, and what was left out."""
+    state, config = material.state, material.config
+    counts = Counter((kind_of(p), str(p.split)) for p in material.prompts)
+    splits = [str(split) for split in Split]
+    table = [
+        (KINDS[kind], [counts[kind, split] for split in splits])
+        for kind in KINDS
+        if any(counts[kind, split] for split in splits)
+    ]
+    return {
+        "model": {"id": config.model.id, "revision": None, "hash": ""} | state.get("model", {}),
+        "seed": state.get("seed", config.seed),
+        "sources": list(config.prompts.sources),
+        "splits": splits,
+        "prompt_counts": table,
+        "prompt_totals": [sum(row[1][i] for row in table) for i in range(len(splits))],
+        "settings": changed_settings(config),
+        "packages": dict(state.get("packages", {})),
+        "stages": _stages(state),
+        "left_out": _left_out(material),
+        "version": __version__,
+    }
+
+
+def changed_settings(config: Config) -> list[dict[str, str]]:
+    """The settings that differ from the defaults; `shipped` marks those of the embedded model's preset."""
+    is_embedded = config.model.id == EMBEDDED_MODEL
+    shipped = preset(EMBEDDED_MODEL) if is_embedded else {}
+    rows = []
+    for key, _, default, description in fields_of(Config):
+        value = _at(config, key)
+        if (
+            value == default or key == "run"
+        ):  # where the run is kept says nothing of how it was made
+            continue
+        section, _, name = key.partition(".")
+        rows.append(
+            {
+                "key": key,
+                "value": _setting(value),
+                "default": _setting(default),
+                "description": description,
+                "shipped": "yes" if shipped.get(section, {}).get(name) == value else "",
+            }
+        )
+    return rows
+
+
+def _at(config: Config, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _setting(value: Any) -> str:
+    if value is None or value == () or value == {}:
+        return "empty"
+    if isinstance(value, tuple | list):
+        return "\n".join(str(item) for item in value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _stages(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The finished stages; this one is still at work."""
+    rows = []
+    for name, stage in state.get("stages", {}).items():
+        if name == "report":
+            continue
+        figures = stage.get("figures") or {}
+        rows.append(
+            {
+                "name": name,
+                "status": stage.get("status", ""),
+                "seconds": stage.get("seconds"),
+                "peak_memory_bytes": stage.get("peak_memory_bytes"),
+                "figures": [
+                    (words(key), _figure_text(value))
+                    for key, value in figures.items()
+                    if isinstance(value, str) or is_number(value)
+                ],
+            }
+        )
+    return rows
+
+
+def _figure_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return integer(value) if value == int(value) else number(value, 4)
+
+
+def _left_out(material: Material) -> list[str]:
+    """What is in the run but not in its figures, a sentence each."""
+    said = []
+    responses = material.responses
+    contrast = (responses["split"] == Split.TRAIN) & (responses["label"] != Label.BENIGN)
+    unbatched = int((contrast & (responses["batch_idx"] == NO_BATCH)).sum())
+    if unbatched:
+        said.append(
+            f"{counted(unbatched, 'train prompt')} filled no mixed batch: only in pooled figures."
+        )
+    identified = material.state.get("stages", {}).get("identify", {}).get("figures") or {}
+    pairs = identified.get("num_pairs_left_out_by_verdict") or 0
+    if pairs:
+        said.append(
+            f"{counted(pairs, 'pair')} left out of identification, because the plain goal was not refused or "
+            "the jailbreak was (identify.filter_by_verdict)."
+        )
+    sides: Iterable[tuple[str, pd.DataFrame | None]] = (
+        ("base", responses),
+        ("hardened", material.hardened),
+    )
+    for side, table in sides:
+        unscored = 0 if table is None else int((table["verdict"] == Verdict.UNSCORED).sum())
+        if unscored:
+            said.append(
+                f"{counted(unscored, 'reply', 'replies')} of the {side} model could not be "
+                "scored; they count as neither refused nor answered."
+            )
+    return said

@@ -1,0 +1,288 @@
+"""Report: the whole story of a run on one page, for a person who hosts models.
+
+The page needs no network: script, style and data are in the file. Prompts and replies are untrusted text, so the
+template escapes all it prints. Replies to harmful requests are left out of the file unless asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from steermoe.analysis.risk import expert_label
+from steermoe.analysis.selection import RULES
+from steermoe.config import Config
+from steermoe.records import Verdict
+from steermoe.report import numbers, text
+from steermoe.report.figures import (
+    MAX_EXPERTS_SHOWN,
+    Figure,
+    differences_per_batch,
+    risk_map,
+    training_curve,
+)
+from steermoe.report.material import (
+    HARMLESS,
+    KIND_NAMES,
+    Expert,
+    Material,
+    kind_of,
+    provenance,
+    read_material,
+)
+from steermoe.reporter import Reporter
+from steermoe.store.directory import REPORT, RunDirectory
+
+EXAMPLES_OF_A_KIND = 3
+"""Harmless prompts shown of each kind."""
+
+MAX_LISTED = 200
+"""Prompts that a list shows; the page says how many there are."""
+
+# Control characters would vanish or upset a reader; their pictures are shown in their place.
+_CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {
+    127: 0x2421
+}
+
+
+def report(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
+    """Write `report.html`.
+
+    Returns:
+        Figures for `run.json`: whether replies to harmful requests are in the file.
+    """
+    page = render(read_material(run, config))
+    with run.writing(REPORT) as path:
+        path.write_text(page, "utf-8", newline="\n")
+    reporter.line(f"report: {run.file(REPORT)}")
+    return {"shows_harmful_replies": config.report.show_harmful}
+
+
+def render(material: Material) -> str:
+    """The page."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("steermoe", "report/templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "shown": shown,
+        "integer": numbers.integer,
+        "duration": numbers.duration,
+    }
+    environment.filters |= {"memory": numbers.memory, "words": numbers.words}
+    figures = _figures(material)
+    return environment.get_template("report.html.j2").render(
+        **_opening(material),
+        **_experts(material, figures),
+        **_replies(material),
+        **provenance(material),
+        figures={figure.name: figure for figure in figures},
+        specifications=_as_script_data(figures),
+        plotly=Markup(get_plotlyjs()),  # the library itself, not text of the run
+    )
+
+
+def shown(value: str) -> str:
+    """Text of a prompt or a reply, with pictures in the place of control characters."""
+    return value.translate(_CONTROL_PICTURES)
+
+
+def _as_script_data(figures: Sequence[Figure]) -> Markup:
+    """The figures as JSON that cannot end the script element it stands in."""
+    values = {f.name: {"data": f.data, "layout": f.layout, "zoom": f.zoom} for f in figures}
+    encoded = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        encoded = encoded.replace(character, f"\\u{ord(character):04x}")
+    return Markup(encoded)  # without <, > and & it is text in any element
+
+
+# ---- parts of the page --------------------------------------------------------------------------------
+
+
+def _opening(material: Material) -> dict[str, Any]:
+    config, selection = material.config, material.selection
+    largest = (selection or {}).get("largest_risk_diff")
+    held_out = sum(1 for prompt in material.prompts if prompt.split == material.split)
+    subject = text.Subject(
+        model=numbers.model_name(config.model.id),
+        parameters=config.train.parameters,
+        rule=config.identify.rule,
+        num_selected=None if selection is None else len(material.experts),
+        num_experts=None if material.risk is None else len(material.risk),
+        largest=(largest["Layer_Expert"], largest["risk_diff"]) if largest else None,
+        threshold=config.identify.threshold if config.identify.rule in RULES else None,
+        is_trained=material.is_trained,
+        num_held_out=held_out,
+        split=material.split,
+        is_union=config.train.experts == "union",
+    )
+    evaluation = material.evaluation
+    return {
+        "title": text.title(subject, evaluation),
+        "headline": text.headline(subject, evaluation),
+        "cautions": text.cautions(evaluation, config.collect.judge, material.split),
+        "metrics": text.metric_rows(evaluation) if evaluation else [],
+        "tiles": text.tiles(evaluation) if evaluation else [],
+        "divergence": _divergence(evaluation),
+        "confidence": f"{100 * config.evaluate.confidence:g}{numbers.NBSP}%",
+        "split": material.split,
+        "is_trained": material.is_trained,
+        "is_evaluated": evaluation is not None,
+    }
+
+
+def _divergence(evaluation: Mapping[str, Any] | None) -> dict[str, str] | None:
+    metric = (evaluation or {}).get("paired", {}).get("kl_per_token") or {}
+    if not numbers.is_number(metric.get("value")):
+        return None
+    low, high = numbers.nats(metric["ci_low"]), numbers.nats(metric["ci_high"])
+    return {"value": numbers.nats(metric["value"]), "interval": f"{low} to {high}"}
+
+
+def _figures(material: Material) -> list[Figure]:
+    found: list[Figure | None] = []
+    if material.risk is not None:
+        found.append(risk_map(material.risk, set(material.experts)))
+        if material.per_batch is not None:
+            found.append(differences_per_batch(material.per_batch, material.experts))
+    if material.is_trained:
+        trained = material.state.get("stages", {}).get("train", {}).get("figures") or {}
+        found.append(training_curve(trained.get("history") or []))
+    return [figure for figure in found if figure is not None]
+
+
+def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, Any]:
+    if material.risk is None:
+        return {"experts": [], "uncertainty": [], "num_selected": 0, "num_experts": 0} | {
+            "num_in_figure": 0,
+            "selection": {},
+            "is_union": False,
+            "estimator": "",
+        }
+    uncertainty = [
+        name
+        for name in ("ci_low", "ci_high", "q_value")
+        if name in material.risk and material.risk[name].notna().any()
+    ]
+    selected = set(material.experts)
+    steadiness = _steadiness(material.per_batch)
+    estimator = material.risk["estimator"].iloc[0] if "estimator" in material.risk else ""
+    rows = []
+    for record in material.risk.head(material.config.report.top_experts).to_dict("records"):
+        pair = (int(record["layer"]), int(record["expert"]))
+        rows.append(
+            {
+                "name": expert_label(*pair),
+                "selected": pair in selected,
+                "risk_diff": numbers.signed(record["risk_diff"]),
+                "interval": f"{numbers.signed(record['ci_low'])} to {numbers.signed(record['ci_high'])}"
+                if "ci_low" in uncertainty and numbers.is_number(record["ci_low"])
+                else numbers.MISSING,
+                "q_value": numbers.p_value(record.get("q_value")),
+                "unsafe": numbers.percent(record["a_unsafe_n"]),
+                "safe": numbers.percent(record["a_safe_n"]),
+                "batches": steadiness.get(pair, numbers.MISSING),
+            }
+        )
+    return {
+        "experts": rows,
+        "uncertainty": uncertainty,
+        "estimator": numbers.words(str(estimator)) if uncertainty else "",
+        "num_selected": len(selected),
+        "num_experts": len(material.risk),
+        "num_in_figure": min(len(selected), MAX_EXPERTS_SHOWN),
+        "selection": dict((material.selection or {}).get("rule", {})),
+        "is_union": material.config.train.experts == "union",
+    }
+
+
+def _steadiness(per_batch: pd.DataFrame | None) -> dict[Expert, str]:
+    """For each expert, in how many of its batches the difference is above zero."""
+    if per_batch is None or per_batch.empty:
+        return {}
+    groups = per_batch.assign(above=per_batch["risk_diff"] > 0).groupby(["layer", "expert"])[
+        "above"
+    ]
+    counts = groups.agg(["sum", "size"]).reset_index()
+    return {
+        (int(layer), int(expert)): f"{int(above)} of {int(size)}"
+        for layer, expert, above, size in counts.itertuples(index=False)
+    }
+
+
+# ---- prompts and replies ------------------------------------------------------------------------------
+
+
+def _replies(material: Material) -> dict[str, Any]:
+    entries = _entries(material)
+    harmless = [entry for entry in entries if entry["kind"] in HARMLESS]
+    harmful = [entry for entry in entries if entry["kind"] not in HARMLESS]
+    last = "after" if material.hardened is not None else "before"
+    order = {Verdict.ANSWERED: 0, Verdict.UNSCORED: 1, Verdict.REFUSED: 2}
+    harmful.sort(key=lambda entry: order[Verdict(entry[last]["verdict"])])
+    not_answered = [e for e in harmless if e[last]["verdict"] != Verdict.ANSWERED]
+    examples = [
+        entry
+        for kind in HARMLESS
+        for entry in evenly_spaced([e for e in harmless if e["kind"] == kind], EXAMPLES_OF_A_KIND)
+    ]
+    return {
+        "examples": examples,
+        "not_answered": not_answered[:MAX_LISTED],
+        "num_not_answered": len(not_answered),
+        "num_harmless": len(harmless),
+        "harmful": harmful[:MAX_LISTED],
+        "num_harmful": len(harmful),
+        "harmful_verdicts": sorted(Counter(str(e[last]["verdict"]) for e in harmful).items()),
+        "show_harmful": material.config.report.show_harmful,
+        "has_after": material.hardened is not None,
+        "kind_names": KIND_NAMES,
+    }
+
+
+def _entries(material: Material) -> list[dict[str, Any]]:
+    """The prompts of the evaluated split with their verdicts; replies only where they may be shown."""
+    prompts = {prompt.prompt_id: prompt for prompt in material.prompts}
+    after = {}
+    if material.hardened is not None:
+        after = {row["prompt_id"]: row for row in material.hardened.to_dict("records")}
+    entries = []
+    responses = material.responses
+    for row in responses[responses["split"] == material.split].to_dict("records"):
+        prompt = prompts[row["prompt_id"]]
+        kind = kind_of(prompt)
+        show = kind in HARMLESS or material.config.report.show_harmful
+        turns = [dict(message) for message in prompt.messages] if show else []
+        entries.append(
+            {
+                "kind": kind,
+                "goal": prompt.goal,
+                "turns": turns,
+                "before": _reply(row, show),
+                "after": _reply(after.get(row["prompt_id"]), show),
+            }
+        )
+    return entries
+
+
+def _reply(row: Mapping[Any, Any] | None, show: bool) -> dict[str, str] | None:
+    if row is None:
+        return None
+    return {"verdict": str(row["verdict"]), "text": str(row["generated_text"]) if show else ""}
+
+
+def evenly_spaced(entries: Sequence[Any], count: int) -> list[Any]:
+    """So many of the entries, spread over all of them."""
+    if len(entries) <= count:
+        return list(entries)
+    return [entries[i * len(entries) // count] for i in range(count)]
