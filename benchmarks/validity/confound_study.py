@@ -6,21 +6,25 @@ design plants real differences, to see how many of them are flagged wrongly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.validity.nested import Effects, NestedModel, NestedRun, Plan, plan_replies, simulate_nested
+from benchmarks.validity.nested import (
+    Effects,
+    NestedModel,
+    NestedRun,
+    Plan,
+    plan_replies,
+    simulate_nested,
+)
 from steermoe.analysis.confounds import (
-    MATCHED,
-    confound_contrasts,
     explain,
     flag_confounded,
     within_strata,
 )
-from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import build_contrast
 from steermoe.analysis.linear import Linear, OfContrast
 from steermoe.analysis.positions import AtEqualPosition
@@ -111,9 +115,18 @@ def one_run(confound: Confound, seed: int, num_draws: int = 300) -> tuple[pd.Dat
         kept = np.bincount(plan.goal_of, ok)[plan.goal_of] == 2
     counts, unsafe, goal = run.counts.select(kept), run.is_unsafe[kept], plan.goal_of[kept]
     batches = run.batch_idx[kept]
-    table = risk_tables(counts, unsafe, batches).aggregated.sort_values(["layer", "expert"], ignore_index=True)
+    table = risk_tables(counts, unsafe, batches).aggregated.sort_values(
+        ["layer", "expert"], ignore_index=True
+    )
     uncertainty = estimate_uncertainty(
-        counts, unsafe, [], batches, clusters=goal, num_permutations=num_draws, num_bootstrap=num_draws, seed=seed
+        counts,
+        unsafe,
+        [],
+        batches,
+        clusters=goal,
+        num_permutations=num_draws,
+        num_bootstrap=num_draws,
+        seed=seed,
     )
     table = table.merge(uncertainty, on=["layer", "expert"])
     default = build_contrast(counts, unsafe, batches, goal, "mean_over_batches", "generation")

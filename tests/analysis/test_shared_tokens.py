@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from steermoe.analysis.counts import SharedTokens, count_response, find_shared_tokens
 from steermoe.errors import RoutingError
 from steermoe.records import Label, Output, Prompt, Split, Verdict
-from steermoe.response_tables import shard_row
-from steermoe.rundir import RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.response_tables import shard_row
 
 
 @pytest.mark.parametrize(

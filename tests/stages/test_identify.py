@@ -25,7 +25,7 @@ from steermoe.records import (
     Split,
     Verdict,
 )
-from steermoe.stages.evidence import pairs_without_contrast
+from steermoe.stages.contrast import pairs_without_contrast
 from steermoe.stages.identify import identify, selected_experts
 from steermoe.store.directory import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
 from tiny import Listener, copy_of, finished_run, tiny_config

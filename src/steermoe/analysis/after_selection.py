@@ -44,15 +44,18 @@ def expected_false_share(table: pd.DataFrame, experts: Sequence[Expert]) -> floa
     return float(table["local_fdr"].to_numpy()[_are_among(table, experts)].mean())
 
 
-def with_false_coverage_intervals(table: pd.DataFrame, experts: Sequence[Expert]) -> pd.DataFrame:
+def with_false_coverage_intervals(
+    table: pd.DataFrame, experts: Sequence[Expert], num_candidates: int | None = None
+) -> pd.DataFrame:
     """The table with intervals that allow for selection.
 
     R of M experts were selected; an interval of the level 1 - 0.05 R / M each misses the truth in at most 5 % of the
     selected experts on average (Benjamini and Yekutieli 2005, JASA 100:71-81).
 
     Args:
-        table: The experts that could be selected, with `estimate, risk_diff_se, degrees_of_freedom`.
-        experts: Those that were; where there are none, the level is that of one.
+        table: A risk table with `estimate, risk_diff_se, degrees_of_freedom`.
+        experts: Those that were selected; where there are none, the level is that of one.
+        num_candidates: Experts that could be selected, M; by default all in the table.
 
     Returns:
         With the columns `fcr_low, fcr_high`, of all rows; they are meant for those selected. The table as it was where
@@ -64,7 +67,7 @@ def with_false_coverage_intervals(table: pd.DataFrame, experts: Sequence[Expert]
     if "degrees_of_freedom" not in table.columns:
         return table
     number = max(1, int(_are_among(table, experts).sum()))
-    level = 1 - FALSE_COVERAGE_RATE * number / len(table)
+    level = 1 - FALSE_COVERAGE_RATE * number / (num_candidates or len(table))
     estimate = table["estimate"].to_numpy(dtype=np.float64)
     error = table["risk_diff_se"].to_numpy(dtype=np.float64)
     width = half_widths(error, float(table["degrees_of_freedom"].iloc[0]), level)

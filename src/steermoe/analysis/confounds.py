@@ -7,8 +7,8 @@ the format (`format_diff`).
 
 Replies differ in more than safety too. Three other columns are what disappears of the difference when only replies
 of equal length are compared (`length_diff`), only tokens at equal positions (`position_diff`), or only replies with
-the same verdict (`refusal_text_diff`). The last comparison is of all replies, whatever filter the pairs have passed: choosing
-pairs by what became of them makes a difference between the sides, but none between replies with one verdict.
+the same verdict (`refusal_text_diff`). The last comparison is of all replies, whatever filter the pairs have passed:
+choosing pairs by what became of them makes a difference between the sides, but none between replies with one verdict.
 """
 
 from __future__ import annotations

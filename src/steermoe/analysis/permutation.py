@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import comb, log2
 
 import numpy as np
+import numpy.typing as npt
 
 from steermoe.analysis.bootstrap import blocks_of_draws
 from steermoe.analysis.estimators import Contrast
@@ -22,6 +23,8 @@ from steermoe.analysis.variance import (
     variance_terms,
 )
 from steermoe.records import BoolArray, FloatArray, IntArray
+
+Float32Array = npt.NDArray[np.float32]
 
 NUM_POOLS = 10
 """An expert's null distribution is pooled over the tenth of all experts nearest to it in frequency."""
@@ -242,12 +245,12 @@ def _just_below(statistic: FloatArray) -> FloatArray:
     return np.asarray(statistic - TIE * np.abs(statistic) - TIE)
 
 
-def _at_least(ascending: FloatArray, value: FloatArray) -> IntArray:
-    return np.asarray(len(ascending) - np.searchsorted(ascending, value))
+def _at_least(ascending: Float32Array, value: FloatArray) -> npt.NDArray[np.int64]:
+    return np.asarray(len(ascending) - np.searchsorted(ascending, value), dtype=np.int64)
 
 
-def _at_most(ascending: FloatArray, value: FloatArray) -> IntArray:
-    return np.searchsorted(ascending, value, side="right")
+def _at_most(ascending: Float32Array, value: FloatArray) -> npt.NDArray[np.int64]:
+    return np.asarray(np.searchsorted(ascending, value, side="right"), dtype=np.int64)
 
 
 def frequency_pools(rate: FloatArray) -> list[IntArray]:

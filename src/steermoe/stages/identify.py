@@ -10,6 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from steermoe.analysis.after_selection import (
+    TOLERABLE_FALSE_SHARE,
+    expected_false_share,
+    with_false_coverage_intervals,
+)
 from steermoe.analysis.batch_selection import Selection, same_as_uncontrolled, select_experts
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.power import check_findable, prompts_needed, risk_diffs_to_find
@@ -20,13 +25,18 @@ from steermoe.analysis.selection import (
     how_to_select_more,
     selectable_layers,
 )
+from steermoe.analysis.sensitivity import sensitivity_of
 from steermoe.analysis.variance import cluster_kinds
 from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.records import NO_BATCH
 from steermoe.reporter import Reporter
-from steermoe.stages.evidence import add_evidence, replication_of, train_contrast
+from steermoe.stages.contrast import train_contrast
+from steermoe.stages.evidence import add_evidence, replication_of
 from steermoe.store.directory import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
+
+AFTER_SELECTION = ("estimate", "shrunken", "fcr_low", "fcr_high", "q_value", "local_fdr")
+"""What `unsafe_experts.json` says of each selected expert, where it is known."""
 
 
 def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
@@ -60,12 +70,14 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
     selection = select_experts(eligible, tables.per_batch, settings.rule, by)
     experts = selection.overall
     run.write_table(RISK_PER_BATCH, tables.per_batch)
+    aggregated = with_false_coverage_intervals(aggregated, experts, len(eligible))
     run.write_table(RISK, aggregated)
     run.write_json(
         UNSAFE_EXPERTS,
-        describe_selection(eligible, selection, contrast.counts, config),
+        describe_selection(aggregated.loc[eligible.index], selection, contrast.counts, config),
     )
-    _say_selection(reporter, config, experts, eligible)
+    false_share = expected_false_share(eligible, experts)
+    _say_selection(reporter, config, experts, eligible, false_share)
     for which in same_as_uncontrolled(eligible, tables.per_batch, settings.rule, by):
         reporter.note(
             f"identify.rule = {settings.rule!r} selects the same experts as 'threshold' (train.experts = {which!r}), "
@@ -80,15 +92,22 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
         "num_pairs_left_out_by_verdict": contrast.num_pairs_left_out,
         "num_safe_responses": int((~contrast.is_unsafe).sum()),
         "num_unsafe_responses": int(contrast.is_unsafe.sum()),
+        "expected_false_share": false_share,
+        "fixed_before": {"estimator": settings.estimator, "segment": settings.segment},
+        "sensitivity": sensitivity_of(eligible, experts),
         **evidence.figures(settings.max_q_value, settings.min_stability),
         "replication": replication,
     }
 
 
 def _say_selection(
-    reporter: Reporter, config: Config, experts: Sequence[Expert], eligible: pd.DataFrame
+    reporter: Reporter,
+    config: Config,
+    experts: Sequence[Expert],
+    eligible: pd.DataFrame,
+    false_share: float | None,
 ) -> None:
-    """How many experts were selected; where none was, what would select some."""
+    """How many experts were selected, and how many of them falsely; where none was, what would select some."""
     settings = config.identify
     largest = eligible.iloc[0]
     if not experts:
@@ -102,6 +121,13 @@ def _say_selection(
             f"identified {len(experts)} unsafe experts of {len(eligible)}; the largest risk difference is "
             f"{largest['risk_diff']:+.4f} ({largest['Layer_Expert']})"
         )
+    if false_share is not None:
+        reporter.line(f"expected to be false among the selected: {false_share:.0%}")
+        if false_share > TOLERABLE_FALSE_SHARE:
+            reporter.note(
+                f"{false_share:.0%} of the selected experts are expected not to fire more often on unsafe content at "
+                "all: select by identify.rule=fdr, raise identify.threshold, or use more prompts"
+            )
 
 
 def power_table(
@@ -168,6 +194,9 @@ def describe_selection(
     keys = zip(table["layer"], table["expert"], strict=True)
     risk_of = dict(zip(keys, table["risk_diff"].tolist(), strict=True))
     largest = table.iloc[0]
+    shown = [name for name in AFTER_SELECTION if name in table.columns]
+    rows = zip(table["layer"], table["expert"], table[shown].to_dict("records"), strict=True)
+    evidence_of = {(layer, expert): record for layer, expert, record in rows}
     return {
         "rule": {
             "name": config.identify.rule,
@@ -184,12 +213,14 @@ def describe_selection(
         "layer_indices": list(counts.layer_indices),
         "num_experts": counts.num_experts,
         "num_unsafe_experts": len(selection.overall),
+        "expected_false_share": expected_false_share(table, selection.overall),
         "unsafe_experts": [
             {
                 "layer": layer,
                 "expert": expert,
                 "Layer_Expert": expert_label(layer, expert),
                 "risk_diff": risk_of[(layer, expert)],
+                **evidence_of.get((layer, expert), {}),
             }
             for layer, expert in selection.overall
         ],
