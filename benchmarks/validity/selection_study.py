@@ -83,8 +83,9 @@ def one_sided(runs: int) -> None:
     wide = NestedModel(slot_size=12, base_spread=2.0)
     cases = {
         "5.5 % higher by 0.3, 60 % lower": (wide, [0.3] * 21, 0.0),
-        "the same by 0.15": (wide, [0.15] * 21, 0.0),
-        "half of the slots: 4 % higher, 46 % lower": (wide, [0.2] * 16, 0.0),
+        "2 % higher by 0.5, 48 % lower": (
+            NestedModel(slot_size=24, base_spread=4.0), [0.5] * 16, 0.0,
+        ),
         "10 at 0.03 and 10 at 0.12, threshold 0.05": (
             NestedModel(base_spread=2.0), [0.03] * 10 + [0.12] * 10, 0.05,
         ),

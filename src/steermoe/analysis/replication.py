@@ -17,6 +17,9 @@ from steermoe.analysis.selection import Expert
 from steermoe.errors import RoutingError
 from steermoe.records import BoolArray, FloatArray, IntArray
 
+TIE = 1e-9
+"""Two mean differences that differ by less are equal."""
+
 
 @dataclass(frozen=True, slots=True)
 class Replication:
@@ -35,7 +38,8 @@ class Replication:
         overlap_by_chance: Expected overlap of two random sets of k: k^2 / experts.
         overlap_when_relabelled: Mean overlap where the labels of held-out goals say nothing: busy experts are among the
             largest then too, so it may lie far above that of random sets.
-        overlap_p_value: How often relabelled held-out goals overlap as much or more, `(1 + those) / (1 + draws)`.
+        overlap_p_value: How often relabelled held-out goals overlap as much or more, `(1 + those) / (1 + draws)`. Of
+            equal overlaps, the one with the larger mean difference of the selected experts is the larger.
         shrinkage: Mean held-out difference of the selected experts, divided by their mean training
             difference. 1: nothing was lost; 0: the selection was luck.
         shrinkage_ci_low: Lower end of its 95 % interval, over held-out goals. The selected experts and their training
@@ -122,10 +126,10 @@ def replicate(
     overlap = int(chosen[top_again].sum())
     mean = float(first[chosen].mean()) if size else 0.0
     shrinkage = float(second[chosen].mean()) / mean if mean > 0 else None
-    overlaps, error = None, None
+    drawn, error = None, None
     if resampling is not None and size:
         in_order = np.lexsort((both["expert"], both["layer"]))
-        overlaps, error = _resampled(resampling, chosen[in_order])
+        drawn, error = _resampled(resampling, chosen[in_order])
     low, high = (None, None) if shrinkage is None else _around(shrinkage, error, mean)
     return Replication(
         num_experts=number,
@@ -137,20 +141,36 @@ def replicate(
         sign_agreement_selected=_sign_agreement(first[chosen], second[chosen]),
         overlap=overlap,
         overlap_by_chance=size * size / number,
-        overlap_when_relabelled=None if overlaps is None else float(overlaps.mean()),
-        overlap_p_value=None
-        if overlaps is None
-        else float((1 + (overlaps >= overlap).sum()) / (1 + len(overlaps))),
+        overlap_when_relabelled=None if drawn is None else float(drawn.overlap.mean()),
+        overlap_p_value=None if drawn is None else drawn.p_value(overlap, second[chosen].mean()),
         shrinkage=shrinkage,
         shrinkage_ci_low=low,
         shrinkage_ci_high=high,
     )
 
 
-def relabelled_overlaps(
+@dataclass(frozen=True, slots=True)
+class Relabelled:
+    """What became of k selected experts when labels were exchanged R times.
+
+    Attributes:
+        overlap: `(R,)` how many of them are among the k largest.
+        mean: `(R,)` their mean difference.
+    """
+
+    overlap: IntArray
+    mean: FloatArray
+
+    def p_value(self, overlap: int, mean: float) -> float:
+        """How often as much was drawn as was observed, the observed labels counting as one draw."""
+        as_much = (self.overlap == overlap) & (self.mean >= mean - TIE)
+        return float((1 + ((self.overlap > overlap) | as_much).sum()) / (1 + len(self.overlap)))
+
+
+def relabel(
     contrast: Contrast, chosen: BoolArray, num_draws: int, generator: np.random.Generator
-) -> IntArray:
-    """How many of some experts are among the largest when labels are exchanged, `(R,)`.
+) -> Relabelled:
+    """Exchange the labels of held-out responses and look at some experts again.
 
     Whole goals are flipped or permuted (`permutation.NullModel`), so experts that fire together stay together.
 
@@ -162,6 +182,7 @@ def relabelled_overlaps(
     """
     null, rate = NullModel(contrast), contrast.overall_rate()
     overlaps: list[IntArray] = []
+    means: list[FloatArray] = []
     for number in blocks_of_draws(num_draws, max(len(contrast), contrast.num_experts)):
         relabelling = null.draw(number, generator)
         drawn = np.empty((number, contrast.num_experts))
@@ -169,7 +190,8 @@ def relabelled_overlaps(
             values = contrast.values(columns)
             drawn[:, columns] = null.differences(values, rate[columns], relabelling)
         overlaps.append(_largest(drawn, int(chosen.sum()))[:, chosen].sum(axis=1))
-    return np.concatenate(overlaps)
+        means.append(drawn[:, chosen].mean(axis=1))
+    return Relabelled(np.concatenate(overlaps), np.concatenate(means))
 
 
 def _largest(values: FloatArray, number: int) -> BoolArray:
@@ -182,8 +204,8 @@ def _largest(values: FloatArray, number: int) -> BoolArray:
 
 def _resampled(
     resampling: Resampling, chosen: BoolArray
-) -> tuple[IntArray | None, tuple[float, float] | None]:
-    """Overlaps of relabelled held-out goals; error and degrees of freedom of the chosen experts' mean difference."""
+) -> tuple[Relabelled | None, tuple[float, float] | None]:
+    """The chosen experts in relabelled held-out goals; error and degrees of freedom of their mean difference."""
     contrast = resampling.contrast
     if contrast.num_experts != len(chosen):
         raise RoutingError(
@@ -193,16 +215,16 @@ def _resampled(
     for_null, for_bootstrap = map(
         np.random.default_rng, np.random.SeedSequence(resampling.seed).spawn(2)
     )
-    overlaps, error = None, None
+    drawn, error = None, None
     if resampling.num_permutations:
-        overlaps = relabelled_overlaps(contrast, chosen, resampling.num_permutations, for_null)
+        drawn = relabel(contrast, chosen, resampling.num_permutations, for_null)
     if resampling.num_bootstrap:
         # As if the chosen experts were one, which fires as often as they do on average.
         together = contrast.counts[:, chosen].mean(axis=1, keepdims=True)
         alone = replace(contrast, counts=cast(IntArray, together))
         errors, freedom = errors_and_freedom(alone, resampling.num_bootstrap, for_bootstrap)
         error = (float(errors[0]), freedom)
-    return overlaps, error
+    return drawn, error
 
 
 def _around(
