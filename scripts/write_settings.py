@@ -85,6 +85,8 @@ def _preset_table() -> str:
 def _kind(annotation: str) -> str:
     """A Python annotation in words; the choices themselves where there are choices."""
     kind = annotation.removesuffix(" | None")
+    if kind.startswith("tuple[Literal["):
+        return f"list of {_kind(kind.removeprefix('tuple[').removesuffix(', ...]'))}"
     if kind.startswith("Literal["):
         return ", ".join(f"`{choice.strip()[1:-1]}`" for choice in kind[8:-1].split(","))
     return " or ".join(TYPES[part] for part in kind.split(" | "))
