@@ -24,7 +24,7 @@ from benchmarks.statistics import show
 from benchmarks.svg import Axes, document
 from steermoe.loading import model_source
 from steermoe.pipeline import run_pipeline
-from steermoe.store.directory import EVALUATION, MODEL
+from steermoe.store.names import EVALUATION, MODEL
 from steermoe.store.run import load_run
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.4)

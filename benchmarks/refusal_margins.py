@@ -19,7 +19,7 @@ from benchmarks.statistics import show
 from steermoe.chat import encode, render
 from steermoe.loading import load_model
 from steermoe.records import FloatArray, Label, Prompt
-from steermoe.store.directory import MODEL
+from steermoe.store.names import MODEL
 from steermoe.store.run import load_run
 from steermoe.training.dataset import resolve_target
 

@@ -15,7 +15,7 @@ from benchmarks.arguments import parser_of_a_run
 from benchmarks.statistics import show
 from steermoe.loading import load_tokenizer, model_source
 from steermoe.records import Label
-from steermoe.store.directory import HARDENED_RESPONSES
+from steermoe.store.names import HARDENED_RESPONSES
 from steermoe.store.run import load_run
 
 LENGTH = 4

@@ -35,9 +35,11 @@ from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS
 from steermoe.analysis.power import power_at, prompts_needed
 from steermoe.analysis.risk import risk_tables
-from steermoe.analysis.selection import Expert, resolve_rule
+from steermoe.analysis.selection import resolve_rule
 from steermoe.analysis.stability import selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
+from steermoe.records import Expert
+from steermoe.units import gibibytes
 
 OLMOE = RoutingModel(num_layers=16, num_experts=64, top_k=8)
 QWEN3 = RoutingModel(num_layers=48, num_experts=128, top_k=8)
@@ -99,8 +101,8 @@ def speed_of(design: str, what: str) -> dict[str, object]:
         "seconds": f"{seconds:.1f}",
         "processor seconds": f"{busy:.1f}",
         "times the matrix products": f"{seconds / unavoidable:.1f}",
-        "peak memory": f"{peak / 1e6:.2f} GB",
-        "of which the counts": f"{before / 1e6:.2f} GB",
+        "peak memory": gibibytes(1024 * peak),
+        "of which the counts": gibibytes(1024 * before),
     }
 
 
@@ -263,7 +265,7 @@ def real(runs: int) -> None:
     from steermoe.store.directory import RunDirectory
 
     directory = RunDirectory(os.environ.get("STEERMOE_RUN", "runs/smollm2-moe"))
-    counts, responses = directory.read_counts(), directory.read_responses()
+    counts, responses = directory.read_counts(), directory.read_replies()
     generator = np.random.default_rng(0)
     rows = []
     for label in ("safe", "unsafe", "benign"):

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from fake_steps import Fakes
+    from steermoe.config import Config
     from tiny import CommandLine
 
 # No hub, no telemetry, no thread of the tokenizer's own: set before anything imports transformers.
@@ -237,3 +239,19 @@ def counted_tokens(model: Any) -> Iterator[list[int]]:
             experts = model.get_submodule(layer.experts_name)
             stack.enter_context(replaced_forward(experts, wrap))
         yield counted
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    """Steps that only write down that they ran, in the place of the real ones."""
+    from fake_steps import put_in_place
+
+    return put_in_place(monkeypatch)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., Config]:
+    """Makes the settings of a run of fake steps."""
+    from fake_steps import settings_maker
+
+    return settings_maker(tmp_path)

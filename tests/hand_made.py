@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from steermoe.config import Config, validate
-from steermoe.records import Label, Output, Prompt, Split, Verdict
+from steermoe.records import Judgement, Label, Output, Prompt, Split, Verdict
 from steermoe.store.directory import RunDirectory
 from steermoe.store.response_tables import shard_row
 
@@ -36,7 +36,7 @@ def make_run(folder: Path, replies: Sequence[Reply]) -> RunDirectory:
     """A run directory as collecting leaves it; the only layer is decoder layer 7."""
     run = RunDirectory(folder)
     run.create()
-    prompts, rows = [], []
+    prompts, rows, verdicts = [], [], {}
     for i, reply in enumerate(replies):
         messages = ({"role": "user", "content": f"prompt {i}"},)
         prompt = Prompt(
@@ -60,11 +60,13 @@ def make_run(folder: Path, replies: Sequence[Reply]) -> RunDirectory:
             (7,),
         )
         place = i if reply.batch_idx >= 0 else -1
-        rows.append(shard_row(prompt, output, reply.batch_idx, place, reply.verdict))
+        rows.append(shard_row(prompt, output, reply.batch_idx, place))
+        verdicts[("base", prompt.prompt_id, "keyword")] = Judgement(reply.verdict)
     run.write_prompts(prompts)
-    run.write_shard(0, rows)
+    run.write_shard("responses", 0, rows)
+    run.write_verdicts(verdicts, ["base"])
     metadata = {"layer_indices": "[7]", "top_k": "1", "num_experts": "3", "model": "by hand"}
-    run.merge_shards(1, (1, 3), metadata)
+    run.merge_shards("responses", 1, (1, 3), metadata)
     return run
 
 
@@ -85,3 +87,8 @@ TWO_BATCHES = [
     # In no batch: one unsafe reply of ten tokens, all expert 0.
     Reply(UNSAFE, -1, [0] * 10),
 ]
+
+
+def selected_experts(run: RunDirectory, which: str = "global") -> list[tuple[int, int]]:
+    """The experts that a run would train."""
+    return [tuple(expert) for expert in run.read_selection().chosen(which)]

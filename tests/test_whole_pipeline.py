@@ -51,7 +51,7 @@ def test_the_embedded_model_goes_through_every_stage(tmp_path: Path) -> None:
     )
     run = run_pipeline(config)
 
-    assert {name: stage["status"] for name, stage in run.state["stages"].items()} == dict.fromkeys(
+    assert {name: stage["status"] for name, stage in run.state.stages.items()} == dict.fromkeys(
         ("collect", "identify", "train", "evaluate", "report"), "done"
     )
     table = run.risk_diff
@@ -64,7 +64,7 @@ def test_the_embedded_model_goes_through_every_stage(tmp_path: Path) -> None:
     by_hand = calculate_risk_diff_per_batch(batch, num_experts=8)
     assert np.array_equal(by_hand["a_unsafe"], run.risk_diff_per_batch["a_unsafe"])
     assert sum(map(len, batch.unsafe_routings)) == by_hand["n_unsafe"].iloc[0]
-    history = [h for h in run.state["stages"]["train"]["figures"]["history"] if "refusal_loss" in h]
+    history = [h for h in run.state.figures_of("train")["history"] if "refusal_loss" in h]
     assert float(history[-1]["refusal_loss"]) < float(history[0]["refusal_loss"])
     assert 0 < run.evaluation["paired"]["kl_per_token"]["value"] < 1
     assert (

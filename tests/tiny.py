@@ -37,7 +37,10 @@ COMPARED = (
     "risk_diff.parquet",
     "unsafe_experts.json",
     "sft_dataset.jsonl",
-    "hardened_responses.parquet",
+    "verdicts.parquet",
+    "replies/hardened.parquet",
+    "scored/hardened.parquet",
+    "measures.parquet",
     "evaluation.json",
 )
 """What must be equal byte for byte between two runs; every tensor file of `model/` comes on top."""

@@ -27,9 +27,10 @@ from steermoe.analysis.after_selection import expected_false_share, with_false_c
 from steermoe.analysis.estimators import build_contrast
 from steermoe.analysis.replication import Resampling, replicate
 from steermoe.analysis.risk import risk_tables
-from steermoe.analysis.selection import Expert, SelectionSettings, resolve_rule
+from steermoe.analysis.selection import SelectionSettings, resolve_rule
 from steermoe.analysis.stability import selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
+from steermoe.records import Expert
 
 Row = dict[str, object]
 

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     )
     from steermoe.analysis.selection import create_expert_mask as create_expert_mask
     from steermoe.analysis.selection import identify_unsafe_experts as identify_unsafe_experts
+    from steermoe.api import (
+        freeze_model_except_unsafe_experts as freeze_model_except_unsafe_experts,
+    )
+    from steermoe.api import process_mixed_batches as process_mixed_batches
     from steermoe.config import Config as Config
     from steermoe.config import load_config as load_config
     from steermoe.errors import SteerMoEError as SteerMoEError
     from steermoe.pipeline import run_pipeline as run_pipeline
     from steermoe.records import Prompt as Prompt
     from steermoe.records import Sampling as Sampling
-    from steermoe.stages.collect import process_mixed_batches as process_mixed_batches
-    from steermoe.stages.train import (
-        freeze_model_except_unsafe_experts as freeze_model_except_unsafe_experts,
-    )
     from steermoe.store.run import Run as Run
     from steermoe.store.run import load_run as load_run
     from steermoe.training.dataset import prepare_sft_dataset as prepare_sft_dataset
@@ -48,12 +48,12 @@ _HOME = {
     "calculate_risk_diff": "steermoe.analysis.risk",
     "calculate_risk_diff_per_batch": "steermoe.analysis.risk",
     "create_expert_mask": "steermoe.analysis.selection",
-    "freeze_model_except_unsafe_experts": "steermoe.stages.train",
+    "freeze_model_except_unsafe_experts": "steermoe.api",
     "identify_unsafe_experts": "steermoe.analysis.selection",
     "load_config": "steermoe.config",
     "load_run": "steermoe.store.run",
     "prepare_sft_dataset": "steermoe.training.dataset",
-    "process_mixed_batches": "steermoe.stages.collect",
+    "process_mixed_batches": "steermoe.api",
     "run_pipeline": "steermoe.pipeline",
     "separate_prompt_and_generation_routings": "steermoe.analysis.counts",
 }

@@ -46,9 +46,15 @@ class Engine(Protocol):
         ...
 
     def generate(
-        self, conversations: Sequence[Sequence[Message]], sampling: Sampling
+        self,
+        conversations: Sequence[Sequence[Message]],
+        sampling: Sampling,
+        texts: Sequence[str] | None = None,
     ) -> list[Output]:
-        """Reply to each conversation; one output each, in order."""
+        """Reply to each conversation; one output each, in order.
+
+        `texts` are the conversations as they were rendered before, for a template may print the date.
+        """
         ...
 
 
@@ -65,15 +71,17 @@ class ScoringEngine(Engine, Protocol):
 
 
 class Judge(Protocol):
-    """Says of replies whether they refuse.
+    """Says of replies whether they refuse."""
 
-    Attributes:
-        name: As settings and tables name it, for instance `keyword` or `openai:gpt-5`.
-        version: Changes whenever the same reply may be judged otherwise: of its phrases, its rubric, its weights.
-    """
+    @property
+    def name(self) -> str:
+        """As settings and tables name it, for instance `keyword` or `openai:gpt-5`."""
+        ...
 
-    name: str
-    version: str
+    @property
+    def version(self) -> str:
+        """Changes whenever the same reply may be judged otherwise: of its phrases, its rubric, its weights."""
+        ...
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
         """Judge a batch of replies: one judgement each, in order.
@@ -84,15 +92,17 @@ class Judge(Protocol):
 
 
 class Score(Protocol):
-    """A number per expert by which experts are ranked: a mean over tokens, unsafe responses less safe ones.
+    """A number per expert by which experts are ranked: a mean over tokens, unsafe responses less safe ones."""
 
-    Attributes:
-        name: As `identify.rank_by` names it.
-        needs: `counts` where collecting has recorded all it needs, `model` where it takes passes of its own.
-    """
+    @property
+    def name(self) -> str:
+        """As `identify.rank_by` names it."""
+        ...
 
-    name: str
-    needs: str
+    @property
+    def needs(self) -> str:
+        """`counts` where collecting has recorded all it needs, `model` where it takes passes of its own."""
+        ...
 
     def sums(self, source: Any) -> ResponseSums:
         """Its sum over the tokens of every response, from which means, intervals and replication all come."""
@@ -100,15 +110,17 @@ class Score(Protocol):
 
 
 class Objective(Protocol):
-    """One term of the training loss.
+    """One term of the training loss."""
 
-    Attributes:
-        name: As training rows name it: a row belongs to one objective.
-        weight: Its factor in the sum of all objectives.
-    """
+    @property
+    def name(self) -> str:
+        """As training rows name it: a row belongs to one objective."""
+        ...
 
-    name: str
-    weight: float
+    @property
+    def weight(self) -> float:
+        """Its factor in the sum of all objectives."""
+        ...
 
     def loss(self, batch: Mapping[str, Any], forward: Any) -> Any:
         """The mean loss of the rows of a micro-batch that belong to this objective, as a tensor with gradient."""
@@ -116,21 +128,32 @@ class Objective(Protocol):
 
 
 class Measure(Protocol):
-    """One figure of a variant, and what people need to know of it. Registered in `measures.MEASURES`.
+    """One figure of a variant, and what people need to know of it. Listed in `measures.MEASURES`."""
 
-    Attributes:
-        name: As in `measures.parquet`.
-        title: A few words, for tables.
-        meaning: One sentence: what is counted, and of what.
-        unit: `share`, `nats`, `tokens` or another; shares are printed as percentages.
-        better: `higher`, `lower`, or empty where neither is better.
-    """
+    @property
+    def name(self) -> str:
+        """As in `measures.parquet`."""
+        ...
 
-    name: str
-    title: str
-    meaning: str
-    unit: str
-    better: str
+    @property
+    def title(self) -> str:
+        """A few words, for tables."""
+        ...
+
+    @property
+    def meaning(self) -> str:
+        """One sentence: what is counted, and of what."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """`share`, `nats`, `tokens` or another; shares are printed as percentages."""
+        ...
+
+    @property
+    def better(self) -> str:
+        """`higher`, `lower`, or empty where neither is better."""
+        ...
 
     def of(self, evidence: Any) -> list[MeasureRow]:
         """Its rows for one variant: the figure itself, and its change against the base model; none if undefined."""

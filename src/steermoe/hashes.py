@@ -15,3 +15,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.sha256(json.dumps(described).encode("utf-8")).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stamp_of(path: Path) -> dict[str, tuple[int, int]]:
+    """Size in bytes and time of change in nanoseconds of a file, or of each file of a folder, by its name in it.
+
+    A file whose stamp is as it was has not been written to since, unless somebody hid that.
+    """
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    stamp = {}
+    for file in sorted(files):
+        found = file.stat()
+        name = file.relative_to(path).as_posix() if path.is_dir() else ""
+        stamp[name] = (found.st_size, found.st_mtime_ns)
+    return stamp

@@ -97,6 +97,7 @@ class Prompt(KeyedRecord):
         category: Free text, but `look_alike`, `plain_goal` and `jailbreak_format` have a meaning of their own.
         split: What the prompt may be used for; None until splits are assigned.
         source: Where it came from: a file's name or `builtin:starter`.
+        rendered: The text after the chat template; empty until it is collected. Every variant is fed this one text.
     """
 
     prompt_id: str
@@ -107,6 +108,7 @@ class Prompt(KeyedRecord):
     category: str = ""
     split: Split | None = None
     source: str = ""
+    rendered: str = ""
 
     @property
     def is_look_alike(self) -> bool:

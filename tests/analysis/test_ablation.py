@@ -21,7 +21,7 @@ from steermoe.analysis.ablation import (
     position_among,
     summarise,
 )
-from steermoe.analysis.selection import Expert
+from steermoe.records import Expert
 
 INTERVALS = {"confidence": 0.95, "num_bootstrap": 200, "seed": 0}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from steermoe.analysis.counts import SharedTokens, count_response, find_shared_tokens
 from steermoe.errors import RoutingError
-from steermoe.records import Label, Output, Prompt, Split, Verdict
+from steermoe.records import Label, Output, Prompt, Split
 from steermoe.store.directory import RunDirectory
 from steermoe.store.response_tables import shard_row
 
@@ -82,11 +82,11 @@ def test_a_run_leaves_the_shared_tokens_of_all_shards_out_and_says_how_many(tmp_
         messages = ({"role": "user", "content": "?"},)
         prompt = Prompt(f"p{index}", Label.BENIGN, messages, f"goal {index}", split=Split.TRAIN)
         output = Output("text", messages, "reply", ids, (1, 2), routed, (7,))
-        run.write_shard(index, [shard_row(prompt, output, -1, -1, Verdict.ANSWERED)])
-    run.merge_shards(2, (1, 3), {"layer_indices": "[7]", "top_k": "1"})
+        run.write_shard("responses", index, [shard_row(prompt, output, -1, -1)])
+    run.merge_shards("responses", 2, (1, 3), {"layer_indices": "[7]", "top_k": "1"})
     counts = run.read_counts()
     assert counts.num_tokens.tolist() == [[1, 1], [3, 1]]
     assert counts.active[:, 0, 0].tolist() == [[0, 1, 0], [0, 3, 0]]
     assert counts.active[:, 1, 0].tolist() == [[0, 0, 1], [0, 0, 1]]
     assert json.loads(run.routing_metadata()["shared_prompt_tokens"]) == [2, 1]
-    assert run.read_responses()["num_prompt_tokens"].tolist() == [4, 6]
+    assert run.read_replies()["num_prompt_tokens"].tolist() == [4, 6]

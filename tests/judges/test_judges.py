@@ -1,8 +1,10 @@
 import pytest
 
-from steermoe.config import DEFAULT_REFUSALS
+from steermoe.config import DEFAULT_REFUSALS, JudgeSection
 from steermoe.errors import ConfigError
-from steermoe.judges.keyword import final_answer, judge_named, keyword_judge
+from steermoe.judges.keyword import keyword_judge
+from steermoe.judges.kinds import judge_named
+from steermoe.reasoning import final_answer
 from steermoe.records import Verdict
 
 REFUSALS = [
@@ -91,4 +93,4 @@ def test_a_reply_cut_inside_its_reasoning_is_unscored() -> None:
 
 def test_an_unknown_judge_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="'oracle' is not known: use one of keyword"):
-        judge_named("oracle")
+        judge_named("oracle", JudgeSection())

@@ -23,7 +23,16 @@ from steermoe.analysis.risk import expert_label, risk_tables
 from steermoe.analysis.selection import identify_unsafe_experts
 from steermoe.config import Config, validate
 from steermoe.errors import RunDirectoryError
-from steermoe.records import LOOK_ALIKE, PLAIN_GOAL, Label, Prompt, Split
+from steermoe.records import (
+    LOOK_ALIKE,
+    PLAIN_GOAL,
+    Expert,
+    Judgement,
+    Label,
+    Prompt,
+    Split,
+    Verdict,
+)
 from steermoe.report.figures import (
     Figure,
     differences_per_batch,
@@ -45,17 +54,19 @@ from steermoe.report.numbers import (
 from steermoe.report.page import evenly_spaced, report
 from steermoe.report.text import Subject, cautions, headline, metric_rows, title
 from steermoe.reporter import silent
-from steermoe.store.directory import (
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import (
     EVALUATION,
-    HARDENED_RESPONSES,
+    HARDENED,
     MODEL,
     REPORT,
-    RESPONSES,
     RISK,
     RISK_PER_BATCH,
     UNSAFE_EXPERTS,
-    RunDirectory,
+    replies_of,
 )
+from steermoe.store.selection_file import ExpertSet
+from steermoe.store.state import ModelRecord, RunState, StepRecord
 
 SECRET = "STEP-ONE-OF-THE-HARMFUL-REPLY"
 """Stands in every reply to a harmful request."""
@@ -135,6 +146,15 @@ def make_responses(
     return pd.DataFrame(rows)
 
 
+def write_replies(run: RunDirectory, variant: str, table: pd.DataFrame) -> None:
+    """Replies, and the verdicts on them, each into its own file."""
+    run.write_table(replies_of(variant), table.drop(columns="verdict"))
+    verdicts = zip(table["prompt_id"], table["verdict"], strict=True)
+    run.write_verdicts(
+        {(variant, i, "keyword"): Judgement(Verdict(verdict)) for i, verdict in verdicts}, [variant]
+    )
+
+
 def make_counts(
     responses: pd.DataFrame, layers: Sequence[int], num_experts: int, top_k: int
 ) -> RoutingCounts:
@@ -184,7 +204,7 @@ def make_run(
         return "refused" if prompt.is_plain_goal else "answered"
 
     responses = make_responses(everything, before, "before")
-    run.write_table(RESPONSES, responses)
+    write_replies(run, "base", responses)
     _write_identified(run, responses, layers, num_experts, top_k, select, threshold, uncertainty)
     history = [
         {
@@ -206,27 +226,27 @@ def make_run(
     if trained and evaluated:
         _write_evaluated(run, everything, responses)
         stages["evaluate"] = stage(61.5)
-    stages["report"] = {"status": "running", "fingerprint": "0"}
-    run.write_run(
-        {
-            "config": config.model_dump(mode="json"),
-            "seed": 0,
-            "packages": {"python": "3.11.9", "torch": "2.13.0"},
-            "model": {"id": config.model.id, "revision": None, "hash": "3fd2" * 16},
-            "stages": stages,
-        }
+    stages["report"] = StepRecord(status="running", fingerprint="0")
+    run.write_state(
+        RunState(
+            config=config.model_dump(mode="json"),
+            seed=0,
+            packages={"python": "3.11.9", "torch": "2.13.0"},
+            model=ModelRecord(id=config.model.id, hash="3fd2" * 16),
+            stages=stages,
+        )
     )
     return run, config
 
 
-def stage(seconds: float, **figures: Any) -> dict[str, Any]:
-    return {
-        "status": "done",
-        "fingerprint": "0",
-        "seconds": seconds,
-        "peak_memory_bytes": 3_210_000_000,
-        "figures": figures,
-    }
+def stage(seconds: float, **figures: Any) -> StepRecord:
+    return StepRecord(
+        status="done",
+        fingerprint="0",
+        seconds=seconds,
+        peak_memory_bytes=3_210_000_000,
+        figures=figures,
+    )
 
 
 def _write_identified(
@@ -254,23 +274,16 @@ def _write_identified(
     run.write_table(RISK, risk)
     run.write_table(RISK_PER_BATCH, tables.per_batch)
     largest = risk.iloc[0]
-    run.write_json(
-        UNSAFE_EXPERTS,
-        {
-            "rule": {"name": "threshold", "threshold": threshold, "top_k": select},
-            "layer_indices": list(layers),
-            "num_experts": num_experts,
-            "num_unsafe_experts": len(experts),
-            "unsafe_experts": [
-                {"layer": x, "expert": y, "Layer_Expert": expert_label(x, y)} for x, y in experts
-            ],
-            "per_batch": [],
-            "union": [[int(largest["layer"]), int(largest["expert"])]],
-            "largest_risk_diff": {
-                "Layer_Expert": str(largest["Layer_Expert"]),
-                "risk_diff": float(largest["risk_diff"]),
-            },
-        },
+    first = Expert(int(largest["layer"]), int(largest["expert"]))
+    run.write_selection(
+        ExpertSet(
+            rule={"name": "threshold", "threshold": threshold, "top_k": select},
+            layer_indices=tuple(layers),
+            num_experts=num_experts,
+            overall=tuple((expert, 0.1) for expert in experts),
+            per_batch={0: (first,)},
+            largest=(first, float(largest["risk_diff"])),
+        )
     )
 
 
@@ -288,7 +301,7 @@ def _write_evaluated(run: RunDirectory, prompts: Sequence[Prompt], responses: pd
         return "refused" if place % 16 == 3 else "answered"
 
     hardened = make_responses(test, after, "after")
-    run.write_table(HARDENED_RESPONSES, hardened)
+    write_replies(run, HARDENED, hardened)
     base = responses[responses["split"] == "test"]
     goals = {p.prompt_id: p.goal for p in test}
     groups = {
@@ -573,8 +586,8 @@ def test_markup_in_prompts_replies_and_names_stays_text(tmp_path: Path) -> None:
             "train": {"target_response": attack},
         },
     )
-    replies = run.read_table(HARDENED_RESPONSES).assign(generated_text=attack)
-    run.write_table(HARDENED_RESPONSES, replies)
+    replies = run.read_judged(HARDENED, "keyword").assign(generated_text=attack)
+    write_replies(run, HARDENED, replies)
     page = page_of(run, config)
     assert len(page.scripts) == 4 - 1 and page.open == []
     assert not any(tag == "img" for tag, _ in page.tags)
@@ -591,9 +604,9 @@ def test_text_in_every_script_survives_and_control_characters_are_made_visible(
         "benign-odd-001", Label.BENIGN, ({"role": "user", "content": odd},), odd, split=Split.TEST
     )
     run, config = make_run(tmp_path / "run", prompts=[prompt])
-    hardened = run.read_table(HARDENED_RESPONSES)
+    hardened = run.read_judged(HARDENED, "keyword")
     hardened.loc[hardened["prompt_id"] == "benign-odd-001", "verdict"] = "refused"
-    run.write_table(HARDENED_RESPONSES, hardened)
+    write_replies(run, HARDENED, hardened)
     page = page_of(run, config)
     assert "Grüße, 你好, שלום, 🙂 tab here, bell\u2407 nul\u2400" in page.text
     assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "".join(page.pieces))
@@ -863,7 +876,7 @@ def test_the_training_curve_has_a_panel_for_each_loss_that_was_logged() -> None:
         (duration(3725.2), "1 h 2 min 5 s"),
         (duration(60), "1 min"),
         (duration(59.94), "59.9 s"),
-        (memory(3_210_000_000), "3.21 GB"),
+        (memory(3_210_000_000), "2.99 GiB"),
         (model_name("/models/own-moe/"), "own-moe"),
         (model_name("Qwen/Qwen3-30B-A3B"), "Qwen/Qwen3-30B-A3B"),
     ],
@@ -929,7 +942,7 @@ def test_how_it_was_made(usual: Page) -> None:
     assert stages["collect"][:3] == [
         "done",
         "3 min 23 s",
-        "3.21 GB",
+        "2.99 GiB",
     ]
     assert "report" not in stages
     assert "3fd2" * 16 in usual.text and "torch 2.13.0" in usual.text

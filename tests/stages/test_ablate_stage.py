@@ -15,15 +15,16 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import TinyCheckpoint
-from steermoe.analysis.ablation import Ablation
 from steermoe.analysis.risk import expert_label
 from steermoe.config import Config
 from steermoe.loading import LoadedModel, load_model
 from steermoe.pipeline import run_pipeline
 from steermoe.stages import ablate as stage
-from steermoe.stages.ablation_scores import Scorer, choose_subjects
-from steermoe.store.directory import ABLATION, ABLATION_FIGURES, MODEL, RunDirectory
+from steermoe.stages.ablate import choose_subjects
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import ABLATION, ABLATION_FIGURES, MODEL
 from steermoe.store.run import load_run
+from steermoe.variants import Variant
 from tiny import (
     CommandLine,
     Listener,
@@ -98,36 +99,29 @@ def test_deactivated_experts_get_no_tokens_and_the_others_do(
 ) -> None:
     checkpoint = tiny_checkpoint(architecture)
     run = copy_of(finished_run(checkpoint, small_prompts), tmp_path / "run")
-    seen: list[tuple[Ablation, bool, set[tuple[int, int]]]] = []
-    score_set = stage._score_set
+    seen: list[tuple[Variant, bool, set[tuple[int, int]]]] = []
+    do_variant = stage._do_variant
 
-    def watched(
-        loaded: LoadedModel,
-        ablation: Ablation,
-        scorer: Any,
-        reference: Any,
-        generates: bool,
-        bar: Any,
-    ) -> Any:
+    def watched(run: Any, config: Any, loaded: LoadedModel, variant: Any, *others: Any) -> None:
         with routed(loaded) as experts:
-            scores = score_set(loaded, ablation, scorer, reference, generates, bar)
+            do_variant(run, config, loaded, variant, *others)
         for layer in loaded.description.layers:  # the model is left as it was
             assert "forward" not in vars(loaded.model.get_submodule(layer.router_name))
             assert not loaded.model.get_submodule(layer.experts_name)._forward_pre_hooks
-        seen.append((ablation, generates, experts))
-        return scores
+        seen.append((variant, others[0], experts))
 
-    monkeypatch.setattr(stage, "_score_set", watched)
+    monkeypatch.setattr(stage, "_do_variant", watched)
     config = tiny_config(checkpoint, run, small_prompts, ablate=FEW)
     stage.ablate(RunDirectory(run), config, Listener())
-    names = ["intact", "selected", "lowest", "random", "random", "random"]
-    assert [ablation.name for ablation, _, _ in seen] == names * 2
+    sets = ["none", "selected", "lowest", "random-00", "random-01", "random-02"]
+    names = [f"{model}-without-{name}" for model in ("base", "hardened") for name in sets]
+    assert [variant.name for variant, _, _ in seen] == names
     generated = [False, True, True, True, False, False]
     assert [is_generated for _, is_generated, _ in seen] == [*generated, True, *generated[1:]]
     of_intact = seen[0][2]
-    for ablation, _, experts in seen:
-        assert not experts & set(ablation.deactivated)
-        assert len(ablation.deactivated) == (0 if ablation.name == "intact" else 4)
+    for variant, _, experts in seen:
+        assert variant.deactivated is not None and not experts & set(variant.deactivated)
+        assert len(variant.deactivated) == (0 if variant.name.endswith("none") else 4)
         assert experts
     # Without this the test would pass on experts that nobody asked for.
     assert of_intact >= set(load_run(run).unsafe_experts)
@@ -282,27 +276,44 @@ def test_an_empty_set_changes_nothing_at_all(
     config = tiny_config(checkpoint, run, small_prompts)
     directory = RunDirectory(run)
     loaded = load_model(config.model)
-    scorer = Scorer(directory, config, loaded, choose_subjects(directory, config))
-    reference = scorer.reference(loaded)
+    subjects = choose_subjects(directory, config)
+    texts = stage._texts(directory, config, loaded, subjects)
     with Listener().bar(1, "") as bar:
-        plain = scorer.teacher_forced(loaded, reference, bar) + scorer.replied(loaded, bar)
-        empty = stage._score_set(loaded, Ablation("random", 0, ()), scorer, reference, True, bar)
-        kept = Ablation("random", 0, ((0, 1), (1, 2)), kept=((0, 1), (1, 2)))
-        all_kept = stage._score_set(loaded, kept, scorer, reference, True, bar)
-    assert plain == empty == all_kept
-    divergences = [score["total"] for score in plain if score["measure"] == "kl"]
-    assert divergences == [0.0] * 4
-    assert [score["verdict"] for score in plain if score["measure"] == "verdict"] != [""] * 12
+        for variant in (Variant("plain"), Variant("empty", ())):
+            stage._do_variant(directory, config, loaded, variant, True, texts, subjects, bar)
+    assert directory.read_replies("plain").equals(directory.read_replies("empty"))
+    plain, empty = directory.read_scored("plain"), directory.read_scored("empty")
+    assert plain.astype(str).equals(empty.astype(str))
+    divergences = plain[plain["quantity"] == "kl"]["values"]
+    assert len(divergences) == 4 and all((values == 0).all() for values in divergences)
+
+
+def test_measures_hold_the_figures_of_the_ablation_too(ablated: Path) -> None:
+    rows = {
+        (row.variant, row.measure, row.compared_with): row.metric
+        for row in load_run(ablated).measures
+        if row.set == "ablation"
+    }
+    for model, metrics in figures_of(ablated)["models"].items():
+        for metric, found in metrics.items():
+            own = rows[f"{model}-without-selected", metric, "base" if "kl" in metric else ""]
+            assert (own.value, own.n) == (found["selected"]["value"], found["selected"]["n"])
+            if "kl" not in metric:
+                change = rows[f"{model}-without-selected", metric, f"{model}-without-none"]
+                assert change.value == pytest.approx(found["selected"]["effect"]["value"])
 
 
 # ---- what is written ----------------------------------------------------------------------------------
 
 
-def test_the_files_agree_with_each_other_and_hold_no_replies(
+def test_the_files_agree_with_each_other(
     ablated: Path, checkpoint: Path, small_prompts: Path
 ) -> None:
     before = files_of(finished_run(checkpoint, small_prompts))
-    assert files_of(ablated) - before == {ABLATION, ABLATION_FIGURES}
+    new = files_of(ablated) - before
+    assert {name for name in new if "/" not in name} == {ABLATION, ABLATION_FIGURES}
+    assert sum(name.startswith("scored/") for name in new) == 12
+    assert sum(name.startswith("replies/") for name in new) == 7
     found, table = figures_of(ablated), table_of(ablated)
     assert found["num_prompts"] == {"unsafe": 4, "look_alike": 4, "benign": 4}
     assert (found["split"], found["max_tokens"]) == ("test", 16)
@@ -331,9 +342,9 @@ def test_the_files_agree_with_each_other_and_hold_no_replies(
             drawn = rows[rows["set"] == "random"]["effect"]
             assert figures["random"]["mean_effect"] == pytest.approx(drawn.mean())
             assert figures["random"]["num_draws"] == len(drawn) == (1 if "rate" in metric else 3)
-    stored = load_run(ablated).state["stages"]["ablate"]
-    assert stored["status"] == "done"
-    assert stored["figures"]["num_ablated_experts"] == 4
+    stored = load_run(ablated).state.stages["ablate"]
+    assert stored.status == "done"
+    assert stored.figures["num_ablated_experts"] == 4
 
 
 def test_the_effect_is_the_difference_of_the_values(ablated: Path) -> None:
@@ -361,7 +372,7 @@ def test_nothing_selected_is_nothing_to_ablate(
     run_pipeline(config, only="ablate", reporter=listener)
     assert "note: no expert is selected, so there is nothing to ablate" in listener.said
     assert not (run / ABLATION).exists() and not (run / ABLATION_FIGURES).exists()
-    assert load_run(run).state["stages"]["ablate"]["figures"]["num_ablated_experts"] == 0
+    assert load_run(run).state.figures_of("ablate")["num_ablated_experts"] == 0
     run_pipeline(config, only="ablate", reporter=listener)
     assert "ablate: done already" in listener.text
 
@@ -375,7 +386,7 @@ def test_experts_that_their_layers_need_are_nothing_to_ablate(
     listener = Listener()
     stage.ablate(RunDirectory(run), config, listener)
     assert "every selected expert is needed" in listener.text
-    assert not (run / ABLATION).exists()
+    assert not (run / "scored").exists() or not list((run / "scored").glob("*-without-*"))
 
 
 def test_without_a_hardened_model_the_base_is_measured_alone_and_later_both(
@@ -392,7 +403,7 @@ def test_without_a_hardened_model_the_base_is_measured_alone_and_later_both(
     run_pipeline(config, only="train")
     listener = Listener()
     run_pipeline(config, only="ablate", reporter=listener)
-    assert "ablate: settings or inputs changed" in listener.text
+    assert "ablate: model changed" in listener.text
     assert list(figures_of(config.run_dir)["models"]) == ["base", "hardened"]
     assert figures_of(config.run_dir)["models"]["base"] == alone
 
@@ -497,7 +508,7 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(
     after: int,
 ) -> None:
     config = tiny_config(checkpoint, run, small_prompts, ablate=FEW)
-    score_set = stage._score_set
+    do_variant = stage._do_variant
     calls = 0
 
     def counted(*args: Any) -> Any:
@@ -505,22 +516,22 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(
         if calls == after:
             raise Stopped
         calls += 1
-        return score_set(*args)
+        return do_variant(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "_score_set", counted)
+        patch.setattr(stage, "_do_variant", counted)
         with pytest.raises(Stopped):
             run_pipeline(config, only="ablate")
     assert not (run / ABLATION).exists()
-    assert load_run(run).state["stages"]["ablate"]["status"] == "running"
+    assert load_run(run).state.stages["ablate"].status == "running"
     done = 0
 
     def second(*args: Any) -> Any:
         nonlocal done
         done += 1
-        return score_set(*args)
+        return do_variant(*args)
 
-    monkeypatch.setattr(stage, "_score_set", second)
+    monkeypatch.setattr(stage, "_do_variant", second)
     listener = Listener()
     run_pipeline(config, only="ablate", reporter=listener)
     assert done == 12 - after
@@ -543,11 +554,11 @@ def test_it_is_done_once_and_again_when_what_it_measures_changes(
 
     assert "ablate: done already; --force does it again" in said()
     assert "ablate: done already" in said(report={"top_experts": 3})
-    assert "ablate: settings or inputs changed" in said(evaluate={"split": "dev"})
+    assert 'ablate: evaluate.split was "test" and is "dev"' in said(evaluate={"split": "dev"})
     assert figures_of(run)["split"] == "dev"
     few = {"num_draws": 1, "num_generated_draws": 0}
     other = said(train={"target_response": "Never."}, ablate=few)
-    assert "ablate: settings or inputs changed" in other
+    assert 'train.target_response was "No." and is "Never."' in other
     table = table_of(run)
     assert set(table[table["metric"] == "refusal_rate"]["set"]) == {"intact", "selected", "lowest"}
 
@@ -561,7 +572,7 @@ def test_running_the_pipeline_never_ablates(
     run_pipeline(tiny_config(checkpoint, run, small_prompts), reporter=listener)
     assert "ablate" not in listener.text
     assert (run / ABLATION).read_bytes() == before
-    assert load_run(run).state["stages"]["ablate"]["status"] == "done"
+    assert load_run(run).state.stages["ablate"].status == "done"
 
 
 # ---- the command line ---------------------------------------------------------------------------------

@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 from conftest import TinyCheckpoint
+from steermoe.api import process_mixed_batches
 from steermoe.config import Config
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.errors import ConfigError, PromptError, SteerMoEError
 from steermoe.loading import load_model
 from steermoe.records import Label, Message, Output, Prompt, Sampling, Split
 from steermoe.stages import collect as stage
-from steermoe.stages.collect import collect, plan_groups, prepare_prompts, process_mixed_batches
-from steermoe.store.directory import RESPONSES, SHARDS, RunDirectory
+from steermoe.stages.collect import collect, plan_groups, prepare_prompts
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import RESPONSES, SHARDS
 from steermoe.store.run import load_run
 from tiny import Listener, files_of, tiny_config, write_prompts
 
@@ -320,7 +322,7 @@ def test_how_many_are_generated_together_changes_no_reply(
     )
     run, _ = collected(config)
     before = load_run(finished).responses.set_index("prompt_id")
-    after = run.read_responses().set_index("prompt_id")
+    after = run.read_replies().set_index("prompt_id")
     assert before["generated_text"].to_dict() == after["generated_text"].to_dict()
     assert before["batch_idx"].to_dict() == after["batch_idx"].to_dict()
 
@@ -332,7 +334,7 @@ def test_prompts_beyond_whole_batches_are_collected_in_none_and_counted(
         checkpoint, tmp_path / "run", small_prompts, collect={"batch_size": 10, "num_batches": 1}
     )
     run, listener = collected(config)
-    responses = run.read_responses()
+    responses = run.read_replies()
     train = responses[(responses["split"] == "train") & (responses["label"] != "benign")]
     assert Counter(train["batch_idx"]) == {0: 10, -1: 14}
     assert "14 training prompts fill no batch (7 safe, 7 unsafe)" in listener.text
@@ -401,28 +403,46 @@ def test_a_sampled_group_depends_on_no_other(
         assert through.file(name).read_bytes() == stopped.file(name).read_bytes()
     other, _ = collected(tiny_config(checkpoint, tmp_path / "c", small_prompts, seed=1, **sampled))
     texts = [
-        run.read_responses().set_index("prompt_id")["generated_text"] for run in (through, other)
+        run.read_replies().set_index("prompt_id")["generated_text"] for run in (through, other)
     ]
     assert (texts[0] != texts[1].loc[texts[0].index]).mean() > 0.5
 
 
-def test_the_judge_reads_the_rendered_prompt_and_the_reply(
+def test_prompts_are_stored_as_they_were_fed(
+    checkpoint: Path, small_prompts: Path, tmp_path: Path
+) -> None:
+    run, _ = collected(tiny_config(checkpoint, tmp_path / "run", small_prompts))
+    rendered = {prompt.prompt_id: prompt.rendered for prompt in run.read_prompts()}
+    assert all(text.endswith("<|im_start|>assistant\n") for text in rendered.values())
+    for row, output in run.iter_outputs():
+        assert output.prompt == rendered[row["prompt_id"]]
+
+
+def test_an_interrupted_attempts_prompts_are_fed_as_they_were_rendered_then(
     checkpoint: Path, small_prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from steermoe.records import Verdict
+    """A template that prints the date must not give one half of a run other prompts than the other."""
+    config = tiny_config(checkpoint, tmp_path / "run", small_prompts)
+    run = RunDirectory(config.run_dir)
+    run.create()
+    real, groups = stage.generate_group, []
 
-    seen: list[tuple[str, str]] = []
+    def stopping(engine: Any, *others: Any) -> Any:
+        if len(groups) == 2:
+            raise KeyboardInterrupt
+        groups.append(others)
+        return real(engine, *others)
 
-    def judge(prompt: str, reply: str) -> Verdict:
-        seen.append((prompt, reply))
-        return Verdict.REFUSED if len(seen) % 2 else Verdict.UNSCORED
-
-    monkeypatch.setattr(stage, "judge_named", lambda name: judge)
-    run, _ = collected(tiny_config(checkpoint, tmp_path / "run", small_prompts))
-    responses = run.read_responses()
-    assert responses["verdict"].tolist() == ["refused", "unscored"] * 30
-    assert [reply for _, reply in seen] == responses["generated_text"].tolist()
-    assert all(prompt.endswith("<|im_start|>assistant\n") for prompt, _ in seen)
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "generate_group", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            collect(run, config, Listener())
+    monkeypatch.setattr(
+        stage.TransformersEngine, "render", lambda self, messages: "another day<|im_start|>"
+    )
+    collect(run, config, Listener())
+    texts = {output.prompt for _, output in run.iter_outputs()}
+    assert len(texts) == 60 and not any("another day" in text for text in texts)
 
 
 # ---- what is refused ----------------------------------------------------------------------------------
@@ -447,13 +467,10 @@ def test_one_prompt_that_is_too_long_stops_the_run_before_any_reply(
     assert not any(SHARDS in name or name == RESPONSES for name in files_of(run.path))
 
 
-def test_an_unknown_prompt_format_or_judge_is_refused_before_anything_is_made(
+def test_an_unknown_prompt_format_is_refused_before_anything_is_made(
     checkpoint: Path, small_prompts: Path, tmp_path: Path
 ) -> None:
-    for name, settings in (
-        ("prompts.format", {"prompts": {"format": "xlsx"}}),
-        ("collect.judge", {"collect": {"judge": "oracle"}}),
-    ):
+    for name, settings in (("prompts.format", {"prompts": {"format": "xlsx"}}),):
         config = tiny_config(checkpoint, tmp_path / "run", small_prompts, **settings)
         run = RunDirectory(config.run_dir)
         run.create()

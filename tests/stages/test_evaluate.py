@@ -18,14 +18,32 @@ from conftest import TinyCheckpoint
 from steermoe.analysis.rates import wilson
 from steermoe.cli.export import export_run
 from steermoe.config import Config
+from steermoe.engines import scoring
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.pipeline import run_pipeline
-from steermoe.records import Sampling, Verdict
-from steermoe.stages import evaluate as stage
-from steermoe.stages.evaluate import evaluate
-from steermoe.store.directory import EVALUATION, HARDENED_RESPONSES, MODEL, RunDirectory
+from steermoe.records import Exchange, Judgement, Sampling, Verdict
+from steermoe.reporter import Reporter
+from steermoe.stages.evaluate import evaluate as measure
+from steermoe.stages.judge import judge_base, judge_hardened
+from steermoe.stages.reply import reply
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import EVALUATION, HARDENED, MODEL, replies_of
 from steermoe.store.run import load_run
+from steermoe.store.state import Figures
 from tiny import Listener, copy_of, finished_run, tiny_config, write_prompts
+
+HARDENED_RESPONSES = replies_of(HARDENED)
+RATES = ("attack_success_rate", "refusal_rate", "over_refusal_rate", "over_refusal_rate_look_alike")
+
+
+def evaluate(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
+    """All steps of the command, from replies to figures."""
+    reply(run, config, reporter)
+    judge_base(run, config, reporter)
+    if run.has(HARDENED_RESPONSES):
+        judge_hardened(run, config, reporter)
+    return measure(run, config, reporter)
+
 
 RATES = ("attack_success_rate", "refusal_rate", "over_refusal_rate", "over_refusal_rate_look_alike")
 
@@ -51,10 +69,10 @@ def kl_by_hand(
 ) -> tuple[float, int]:
     """Sum of KL(base || hardened) over the tokens of replies, one reply at a time, and how many tokens."""
     total, num_tokens = 0.0, 0
-    for prompt, reply in replies:
-        ids = torch.tensor([[*prompt, *reply]])
+    for prompt, text in replies:
+        ids = torch.tensor([[*prompt, *text]])
         p, q = (torch.log_softmax(m(ids).logits[0].double(), -1) for m in (base, hardened))
-        for place in range(len(prompt) - 1, len(prompt) + len(reply) - 1):
+        for place in range(len(prompt) - 1, len(prompt) + len(text) - 1):
             total += float((p[place].exp() * (p[place] - q[place])).sum())
             num_tokens += 1
     return total, num_tokens
@@ -104,7 +122,7 @@ def test_divergence_is_the_same_however_many_replies_go_at_once(
     run: RunDirectory, mixtral: Path, small_prompts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = run.read_evaluation()["paired"]["kl_per_token"]["value"]
-    monkeypatch.setattr(stage, "ROWS_AT_A_TIME", 1)
+    monkeypatch.setattr(scoring, "TOGETHER", 1)
     evaluate(run, tiny_config(mixtral, run.path, small_prompts), Listener())
     after = run.read_evaluation()["paired"]["kl_per_token"]["value"]
     assert after == pytest.approx(before, rel=1e-4)
@@ -145,7 +163,7 @@ def test_a_model_against_itself_changes_nothing(
         assert found["paired"][name]["p_value"] == 1.0
     assert abs(found["paired"]["kl_per_token"]["value"]) < divergence
     # The same prompts in the same groups with the same seeds: the same replies, sampled ones too.
-    base = own.read_responses().set_index("prompt_id")["generated_text"]
+    base = own.read_replies().set_index("prompt_id")["generated_text"]
     replies = own.read_table(HARDENED_RESPONSES).set_index("prompt_id")["generated_text"]
     assert len(replies) == 12
     assert replies.to_dict() == base.loc[replies.index].to_dict()
@@ -184,9 +202,9 @@ def test_divergence_of_a_baseline_equals_a_plain_loop(
             if parameters == "everything" or name.endswith("gate.weight"):
                 parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
     hardened.save_pretrained(run.file(MODEL))
-    state = run.read_run()
-    state["stages"]["train"]["figures"]["trained_experts"] = []
-    run.write_run(state)
+    state = run.read_state()
+    state.figures_of("train")["trained_experts"] = []
+    run.write_state(state)
     evaluate(run, config, Listener())
     total, num_tokens = kl_by_hand(
         AutoModelForCausalLM.from_pretrained(mixtral), hardened, benign_test_replies(run.path)
@@ -217,11 +235,15 @@ class ByKind:
     """A judge that knows the prompts, and says of each what it is told for its kind."""
 
     def __init__(self, base: dict[str, str], hardened: dict[str, str]) -> None:
-        self.verdicts = [base, hardened]
-        self.turn = 0
+        self.verdicts = {"base": base, "hardened": hardened}
 
-    def __call__(self, prompt: str, reply: str) -> Verdict:
-        for word, verdict in self.verdicts[self.turn].items():
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
+        return [
+            Judgement(self._verdict(exchange.variant, exchange.prompt)) for exchange in exchanges
+        ]
+
+    def _verdict(self, variant: str, prompt: str) -> Verdict:
+        for word, verdict in self.verdicts[variant].items():
             if word in prompt:
                 return Verdict(verdict)
         return Verdict.ANSWERED
@@ -248,13 +270,11 @@ def judged(
             "benign test 3": "refused",
         },
     )
-    monkeypatch.setattr("steermoe.stages.collect.judge_named", lambda name: judge)
-    monkeypatch.setattr("steermoe.stages.evaluate.judge_named", lambda name: judge)
+    monkeypatch.setattr("steermoe.stages.judge.judge_named", lambda name, settings: judge)
     run = RunDirectory(config.run_dir)
     for name in ("collect", "identify"):
         run_pipeline(config, only=name)
     shutil.copytree(mixtral, run.file(MODEL))
-    judge.turn = 1
     return run, config, judge
 
 
@@ -359,7 +379,7 @@ def test_held_out_prompts_of_one_kind_leave_the_other_rates_empty(
         for p in run.read_prompts()
     ]
     run.write_prompts(prompts)
-    responses = run.read_responses()
+    responses = run.read_replies()
     moved = (responses["split"] == "test") & (responses["label"] == "benign")
     responses.loc[moved, "split"] = "dev"
     run.write_table("responses.parquet", responses)
@@ -381,11 +401,11 @@ def test_evaluating_goes_on_after_the_groups_that_are_done(
     generate = TransformersEngine.generate
     calls: list[int] = []
 
-    def counted(self: Any, conversations: Any, sampling: Any) -> Any:
+    def counted(self: Any, conversations: Any, *others: Any) -> Any:
         calls.append(len(conversations))
         if calls == [8, 4]:
             raise KeyboardInterrupt
-        return generate(self, conversations, sampling)
+        return generate(self, conversations, *others)
 
     monkeypatch.setattr(TransformersEngine, "generate", counted)
     with pytest.raises(KeyboardInterrupt):

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from conftest import TinyCheckpoint
-from hand_made import BENIGN, SAFE, TWO_BATCHES, UNSAFE, Reply, make_run, settings
+from hand_made import BENIGN, SAFE, TWO_BATCHES, UNSAFE, Reply, make_run, selected_experts, settings
 from steermoe.cli.display import expert_lines
 from steermoe.errors import RoutingError, SelectionError, SteerMoEError
 from steermoe.records import (
@@ -26,8 +26,9 @@ from steermoe.records import (
     Verdict,
 )
 from steermoe.stages.contrast import pairs_without_contrast
-from steermoe.stages.identify import identify, selected_experts
-from steermoe.store.directory import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
+from steermoe.stages.identify import identify
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS
 from tiny import Listener, copy_of, finished_run, tiny_config
 
 
@@ -80,7 +81,7 @@ def test_risk_differences_by_hand(tmp_path: Path) -> None:
 def test_the_selection_is_kept_per_batch_and_global(tmp_path: Path) -> None:
     run = make_run(tmp_path, TWO_BATCHES)
     identify(run, settings(), Listener())
-    selection = run.read_unsafe_experts()
+    selection = run.read_selection().as_json()
     assert [row["Layer_Expert"] for row in selection["unsafe_experts"]] == ["L07_E02", "L07_E00"]
     assert selection["unsafe_experts"][0] == {
         "layer": 7,
@@ -173,7 +174,7 @@ def test_no_expert_above_the_threshold_is_said_with_the_largest(tmp_path: Path) 
     figures = identify(run, settings(threshold=0.9), listener)
     assert figures["num_unsafe_experts"] == 0
     assert "L07_E02" in listener.text and "+0.4000" in listener.text
-    selection = run.read_unsafe_experts()
+    selection = run.read_selection().as_json()
     assert selection["unsafe_experts"] == []
     assert selection["largest_risk_diff"] == {
         "Layer_Expert": "L07_E02",
@@ -192,7 +193,7 @@ def test_a_rule_of_the_users_own_sees_the_table_and_chooses(
     run = make_run(tmp_path, TWO_BATCHES)
     identify(run, settings(rule="my_rules:last"), Listener())
     assert selected_experts(run) == [(7, 1)]
-    assert run.read_unsafe_experts()["rule"]["name"] == "my_rules:last"
+    assert run.read_selection().as_json()["rule"]["name"] == "my_rules:last"
     for name in ("my_rules:first", "nowhere:rule", "best"):
         with pytest.raises(SelectionError, match=name.split(":")[0]):
             identify(run, settings(rule=name), Listener())
@@ -326,10 +327,10 @@ def test_a_selection_says_how_many_of_it_are_false_and_warns(tmp_path: Path) -> 
     run = make_run(tmp_path, TWO_BATCHES)
     listener = Listener()
     figures = identify(run, settings(num_permutations=50, num_bootstrap=50), listener)
-    chosen = run.read_unsafe_experts()
+    chosen = run.read_selection().as_json()
     assert figures["expected_false_share"] == chosen["expected_false_share"] > 0.25, "three goals"
     assert "of the selected experts are expected not to fire more often" in listener.text
-    assert {"shrunken", "fcr_low", "fcr_high", "local_fdr"} <= chosen["unsafe_experts"][0].keys()
+    assert {"shrunken", "fcr_low", "fcr_high", "local_fdr"} <= chosen["after_selection"][0].keys()
     unknown = identify(run, settings(), Listener())
     assert unknown["expected_false_share"] is None
 
@@ -363,7 +364,7 @@ def test_a_batch_without_one_class_is_left_out_of_the_mean_and_named(tmp_path: P
     identify(run, settings(), listener)
     assert rows_of(run.read_table(RISK))[0]["risk_diff"] == pytest.approx(0.35)
     assert "1 of 3 batches" in listener.text
-    assert [entry["batch_idx"] for entry in run.read_unsafe_experts()["per_batch"]] == [0, 1]
+    assert [entry["batch_idx"] for entry in run.read_selection().as_json()["per_batch"]] == [0, 1]
 
 
 def test_replication_is_of_what_was_selected_and_pooled_on_both_sides(tmp_path: Path) -> None:
@@ -471,10 +472,10 @@ def test_experts_of_other_layers_are_in_the_table_but_never_selected(
     checkpoint = tiny_checkpoint("mixtral")
     run = RunDirectory(copy_of(finished_run(checkpoint, small_prompts), tmp_path / "run"))
     config = tiny_config(checkpoint, run.path, small_prompts, identify=bounds)
-    before = run.read_unsafe_experts()
+    before = run.read_selection().as_json()
     assert {row["layer"] for row in before["unsafe_experts"]} == {0, 1}
     figures = identify(run, config, Listener())
-    selection = run.read_unsafe_experts()
+    selection = run.read_selection().as_json()
     assert bounds.items() <= selection["rule"].items()
     assert {row["layer"] for row in selection["unsafe_experts"]} == {layer}
     assert {chosen for chosen, _ in selection["union"]} == {layer}

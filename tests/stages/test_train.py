@@ -22,8 +22,10 @@ from conftest import TinyCheckpoint
 from steermoe.config import Config
 from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError, TrainingError
 from steermoe.loading import LoadedModel, load_model
+from steermoe.records import Expert, Judgement, Verdict
 from steermoe.stages.train import train, training_rows
-from steermoe.store.directory import CHECKPOINTS, MODEL, SFT_DATASET, UNSAFE_EXPERTS, RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import CHECKPOINTS, MODEL, SFT_DATASET
 from steermoe.store.run import load_run
 from steermoe.training import lower_states
 from steermoe.training.lower_states import ROWS_AT_A_TIME, LowerStates
@@ -52,20 +54,23 @@ class Ready:
 
     def train(self, **settings: Any) -> dict[str, Any]:
         figures = train(self.run, self.config(**settings), self.listener)
-        self.run.remove_unfinished("train")  # as the pipeline does when the stage is done
+        self.run.remove_unfinished(CHECKPOINTS)  # as the pipeline does when the stage is done
         return figures
 
     def select(self, *experts: tuple[int, int], **per_batch: list[list[int]]) -> None:
         """Write another selection."""
-        selection = self.run.read_unsafe_experts()
-        selection["unsafe_experts"] = [{"layer": x, "expert": e} for x, e in experts]
-        if per_batch:
-            selection["per_batch"] = [
-                {"batch_idx": int(name.removeprefix("b")), "unsafe_experts": chosen}
-                for name, chosen in per_batch.items()
-            ]
-            selection["union"] = sorted({tuple(e) for c in per_batch.values() for e in c})
-        self.run.write_json(UNSAFE_EXPERTS, selection)
+        selection = self.run.read_selection()
+        batches = {
+            int(name.removeprefix("b")): tuple(Expert(*pair) for pair in chosen)
+            for name, chosen in per_batch.items()
+        }
+        self.run.write_selection(
+            dataclasses.replace(
+                selection,
+                overall=tuple((Expert(*pair), 0.1) for pair in experts),
+                per_batch=batches or selection.per_batch,
+            )
+        )
 
     def changed(self) -> set[tuple[int, int]]:
         return changed_experts(self.checkpoint, self.run.file(MODEL))
@@ -132,14 +137,14 @@ def test_it_loads_in_plain_transformers_with_its_tokenizer(
 def test_the_model_card_names_base_experts_and_settings(finished: Path, checkpoint: Path) -> None:
     card = (finished / MODEL / "README.md").read_text("utf-8")
     assert card.startswith("---\nbase_model:")
-    assert str(checkpoint) in card
+    assert checkpoint.name in card and str(checkpoint.parent) not in card
     for layer, expert in load_run(finished).unsafe_experts:
         assert f"L{layer:02d}_E{expert:02d}" in card
 
 
 def test_training_leaves_no_checkpoint_and_tells_what_it_did(finished: Path) -> None:
     assert not (finished / CHECKPOINTS).exists()
-    figures = load_run(finished).state["stages"]["train"]["figures"]
+    figures = load_run(finished).state.figures_of("train")
     assert figures["num_trained_experts"] == 4
     # D 32, F 16: gate, up and down of one expert.
     assert figures["num_trained_parameters"] == 4 * 3 * 32 * 16
@@ -196,10 +201,12 @@ def test_the_dataset_is_what_trl_reads_and_holds_train_prompts_only(finished: Pa
 
 def with_verdicts(ready: Ready, **verdicts: str) -> None:
     """Overwrite the verdict of some prompts, and make the safe one of a pair a plain goal."""
-    table = ready.run.read_responses()
-    chosen = table["prompt_id"].map(verdicts)
-    table["verdict"] = chosen.fillna(table["verdict"])
-    ready.run.write_table("responses.parquet", table)
+    before = ready.run.read_verdicts("base", "keyword")
+    found = {
+        ("base", prompt_id, "keyword"): Judgement(Verdict(verdict))
+        for prompt_id, verdict in (before | verdicts).items()
+    }
+    ready.run.write_verdicts(found, ["base"])
 
 
 def test_a_plain_goal_is_kept_where_the_base_refused_it_and_learned_where_it_complied(
@@ -221,7 +228,7 @@ def test_a_plain_goal_is_kept_where_the_base_refused_it_and_learned_where_it_com
 
 
 def test_prompts_in_no_mixed_batch_are_left_out_and_counted(ready: Ready) -> None:
-    table = ready.run.read_responses()
+    table = ready.run.read_replies()
     unplaced = (table["batch_idx"] == 2).to_numpy()
     table.loc[unplaced, ["batch_idx", "in_batch_idx"]] = -1
     ready.run.write_table("responses.parquet", table)
@@ -232,7 +239,7 @@ def test_prompts_in_no_mixed_batch_are_left_out_and_counted(ready: Ready) -> Non
 
 
 def test_an_empty_reply_has_nothing_to_keep_and_is_counted(ready: Ready) -> None:
-    first = ready.run.read_responses().iloc[0]
+    first = ready.run.read_replies().iloc[0]
     assert first["label"] == "safe"
     tokens = ready.run.read_table("tokens.parquet")
     tokens.at[0, "generated_token_ids"] = np.array([], dtype=np.int32)
@@ -513,7 +520,7 @@ def test_training_goes_on_from_the_last_checkpoint_that_is_whole(
     ready: Ready, monkeypatch: pytest.MonkeyPatch, damage: Any, goes_on_from: int
 ) -> None:
     whole = finished_run(ready.checkpoint, ready.prompts)
-    through = load_run(whole).state["stages"]["train"]["figures"]["history"]
+    through = load_run(whole).state.figures_of("train")["history"]
     expected = tensors(whole / MODEL)
     die_after(ready, monkeypatch, step=4)
     damage(ready.run.file(f"{CHECKPOINTS}/checkpoint-4"))

@@ -18,8 +18,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from steermoe.errors import RunDirectoryError
-from steermoe.records import Label, Output, Prompt, Split, Verdict
-from steermoe.store.directory import (
+from steermoe.records import Judgement, Label, MeasureRow, Metric, Output, Prompt, Split, Verdict
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import (
     PROMPTS,
     RESPONSES,
     RISK,
@@ -28,9 +29,10 @@ from steermoe.store.directory import (
     SHARDS,
     TOKENS,
     UNSAFE_EXPERTS,
-    RunDirectory,
+    shard_of,
 )
 from steermoe.store.response_tables import shard_row
+from steermoe.store.state import FileRecord, ModelRecord, RunState, StepRecord
 
 METADATA = {"layer_indices": "[1, 3]", "top_k": "2", "num_experts": "4", "model": "tiny"}
 
@@ -82,11 +84,31 @@ def output(num_prompt: int, num_generated: int, seed: int, dtype: type = np.uint
 
 
 def test_json_reads_back_whatever_the_path_and_the_text(directory: RunDirectory) -> None:
-    directory.write_run({"stages": {}, "note": "Gr\u00fc\u00dfe \u2028 \U0001f600"})
-    run = directory.read_run()
-    assert run["note"] == "Gr\u00fc\u00dfe \u2028 \U0001f600"
-    assert run["schema_version"] == 1
+    text = "Gr\u00fc\u00dfe \u2028 \U0001f600"
+    state = RunState(
+        config={"note": text},
+        seed=3,
+        packages={},
+        model=ModelRecord(id=text),
+        stages={"train": StepRecord(status="done", fingerprint="f", figures={"history": [1.5]})},
+        files={"model": FileRecord(step="train", sha256="0", stamp={"a": (1, 2)})},
+    )
+    directory.write_state(state)
+    assert directory.read_state() == state
+    assert state.schema_version == 2 and state.figures_of("train") == {"history": [1.5]}
+    assert state.figures_of("report") == {}
     assert files_of(directory) == {RUN_JSON}
+
+
+@pytest.mark.parametrize("missing", ["config", "model", "seed", "packages"])
+def test_a_state_that_lacks_something_is_damaged(plain: RunDirectory, missing: str) -> None:
+    whole = RunState(config={}, seed=0, packages={}, model=ModelRecord(id="m"))
+    values = whole.model_dump(mode="json")
+    del values[missing]
+    plain.write_json(RUN_JSON, values)
+    with pytest.raises(RunDirectoryError, match=f"damaged: {missing}") as caught:
+        plain.read_state()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [ValueError("stop"), KeyboardInterrupt(), OSError(28, "full")])
@@ -226,14 +248,14 @@ def test_routing_that_does_not_fit_the_disk_is_refused_and_not_a_crash(
             shard_row(
                 Prompt(f"p{{i}}", Label.SAFE, ({{"role": "user", "content": "x"}},), "x", split=Split.TRAIN),
                 Output("x", (), "y", (1,), (2, 3), np.zeros((2, 4, 1), np.uint8), (0, 1, 2, 3)),
-                0, i, Verdict.ANSWERED,
+                0, i,
             )
             for i in range(40)
         ]
-        directory.write_shard(0, rows)
+        directory.write_shard("responses", 0, rows)
         metadata = {{"layer_indices": "[0, 1, 2, 3]", "top_k": "1", "num_experts": "256", "model": "m"}}
         try:
-            directory.merge_shards(1, (4, 256), metadata)
+            directory.merge_shards("responses", 1, (4, 256), metadata)
         except RunDirectoryError as error:
             print("refused:", error)
         print(sorted(p.name for p in directory.path.iterdir()))
@@ -251,14 +273,14 @@ def test_routing_that_does_not_fit_the_disk_is_refused_and_not_a_crash(
 
 def test_no_run_is_said_so(plain: RunDirectory) -> None:
     with pytest.raises(RunDirectoryError, match=r"run\.json is missing; start one"):
-        plain.read_run()
+        plain.read_state()
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_another_schema_version_is_refused(plain: RunDirectory, version: Any) -> None:
     plain.write_json(RUN_JSON, {"schema_version": version})
-    with pytest.raises(RunDirectoryError, match=f"schema version {version}.*reads 1") as caught:
-        plain.read_run()
+    with pytest.raises(RunDirectoryError, match=f"schema version {version}.*reads 2") as caught:
+        plain.read_state()
     assert "\n" not in str(caught.value)
 
 
@@ -269,8 +291,8 @@ def test_another_schema_version_is_refused(plain: RunDirectory, version: Any) ->
 def test_damaged_json_is_refused_by_name(plain: RunDirectory, name: str, content: bytes) -> None:
     plain.file(name).write_bytes(content)
     read = {
-        RUN_JSON: plain.read_run,
-        UNSAFE_EXPERTS: plain.read_unsafe_experts,
+        RUN_JSON: plain.read_state,
+        UNSAFE_EXPERTS: plain.read_selection,
         "evaluation.json": plain.read_evaluation,
     }[name]
     with pytest.raises(RunDirectoryError, match="is damaged") as caught:
@@ -283,8 +305,8 @@ def test_damaged_json_is_refused_by_name(plain: RunDirectory, name: str, content
 
 def test_a_missing_file_names_the_stage_that_writes_it(plain: RunDirectory) -> None:
     reads = {
-        "collect": (plain.read_prompts, plain.read_responses, plain.read_counts),
-        "identify": (plain.read_unsafe_experts, lambda: plain.read_table(RISK)),
+        "collect": (plain.read_prompts, plain.read_replies, plain.read_counts),
+        "identify": (plain.read_selection, lambda: plain.read_table(RISK)),
         "evaluate": (plain.read_evaluation,),
     }
     for stage, functions in reads.items():
@@ -316,6 +338,7 @@ def test_prompts_read_back_with_every_kind_of_text(directory: RunDirectory) -> N
         "category",
         "split",
         "source",
+        "rendered",
     }
 
 
@@ -332,27 +355,27 @@ def collected(directory: RunDirectory) -> list[Output]:
     """Three shards: a pair in batch 0, an empty reply, and a single token with wide ids."""
     outputs = [output(3, 4, 0), output(2, 6, 1), output(4, 0, 2), output(1, 1, 3, np.uint16)]
     rows = [
-        shard_row(prompt(i, split=split), out, batch, place, verdict)
-        for i, (out, batch, place, split, verdict) in enumerate(
+        shard_row(prompt(i, split=split), out, batch, place)
+        for i, (out, batch, place, split) in enumerate(
             [
-                (outputs[0], 0, 0, Split.TRAIN, Verdict.ANSWERED),
-                (outputs[1], 0, 1, Split.TRAIN, Verdict.REFUSED),
-                (outputs[2], -1, -1, Split.DEV, Verdict.UNSCORED),
-                (outputs[3], -1, -1, Split.TEST, Verdict.ANSWERED),
+                (outputs[0], 0, 0, Split.TRAIN),
+                (outputs[1], 0, 1, Split.TRAIN),
+                (outputs[2], -1, -1, Split.DEV),
+                (outputs[3], -1, -1, Split.TEST),
             ]
         )
     ]
     for index, part in enumerate((rows[:2], rows[2:3], rows[3:])):
-        directory.write_shard(index, part)
-    directory.merge_shards(3, (2, 4), METADATA)
+        directory.write_shard("responses", index, part)
+    directory.merge_shards("responses", 3, (2, 4), METADATA)
     return outputs
 
 
 def test_responses_and_counts_are_those_of_the_outputs(directory: RunDirectory) -> None:
     outputs = collected(directory)
-    shards = {directory.shard_name(index) for index in range(3)}
+    shards = {shard_of("responses", index) for index in range(3)}
     assert files_of(directory) == {RESPONSES, TOKENS, ROUTING} | shards
-    responses = directory.read_responses()
+    responses = directory.read_replies()
     assert list(responses.columns) == [
         "prompt_id",
         "label",
@@ -363,9 +386,7 @@ def test_responses_and_counts_are_those_of_the_outputs(directory: RunDirectory) 
         "generated_text",
         "num_prompt_tokens",
         "num_generated_tokens",
-        "verdict",
     ]
-    assert responses["verdict"].tolist() == ["answered", "refused", "unscored", "answered"]
     assert responses["num_generated_tokens"].tolist() == [4, 6, 0, 1]
 
     tensors = load_file(directory.file(ROUTING))
@@ -413,12 +434,12 @@ def test_tables_written_again_by_other_tools_still_belong_together(plain: RunDir
     collected(plain)
     before = [out.generated_token_ids for _, out in plain.iter_outputs()]
     # All in one row group, where the shards gave three.
-    plain.write_table(RESPONSES, plain.read_responses())
+    plain.write_table(RESPONSES, plain.read_replies())
     assert [out.generated_token_ids for _, out in plain.iter_outputs()] == before
-    plain.write_table(RESPONSES, plain.read_responses().iloc[::-1])
+    plain.write_table(RESPONSES, plain.read_replies().iloc[::-1])
     with pytest.raises(RunDirectoryError, match="hold other prompts"):
         list(plain.iter_outputs())
-    plain.write_table(RESPONSES, plain.read_responses().iloc[::-1].head(2))
+    plain.write_table(RESPONSES, plain.read_replies().iloc[::-1].head(2))
     with pytest.raises(RunDirectoryError, match="hold other prompts"):
         list(plain.iter_outputs())
 
@@ -431,7 +452,7 @@ def test_damaged_responses_are_refused_by_name(plain: RunDirectory, name: str, k
     content = file.read_bytes()
     file.write_bytes(content[: int(keep * len(content))])
     with pytest.raises(RunDirectoryError, match="is damaged") as caught:
-        plain.read_responses()
+        plain.read_replies()
         plain.read_counts()
         list(plain.iter_outputs())
     assert name in str(caught.value) and "\n" not in str(caught.value)
@@ -456,6 +477,48 @@ def test_the_same_shards_give_the_same_bytes(tmp_path: Path) -> None:
         collected(directory)
         contents.append({n: directory.file(n).read_bytes() for n in (RESPONSES, TOKENS, ROUTING)})
     assert contents[0] == contents[1]
+
+
+# ---- verdicts, measures -------------------------------------------------------------------------------
+
+
+def test_verdicts_of_variants_and_judges_stand_side_by_side(plain: RunDirectory) -> None:
+    refused, unscored = Judgement(Verdict.REFUSED, 0.25, "an apology"), Judgement(Verdict.UNSCORED)
+    plain.write_verdicts({("base", "p0", "a"): refused, ("base", "p0", "b"): unscored}, ["base"])
+    plain.write_verdicts({("hardened", "p0", "a"): unscored}, ["hardened"])
+    assert plain.read_verdicts("base", "a") == {"p0": "refused"}
+    assert plain.read_verdicts("base", "b") == {"p0": "unscored"}
+    # Another judgement of a variant takes the place of all that was said of it, and of nothing else.
+    plain.write_verdicts({("base", "p0", "a"): unscored}, ["base"])
+    assert plain.read_verdicts("base", "a") == {"p0": "unscored"}
+    assert plain.read_verdicts("hardened", "a") == {"p0": "unscored"}
+    assert not plain.has_verdicts("base", "b") and plain.has_verdicts("hardened", "a")
+    with pytest.raises(
+        RunDirectoryError, match=r"no verdicts of the judge b.*base.*steermoe judge"
+    ):
+        plain.read_verdicts("base", "b")
+
+
+def test_scores_and_reasons_of_verdicts_are_kept_and_no_score_is_null(plain: RunDirectory) -> None:
+    scored, plainly = Judgement(Verdict.ANSWERED, 0.75, "full"), Judgement(Verdict.REFUSED)
+    plain.write_verdicts({("base", "p0", "a"): scored, ("base", "p1", "a"): plainly}, ["base"])
+    plain.write_verdicts({("hardened", "p0", "a"): plainly}, ["hardened"])
+    table = plain.read_table("verdicts.parquet")
+    assert table["score"].isna().tolist() == [False, True, True]
+    assert table["reason"].tolist() == ["full", "", ""] and table["score"][0] == 0.75
+
+
+def test_measures_read_back_as_they_were(plain: RunDirectory) -> None:
+    whole = Metric(0.5, 0.25, 0.75, 8, 1, {"worst_case": 0.6})
+    change = Metric(-0.125, -0.5, 0.25, 8, 0, {"only_before": 2, "only_after": 1, "p_value": 1.0})
+    nothing = Metric(None, None, None, 0, 3)
+    rows = [
+        MeasureRow("base", "test", "refusal_rate", whole, "keyword"),
+        MeasureRow("hardened", "test", "refusal_rate", change, "keyword", "base"),
+        MeasureRow("hardened", "test", "kl_per_token", nothing, "teacher_forced", "base"),
+    ]
+    plain.write_measures(rows)
+    assert plain.read_measures() == rows
 
 
 def test_removing_takes_files_and_folders_and_minds_neither_missing(plain: RunDirectory) -> None:

@@ -18,8 +18,9 @@ from benchmarks.validity.simulate import RoutingModel, SimulatedRun, simulate_ru
 from steermoe.analysis.estimators import ESTIMATORS
 from steermoe.analysis.power import prompts_needed
 from steermoe.analysis.risk import risk_tables
-from steermoe.analysis.selection import Expert, resolve_rule
+from steermoe.analysis.selection import resolve_rule
 from steermoe.analysis.uncertainty import estimate_uncertainty
+from steermoe.records import Expert
 
 OLMOE = RoutingModel(num_layers=16, num_experts=64, top_k=8)
 QWEN3 = RoutingModel(num_layers=48, num_experts=128, top_k=8)

@@ -15,14 +15,13 @@ import pandas as pd
 
 from steermoe.analysis.rates import Metric, change, mean_per_token, rate
 from steermoe.analysis.selection import (
-    Expert,
     SelectionSettings,
     activation_frequencies,
     create_expert_mask,
     matched_random,
     resolve_rule,
 )
-from steermoe.records import BoolArray, FloatArray, Verdict
+from steermoe.records import BoolArray, Expert, FloatArray, Verdict
 
 INTACT, SELECTED, LOWEST, RANDOM = "intact", "selected", "lowest", "random"
 REFUSAL, REPLY, DIVERGENCE, VERDICT = "refusal", "reply", "kl", "verdict"
@@ -148,7 +147,9 @@ def kept_active(table: pd.DataFrame, experts: Sequence[Expert], top_k: int) -> t
             if (layer, expert) in asked
         ]
         num_missing = top_k - (len(rows) - len(of_set))
-        kept += [(int(str(layer)), expert) for _, expert in sorted(of_set)[: max(0, num_missing)]]
+        kept += [
+            Expert(int(str(layer)), expert) for _, expert in sorted(of_set)[: max(0, num_missing)]
+        ]
     return tuple(kept)
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from steermoe.analysis.bootstrap import half_widths
-from steermoe.analysis.selection import Expert
 from steermoe.analysis.uncertainty import round_significant
 from steermoe.errors import SelectionError
+from steermoe.records import Expert
 
 TOLERABLE_FALSE_SHARE = 0.25
 """Expected false share of a selection above which it is warned of."""

@@ -14,11 +14,11 @@ import pandas as pd
 from steermoe.analysis.risk import sort_by_risk
 from steermoe.analysis.selection import (
     CONTROLS,
-    Expert,
     SelectionSettings,
     matched_random,
     resolve_rule,
 )
+from steermoe.records import Expert
 
 
 @dataclass(frozen=True, slots=True)

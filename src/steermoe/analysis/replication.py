@@ -13,9 +13,8 @@ from scipy import stats
 from steermoe.analysis.bootstrap import blocks_of_draws, errors_and_freedom, half_widths
 from steermoe.analysis.estimators import Contrast, Estimator, column_chunks
 from steermoe.analysis.permutation import NullModel
-from steermoe.analysis.selection import Expert
 from steermoe.errors import RoutingError
-from steermoe.records import BoolArray, FloatArray, IntArray
+from steermoe.records import BoolArray, Expert, FloatArray, IntArray
 
 TIE = 1e-9
 """Two mean differences that differ by less are equal."""

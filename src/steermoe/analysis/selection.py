@@ -16,10 +16,7 @@ import pandas as pd
 
 from steermoe.analysis.risk import sort_by_risk
 from steermoe.errors import SelectionError
-from steermoe.records import BoolArray
-
-Expert = tuple[int, int]
-"""`(layer, expert)`: index of the decoder layer, and of the expert in it."""
+from steermoe.records import BoolArray, Expert
 
 Rule = Callable[[pd.DataFrame], list[Expert]]
 
@@ -105,7 +102,7 @@ def selectable_layers(
 def create_expert_mask(
     num_layers: int,
     num_experts: int,
-    unsafe_experts: Iterable[Expert],
+    unsafe_experts: Iterable[tuple[int, int]],
     layer_indices: Sequence[int] | None = None,
 ) -> BoolArray:
     """Mark the unsafe experts in an array of all experts.
@@ -316,7 +313,7 @@ def _check_pairs(name: str, returned: Any, table: pd.DataFrame) -> list[Expert]:
             raise SelectionError(
                 f"the selection rule '{name}' returned {row!r}; return (layer, expert) pairs of integers"
             )
-        pair = (int(row[0]), int(row[1]))
+        pair = Expert(int(row[0]), int(row[1]))
         if pair not in known:
             raise SelectionError(
                 f"the selection rule '{name}' returned {pair}, which is not in the risk table; "
@@ -353,7 +350,7 @@ def _check_table(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
 
 def _pairs(table: pd.DataFrame) -> list[Expert]:
     return [
-        (int(layer), int(expert))
+        Expert(int(layer), int(expert))
         for layer, expert in zip(table["layer"], table["expert"], strict=True)
     ]
 

@@ -15,9 +15,9 @@ import pandas as pd
 
 from steermoe.analysis.counts import SEGMENTS, RoutingCounts, Segment
 from steermoe.analysis.estimators import ESTIMATORS, Estimator, build_contrast
-from steermoe.analysis.selection import Expert
 from steermoe.analysis.uncertainty import expert_frame, round_significant
 from steermoe.errors import RoutingError
+from steermoe.records import Expert
 
 PREFIXES = ("by_", "in_")
 """Columns of other estimators (`by_pooled`) and of the other segment (`in_prompt`)."""

@@ -1,8 +1,8 @@
-"""What the command line prints of a run and of a model."""
+"""What the command line prints of a run. Nothing here needs torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import pandas as pd
@@ -10,8 +10,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from steermoe.analysis.risk import expert_label
-from steermoe.analysis.selection import Expert
 from steermoe.cli.display_evidence import (
     HELD_OUT,
     ablation,
@@ -20,14 +18,12 @@ from steermoe.cli.display_evidence import (
     stability_line,
     with_held_out,
 )
-from steermoe.config import Config, load_config
 from steermoe.errors import RunDirectoryError
-from steermoe.loading import describe_model, model_source
-from steermoe.moe.support import supported_architectures
-from steermoe.records import NO_BATCH
-from steermoe.stages.identify import power_table
-from steermoe.store.directory import ABLATION, EVALUATION, MODEL, REPORT, RISK, RunDirectory
+from steermoe.records import NO_BATCH, Expert
+from steermoe.report.numbers import ranges
+from steermoe.store.names import ABLATION, EVALUATION, MODEL, REPORT, RISK
 from steermoe.store.run import Run
+from steermoe.units import gibibytes
 
 RATE_NAMES = {
     "refusal_rate": "refusal of harmful requests",
@@ -35,8 +31,6 @@ RATE_NAMES = {
     "over_refusal_rate": "over-refusal, benign",
     "over_refusal_rate_look_alike": "over-refusal, look-alikes",
 }
-TRAINED_COSTS = 50
-"""How many trained experts `steermoe models` gives the cost of."""
 
 
 def summary(run: Run) -> Group:
@@ -74,7 +68,7 @@ def one_layer(run: Run, layer: int) -> Text:
     if table.empty:
         known = sorted({int(i) for i in run.risk_diff["layer"]})
         raise RunDirectoryError(
-            f"layer {layer} has no experts in this run; its MoE layers are {_ranges(known)}"
+            f"layer {layer} has no experts in this run; its MoE layers are {ranges(known)}"
         )
     return expert_lines(table.sort_values("expert"), set(run.unsafe_experts))
 
@@ -82,10 +76,7 @@ def one_layer(run: Run, layer: int) -> Text:
 def all_batches(run: Run) -> Table:
     """One line a mixed batch: prompts, tokens, verdicts, and its own selection."""
     responses = run.responses
-    chosen = {
-        entry["batch_idx"]: len(entry["unsafe_experts"])
-        for entry in run.directory.read_unsafe_experts()["per_batch"]
-    }
+    chosen = {batch_idx: len(experts) for batch_idx, experts in run.selection.per_batch.items()}
     table = Table("batch", "safe", "unsafe", "tokens", "refused", "unsafe experts", box=None)
     for batch_idx, rows in responses[responses["batch_idx"] >= 0].groupby("batch_idx"):
         index = int(str(batch_idx))
@@ -119,13 +110,13 @@ def one_batch(run: Run, batch_idx: int, top: int) -> Group:
     lines = Text()
     for row in table.head(top).to_dict("records"):
         lines.append(
-            f"{expert_label(row['layer'], row['expert'])}  {row['risk_diff']:+.4f}  "
+            f"{Expert(row['layer'], row['expert']).label}  {row['risk_diff']:+.4f}  "
             f"safe {row['a_safe']} of {row['n_safe']}  unsafe {row['a_unsafe']} of {row['n_unsafe']}\n"
         )
     return Group(prompts, Text(), lines)
 
 
-def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
+def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) -> Text:
     """`L08_E42  risk_diff  a_safe_n  a_unsafe_n`, one expert a line; selected ones are starred."""
     extra = [
         name
@@ -167,87 +158,6 @@ def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
     return text
 
 
-def power_of(config: Config, risk_diffs: Sequence[float] = ()) -> Group:
-    """Prompts a class that are needed to find an expert with a chance of 90 %, by its true risk difference."""
-    found = power_table(RunDirectory(config.run_dir), config, risk_diffs)
-    table = Table(
-        "true risk_diff",
-        "prompts a class",
-        "power",
-        "experts like it",
-        title="the run as a pilot",
-        box=None,
-    )
-    for row in found.to_dict("records"):
-        numbers = ["none is enough"]
-        if not row["note"]:
-            numbers = [
-                f"{int(row['num_prompts']):,}",
-                f"{row['power']:.2f}",
-                str(int(row["num_unsafe"])),
-            ]
-        table.add_row(f"{row['risk_diff']:g}", *numbers)
-    return Group(table, *(Text(note) for note in found["note"] if note))
-
-
-def all_models() -> Group:
-    """Every architecture, supported or refused with its reason."""
-    known = supported_architectures()
-    supported = [entry for entry in known if entry.is_supported]
-    table = Table(
-        "architecture", "class", title=f"{len(supported)} supported architectures", box=None
-    )
-    for entry in supported:
-        table.add_row(entry.model_type, entry.class_name)
-    refused = Table("architecture", "why not", title="refused", box=None)
-    for entry in known:
-        if not entry.is_supported:
-            refused.add_row(entry.model_type, entry.reason)
-    return Group(table, Text(), refused)
-
-
-def one_model(model: str, revision: str | None) -> Table:
-    """What a model looks like, from its config alone."""
-    own = {"id": model, "revision": revision, "dequantize": True}
-    settings = load_config(overrides={"model": own}).model
-    description = describe_model(settings, model_source(settings))
-    layers = description.layers
-    table = Table(
-        title=Text(f"{model} ({description.architecture})"),
-        title_justify="left",
-        show_header=False,
-        box=None,
-    )
-    table.add_row(
-        "MoE layers", f"{len(layers)} (decoder layers {_ranges(list(description.layer_indices))})"
-    )
-    table.add_row(
-        "experts of a layer",
-        f"{description.num_experts}, of which {description.top_k} run for a token",
-    )
-    shares = any(layer.has_shared_experts for layer in layers)
-    table.add_row("shared experts", "yes" if shares else "no")
-    table.add_row("parameters of an expert", f"{description.parameters_per_expert:,}")
-    unpacked = gigabytes(description.bytes_in_bfloat16)
-    table.add_row("all weights in bfloat16", unpacked)
-    if description.quantization is not None:
-        table.add_row(
-            "weights are packed as", f"{description.quantization}; packed experts cannot be trained"
-        )
-        table.add_row("to unpack them", f"model.dequantize=true, with {unpacked} of memory for all")
-    cost = description.bytes_to_train(TRAINED_COSTS)
-    table.add_row(
-        f"{TRAINED_COSTS} trained experts",
-        f"{gigabytes(cost)} beyond the weights (masters, gradients, Adam)",
-    )
-    return table
-
-
-def gigabytes(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
 def percent(metric: dict[str, Any]) -> str:
     """A rate with its interval, n and unscored answers."""
     if metric["value"] is None:
@@ -264,8 +174,7 @@ def percent(metric: dict[str, Any]) -> str:
 
 def _figures_table(run: Run) -> Table:
     table = Table(title="figures", title_justify="left", box=None)
-    stages = run.state["stages"]
-    trained = stages.get("train", {}).get("figures", {}).get("num_trained_experts")
+    trained = run.state.figures_of("train").get("num_trained_experts")
     if not run.directory.file(EVALUATION).exists():
         table.add_column("")
         table.add_row(
@@ -290,7 +199,7 @@ def _figures_table(run: Run) -> Table:
         shown = f"{divergence['value']:.4f}{interval} nats n={divergence['n']}"
         table.add_row("KL per token, benign", "", shown)
     if trained:
-        of_all = stages["identify"]["figures"]["num_experts_in_all"]
+        of_all = run.state.figures_of("identify")["num_experts_in_all"]
         table.add_row("experts trained", "", f"{trained} of {of_all}")
     return table
 
@@ -307,15 +216,15 @@ def _cost_table(run: Run) -> Table:
         box=None,
     )
     seconds = 0.0
-    for name, stage in run.state["stages"].items():
-        done = stage["status"] == "done"
-        seconds += stage.get("seconds", 0.0)
+    for name, stage in run.state.stages.items():
+        done = stage.status == "done"
+        seconds += stage.seconds or 0.0
         table.add_row(
             name,
-            stage["status"],
-            f"{stage['seconds']:.1f}" if done else "",
-            gigabytes(stage["peak_memory_bytes"]) if done else "",
-            _work(stage.get("figures", {})),
+            stage.status,
+            f"{stage.seconds:.1f}" if done else "",
+            gibibytes(stage.peak_memory_bytes or 0) if done else "",
+            _work(stage.figures),
         )
     table.add_row("all", "", f"{seconds:.1f}", "", "")
     return table
@@ -332,17 +241,3 @@ def _work(figures: dict[str, Any]) -> str:
     return ", ".join(
         f"{figures[key]:,} {word}" for key, word in words.items() if figures.get(key) is not None
     )
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`0-3, 5` for 0, 1, 2, 3, 5."""
-    parts: list[str] = []
-    start = previous = None
-    for number in [*numbers, None]:
-        if previous is not None and number != previous + 1:
-            parts.append(str(start) if start == previous else f"{start}-{previous}")
-            start = number
-        elif previous is None:
-            start = number
-        previous = number
-    return ", ".join(parts)

@@ -9,8 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from steermoe.stages.ablate import built_on
-from steermoe.store.directory import ABLATION, RISK_HELD_OUT
+from steermoe.store.names import ABLATION, RISK_HELD_OUT
 from steermoe.store.run import Run
 
 METRIC_NAMES = {
@@ -38,7 +37,7 @@ def with_held_out(run: Run) -> pd.DataFrame:
 
 def stability_line(run: Run) -> Text | None:
     """How many experts the halves of the goals agree on, and how many of those chance accounts for."""
-    found = run.state["stages"].get("identify", {}).get("figures", {})
+    found = run.state.figures_of("identify")
     if "stability_error_bound" not in found:
         return None
     return Text(
@@ -51,7 +50,7 @@ def stability_line(run: Run) -> Text | None:
 
 def selection_lines(run: Run) -> Text | None:
     """How much of the selection is expected to be false, and what other estimators say of it."""
-    found = run.state["stages"].get("identify", {}).get("figures", {})
+    found = run.state.figures_of("identify")
     if "fixed_before" not in found:
         return None
     share = found["expected_false_share"]
@@ -74,8 +73,7 @@ def selection_lines(run: Run) -> Text | None:
 
 def replication_table(run: Run) -> Table | None:
     """How far held-out goals tell the same story."""
-    stage = run.state["stages"].get("identify", {})
-    found = stage.get("figures", {}).get("replication")
+    found = run.state.figures_of("identify").get("replication")
     if not found:
         return None
     goals = " and ".join(found.get("splits", ["dev", "test"]))
@@ -144,8 +142,7 @@ def ablation(run: Run) -> Group:
                 table.add_row(title, *cells)
         parts += [table, Text()]
     parts.append(Text(_legend(found)))
-    built = run.state["stages"].get("ablate", {}).get("figures", {}).get("built_on")
-    if built is not None and built != built_on(run.state["stages"]):
+    if not (run.is_current("ablate") and run.is_current("ablation")):
         parts.append(
             Text("The run has changed since: `steermoe ablate` brings these figures up to date.")
         )

@@ -15,11 +15,12 @@ import torch
 from transformers import GenerationConfig
 
 from steermoe.chat import encode, ensure_chat_template, render
+from steermoe.engines.scoring import by_continuation, completion_logits, passes
 from steermoe.errors import PromptError, RoutingError
 from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.layers import MoEDescription, find_moe_layers
 from steermoe.moe.routing import RoutingRecorder
-from steermoe.records import NO_EXPERT, IntArray, Message, Output, Sampling
+from steermoe.records import NO_EXPERT, Continuation, IntArray, Message, Output, Sampling
 
 
 class TransformersEngine:
@@ -71,7 +72,11 @@ class TransformersEngine:
         return render(self.tokenizer, messages, self.chat_template_kwargs)
 
     def check_length(
-        self, messages: Sequence[Message], max_new_tokens: int, name: str = ""
+        self,
+        messages: Sequence[Message],
+        max_new_tokens: int,
+        name: str = "",
+        text: str | None = None,
     ) -> None:
         """Refuse a prompt that leaves no room for its reply.
 
@@ -79,7 +84,7 @@ class TransformersEngine:
             PromptError: With the tokens it has and the tokens there are.
         """
         length = self.context_length
-        num_tokens = len(encode(self.tokenizer, self.render(messages)))
+        num_tokens = len(encode(self.tokenizer, text or self.render(messages)))
         if length is not None and num_tokens + max_new_tokens > length:
             raise PromptError(
                 f"prompt {name or repr(messages[-1]['content'][:40])} has {num_tokens} tokens, and with "
@@ -95,7 +100,10 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def generate(
-        self, conversations: Sequence[Sequence[Message]], sampling: Sampling
+        self,
+        conversations: Sequence[Sequence[Message]],
+        sampling: Sampling,
+        texts: Sequence[str] | None = None,
     ) -> list[Output]:
         """Reply to each conversation, all in one padded call.
 
@@ -104,6 +112,7 @@ class TransformersEngine:
         Args:
             conversations: B conversations, each ending with a user turn.
             sampling: Length, temperature and seed.
+            texts: What they were rendered to before; by default they are rendered now.
 
         Returns:
             One output each, in order.
@@ -114,9 +123,9 @@ class TransformersEngine:
         """
         if not conversations:
             return []
-        for messages in conversations:
-            self.check_length(messages, sampling.max_tokens)
-        texts = [self.render(messages) for messages in conversations]
+        texts = texts or [self.render(messages) for messages in conversations]
+        for messages, text in zip(conversations, texts, strict=True):
+            self.check_length(messages, sampling.max_tokens, text=text)
         prompt_ids = [encode(self.tokenizer, text) for text in texts]
         outputs: dict[int, Output] = {}
         for together in self._padded_together(prompt_ids):
@@ -135,6 +144,12 @@ class TransformersEngine:
                     layer_indices=self.layer_indices,
                 )
         return [outputs[i] for i in range(len(conversations))]
+
+    def score(self, continuations: Sequence[Continuation]) -> Iterator[tuple[Continuation, Any]]:
+        """Each continuation that has tokens, in order, with the logits `(C, V)` that predict them."""
+        for together in passes(continuations):
+            logits = completion_logits(self.model, self.description, self.pad_token_id, together)
+            yield from zip(together, by_continuation(logits, together), strict=True)
 
     def _padded_together(self, prompt_ids: Sequence[Sequence[int]]) -> list[list[int]]:
         """Which prompts go through the model in one call, by their place."""

@@ -15,9 +15,8 @@ from typing import Any
 import pandas as pd
 
 from steermoe.analysis.risk import expert_label
+from steermoe.records import Expert
 from steermoe.report.numbers import counted, is_number, signed
-
-Expert = tuple[int, int]
 
 MAX_EXPERTS_SHOWN = 50
 """Rows of the figure of differences per batch."""
@@ -254,8 +253,9 @@ def _by_expert(
     found: dict[Expert, list[tuple[int, float]]] = {expert: [] for expert in experts}
     columns = (per_batch[name] for name in ("layer", "expert", "batch_idx", "risk_diff"))
     for layer, expert, batch_idx, value in zip(*columns, strict=True):
-        if (int(layer), int(expert)) in found and is_number(float(value)):
-            found[(int(layer), int(expert))].append((int(batch_idx), float(value)))
+        pair = Expert(int(layer), int(expert))
+        if pair in found and is_number(float(value)):
+            found[pair].append((int(batch_idx), float(value)))
     return {expert: values for expert, values in found.items() if values}
 
 

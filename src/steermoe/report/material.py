@@ -10,21 +10,14 @@ from typing import Any
 import pandas as pd
 
 from steermoe.config import EMBEDDED_MODEL, Config, fields_of, preset
-from steermoe.records import NO_BATCH, Label, Prompt, Split, Verdict
+from steermoe.records import NO_BATCH, Expert, Label, Prompt, Split, Verdict
 from steermoe.report.numbers import counted, integer, is_number, number, words
-from steermoe.store.directory import (
-    EVALUATION,
-    HARDENED_RESPONSES,
-    MODEL,
-    RISK,
-    RISK_PER_BATCH,
-    UNSAFE_EXPERTS,
-    RunDirectory,
-)
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import EVALUATION, HARDENED, MODEL, RISK, RISK_PER_BATCH, UNSAFE_EXPERTS
 from steermoe.store.run import Run
+from steermoe.store.selection_file import ExpertSet
+from steermoe.store.state import RunState
 from steermoe.version import __version__
-
-Expert = tuple[int, int]
 
 KINDS = {
     "unsafe": "harmful requests",
@@ -61,13 +54,13 @@ class Material:
         trained_experts: What it was trained on; empty for a baseline, or without one.
     """
 
-    state: Mapping[str, Any]
+    state: RunState
     config: Config
     prompts: tuple[Prompt, ...]
     responses: pd.DataFrame
     hardened: pd.DataFrame | None
     evaluation: Mapping[str, Any] | None
-    selection: Mapping[str, Any] | None
+    selection: ExpertSet | None
     risk: pd.DataFrame | None
     per_batch: pd.DataFrame | None
     is_trained: bool
@@ -84,11 +77,10 @@ class Material:
         if self.selection is None or self.risk is None:
             return []
         if not self.trained_experts and self.config.train.experts == "global":
-            return [(int(e["layer"]), int(e["expert"])) for e in self.selection["unsafe_experts"]]
-        union = {(int(layer), int(expert)) for layer, expert in self.selection["union"]}
-        chosen = set(self.trained_experts) or union
+            return self.selection.chosen("global")
+        chosen = set(self.trained_experts) or set(self.selection.union)
         ranked = zip(self.risk["layer"].tolist(), self.risk["expert"].tolist(), strict=True)
-        return [pair for pair in ranked if pair in chosen]
+        return [Expert(*pair) for pair in ranked if pair in chosen]
 
 
 def read_material(run: RunDirectory, config: Config) -> Material:
@@ -105,14 +97,14 @@ def read_material(run: RunDirectory, config: Config) -> Material:
     evaluated = is_trained and run.file(EVALUATION).is_file()
     selected = run.file(UNSAFE_EXPERTS).is_file() and run.file(RISK).is_file()
     return Material(
-        state=run.read_run(),
+        state=run.read_state(),
         config=config,
         prompts=run.read_prompts(),
-        responses=run.read_responses(),
+        responses=Run(run).responses,
         # Replies that no evaluation belongs to are those of an earlier model.
-        hardened=table(HARDENED_RESPONSES) if evaluated else None,
+        hardened=Run(run).replies(HARDENED) if evaluated else None,
         evaluation=run.read_evaluation() if evaluated else None,
-        selection=run.read_unsafe_experts() if selected else None,
+        selection=run.read_selection() if selected else None,
         risk=table(RISK) if selected else None,
         per_batch=table(RISK_PER_BATCH),
         is_trained=is_trained,
@@ -141,14 +133,18 @@ def provenance(material: Material) -> dict[str, Any]:
         if any(counts[kind, split] for split in splits)
     ]
     return {
-        "model": {"id": config.model.id, "revision": None, "hash": ""} | state.get("model", {}),
-        "seed": state.get("seed", config.seed),
+        "model": {
+            "id": config.model.name,
+            "revision": state.model.commit or state.model.revision,
+            "hash": state.model.hash,
+        },
+        "seed": state.seed,
         "sources": list(config.prompts.sources),
         "splits": splits,
         "prompt_counts": table,
         "prompt_totals": [sum(row[1][i] for row in table) for i in range(len(splits))],
         "settings": changed_settings(config),
-        "packages": dict(state.get("packages", {})),
+        "packages": dict(state.packages),
         "stages": _stages(state),
         "left_out": _left_out(material),
         "version": __version__,
@@ -196,19 +192,19 @@ def _setting(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _stages(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _stages(state: RunState) -> list[dict[str, Any]]:
     """The finished stages; this one is still at work."""
     rows = []
-    for name, stage in state.get("stages", {}).items():
+    for name, stage in state.stages.items():
         if name == "report":
             continue
-        figures = stage.get("figures") or {}
+        figures = stage.figures
         rows.append(
             {
                 "name": name,
-                "status": stage.get("status", ""),
-                "seconds": stage.get("seconds"),
-                "peak_memory_bytes": stage.get("peak_memory_bytes"),
+                "status": stage.status,
+                "seconds": stage.seconds,
+                "peak_memory_bytes": stage.peak_memory_bytes,
                 "figures": [
                     (words(key), _figure_text(value))
                     for key, value in figures.items()
@@ -235,7 +231,7 @@ def _left_out(material: Material) -> list[str]:
         said.append(
             f"{counted(unbatched, 'train prompt')} filled no mixed batch: only in pooled figures."
         )
-    identified = material.state.get("stages", {}).get("identify", {}).get("figures") or {}
+    identified = material.state.figures_of("identify")
     pairs = identified.get("num_pairs_left_out_by_verdict") or 0
     if pairs:
         said.append(

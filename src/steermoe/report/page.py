@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import RULES
 from steermoe.config import Config
-from steermoe.records import Verdict
+from steermoe.records import Expert, Verdict
 from steermoe.report import numbers, text
 from steermoe.report.figures import (
     MAX_EXPERTS_SHOWN,
@@ -31,14 +31,15 @@ from steermoe.report.figures import (
 from steermoe.report.material import (
     HARMLESS,
     KIND_NAMES,
-    Expert,
     Material,
     kind_of,
     provenance,
     read_material,
 )
 from steermoe.reporter import Reporter
-from steermoe.store.directory import REPORT, RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import REPORT
+from steermoe.store.state import Figures
 
 EXAMPLES_OF_A_KIND = 3
 """Harmless prompts shown of each kind."""
@@ -52,7 +53,7 @@ _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not 
 }
 
 
-def report(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
+def report(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     """Write `report.html`.
 
     Returns:
@@ -111,7 +112,7 @@ def _as_script_data(figures: Sequence[Figure]) -> Markup:
 
 def _opening(material: Material) -> dict[str, Any]:
     config, selection = material.config, material.selection
-    largest = (selection or {}).get("largest_risk_diff")
+    largest = selection.largest if selection is not None else None
     held_out = sum(1 for prompt in material.prompts if prompt.split == material.split)
     subject = text.Subject(
         model=numbers.model_name(config.model.id),
@@ -119,7 +120,7 @@ def _opening(material: Material) -> dict[str, Any]:
         rule=config.identify.rule,
         num_selected=None if selection is None else len(material.experts),
         num_experts=None if material.risk is None else len(material.risk),
-        largest=(largest["Layer_Expert"], largest["risk_diff"]) if largest else None,
+        largest=(largest[0].label, largest[1]) if largest else None,
         threshold=config.identify.threshold if config.identify.rule in RULES else None,
         is_trained=material.is_trained,
         num_held_out=held_out,
@@ -130,7 +131,7 @@ def _opening(material: Material) -> dict[str, Any]:
     return {
         "title": text.title(subject, evaluation),
         "headline": text.headline(subject, evaluation),
-        "cautions": text.cautions(evaluation, config.collect.judge, material.split),
+        "cautions": text.cautions(evaluation, config.judge.main, material.split),
         "metrics": text.metric_rows(evaluation) if evaluation else [],
         "tiles": text.tiles(evaluation) if evaluation else [],
         "divergence": _divergence(evaluation),
@@ -156,7 +157,7 @@ def _figures(material: Material) -> list[Figure]:
         if material.per_batch is not None:
             found.append(differences_per_batch(material.per_batch, material.experts))
     if material.is_trained:
-        trained = material.state.get("stages", {}).get("train", {}).get("figures") or {}
+        trained = material.state.figures_of("train")
         found.append(training_curve(trained.get("history") or []))
     return [figure for figure in found if figure is not None]
 
@@ -179,7 +180,7 @@ def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, Any]:
     estimator = material.risk["estimator"].iloc[0] if "estimator" in material.risk else ""
     rows = []
     for record in material.risk.head(material.config.report.top_experts).to_dict("records"):
-        pair = (int(record["layer"]), int(record["expert"]))
+        pair = Expert(int(record["layer"]), int(record["expert"]))
         rows.append(
             {
                 "name": expert_label(*pair),
@@ -201,7 +202,7 @@ def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, Any]:
         "num_selected": len(selected),
         "num_experts": len(material.risk),
         "num_in_figure": min(len(selected), MAX_EXPERTS_SHOWN),
-        "selection": dict((material.selection or {}).get("rule", {})),
+        "selection": dict(material.selection.rule) if material.selection is not None else {},
         "is_union": material.config.train.experts == "union",
     }
 
@@ -215,7 +216,7 @@ def _steadiness(per_batch: pd.DataFrame | None) -> dict[Expert, str]:
     ]
     counts = groups.agg(["sum", "size"]).reset_index()
     return {
-        (int(layer), int(expert)): f"{int(above)} of {int(size)}"
+        Expert(int(layer), int(expert)): f"{int(above)} of {int(size)}"
         for layer, expert, above, size in counts.itertuples(index=False)
     }
 

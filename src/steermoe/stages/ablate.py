@@ -2,76 +2,85 @@
 
 It is the causal check of a selection, and a measurement of fragility for the model's owner: how much hangs on a few
 experts, and, of the hardened model, how much of the repair is lost where the repaired experts fail or are removed.
-The same is done with random experts that are matched to them, and with those of lowest risk difference. Nothing is
-written but figures: no replies, no weights.
+The same is done with random experts that are matched to them, and with those of lowest risk difference.
 
-Every set of experts is a shard on disk as soon as it is done, so an interrupted ablation goes on with the next set.
+Each set of experts that is switched off makes a variant, with replies and values by token like any other; judging and
+measuring them is left to the steps that judge and measure. A variant is a file as soon as it is done, so an
+interrupted ablation goes on with the next one.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 from torch import Tensor
 
 from steermoe.analysis.ablation import (
     BENIGN,
+    DIVERGENCE,
     INTACT,
     LOOK_ALIKES,
     RANDOM,
+    REFUSAL,
+    REPLY,
     UNSAFE,
     Ablation,
     matching_figures,
     plan_ablations,
-    summarise,
 )
 from steermoe.analysis.risk import expert_label
-from steermoe.analysis.selection import Expert
+from steermoe.chat import encode
 from steermoe.config import Config
+from steermoe.engines.scoring import kl_per_token, log_prob_per_token
 from steermoe.loading import LoadedModel, load_model, model_source
-from steermoe.moe.masking import masked_experts
-from steermoe.prompts.goals import normalised_goal
+from steermoe.prompts.goals import seeded_rank
+from steermoe.records import Continuation, Label, Prompt, Split
 from steermoe.reporter import Bar, Reporter
-from steermoe.stages.ablation_scores import Score, Scorer, Subject, choose_subjects, verdict_score
-from steermoe.stages.evaluate import intervals_of, load_hardened
-from steermoe.stages.identify import selected_experts
-from steermoe.store.directory import (
-    ABLATION,
-    ABLATION_FIGURES,
+from steermoe.stages.collect import group_sampling, sampling_of
+from steermoe.stages.reply import as_continuation, greedy_replies, load_hardened, text_engine
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import (
+    BASE,
+    HARDENED,
     MODEL,
+    REPLIES,
     RISK,
-    RunDirectory,
-    files_left,
+    SCORED,
+    WITHOUT,
+    scored_of,
 )
-
-BASE, HARDENED = "base", "hardened"
+from steermoe.store.response_tables import shard_row
+from steermoe.store.state import Figures
+from steermoe.training.dataset import resolve_target
+from steermoe.variants import Variant
 
 ENOUGH_DRAWS = 20
 """Random draws below which a set that lies outside all of them has a p-value above 0.05."""
 
-PURPOSE = "fragility, for the model's owner: what changes where these experts fail, are pruned or are removed"
+QUANTITIES = {REPLY: "reply_log_prob", REFUSAL: "refusal_log_prob", DIVERGENCE: "kl"}
+"""What is measured token by token, as `scored/<variant>.parquet` names it."""
 
 
-def ablate(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
-    """Deactivate the selected experts, random ones and the lowest, and score each on held-out prompts.
+def ablate(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
+    """Deactivate the selected experts, random ones and the lowest; reply with each, and feed each some texts.
 
     Of the base model, and of the hardened one where there is one. The experts are those that training repairs
-    (`train.experts`). Writes `ablation.json` and `ablation.parquet`, or removes them where nothing is to be done.
+    (`train.experts`). Writes a table of values by token for each variant, and one of replies for some.
 
     Returns:
-        Figures for `run.json`, with the stages that this one is built on.
+        Figures for `run.json`.
     """
-    figures = {"built_on": built_on(run.read_run()["stages"])}
     subjects = choose_subjects(run, config)
-    selected = selected_experts(run, config.train.experts)
-    ablations = _plan(run, config, selected) if selected else []
+    selected = run.read_selection().chosen(config.train.experts)
+    ablations = planned_ablations(run, config) if selected else []
     num_deactivated = len(ablations[1].deactivated) if ablations else 0
     if not num_deactivated or not subjects:
-        for name in (ABLATION, ABLATION_FIGURES):
-            run.remove(name)
+        for folder in (REPLIES, SCORED):
+            for variant in ablated_variants(run, folder):
+                run.remove(f"{folder}/{variant}.parquet")
         why = (
             "no expert is selected"
             if not selected
@@ -80,38 +89,87 @@ def ablate(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, A
             else "every selected expert is needed for its layer to have top-k experts"
         )
         reporter.note(f"{why}, so there is nothing to ablate")
-        return figures | {"num_ablated_experts": 0}
+        return {"num_ablated_experts": 0, "models": []}
     _say_plan(ablations, reporter)
-    models = [BASE]
-    if figures["built_on"]["train"] is not None and run.file(MODEL).is_dir():
-        models.append(HARDENED)
-    else:
+    models = [BASE, HARDENED] if run.has(MODEL) else [BASE]
+    if HARDENED not in models:
         reporter.note("there is no hardened model, so the base model alone is measured")
-    _score(run, config, reporter, models, ablations, subjects)
-    _summarise(run, config, models, ablations, subjects)
+    _measure(run, config, reporter, models, ablations, subjects)
     reporter.line(
         f"ablated {num_deactivated} experts, and {len(ablations) - 2} sets to compare with, of the "
         f"{' and the '.join(models)} model, on {len(subjects)} {config.evaluate.split} prompts"
     )
-    return figures | {
+    return {
         "num_prompts": len(subjects),
         "num_ablated_experts": num_deactivated,
+        "models": models,
         **matching_figures(ablations),
     }
-
-
-def built_on(stages: Mapping[str, Any]) -> dict[str, dict[str, str] | None]:
-    """The files of the selection and of the hardened model that an ablation measures; None for one not made."""
-    return {name: files_left(stages, name) for name in ("identify", "train")}
 
 
 # ---- what is compared ---------------------------------------------------------------------------------
 
 
-def _plan(run: RunDirectory, config: Config, selected: Sequence[Expert]) -> list[Ablation]:
+def planned_ablations(run: RunDirectory, config: Config) -> list[Ablation]:
+    """The sets of experts to switch off: none first, then the selected ones, the lowest, and random ones."""
+    selected = run.read_selection().chosen(config.train.experts)
     top_k = int(run.routing_metadata()["top_k"])
-    table = run.read_table(RISK)
-    return plan_ablations(table, selected, config.ablate.num_draws, top_k, config.seed)
+    return plan_ablations(
+        run.read_table(RISK), selected, config.ablate.num_draws, top_k, config.seed
+    )
+
+
+def variant_name(model: str, ablation: Ablation) -> str:
+    """`base-without-selected`, `hardened-without-random-03`, `base-without-none`."""
+    name = "none" if ablation.name == INTACT else ablation.name
+    draw = f"-{ablation.draw:02d}" if ablation.name == RANDOM else ""
+    return f"{model}{WITHOUT}{name}{draw}"
+
+
+def intact_variant(model: str) -> str:
+    """The variant of a model in which no expert is switched off, though its routers are masked as in the others."""
+    return variant_name(model, Ablation(INTACT))
+
+
+def ablated_variants(run: RunDirectory, folder: str) -> list[str]:
+    """The ablated variants that have a table in a folder: `replies` or `scored`."""
+    return sorted(path.stem for path in run.file(folder).glob(f"*{WITHOUT}*.parquet"))
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A held-out prompt and which kind it is."""
+
+    prompt: Prompt
+    kind: str
+
+
+def choose_subjects(run: RunDirectory, config: Config) -> dict[str, Subject]:
+    """So many prompts of each kind, picked by the seed, in the order of the run."""
+    split = Split(config.evaluate.split)
+    found: dict[str, list[str]] = {}
+    subjects: dict[str, Subject] = {}
+    for prompt in run.read_prompts():
+        kind = _kind_of(prompt)
+        if prompt.split is split and kind is not None:
+            subjects[prompt.prompt_id] = Subject(prompt, kind)
+            found.setdefault(kind, []).append(prompt.prompt_id)
+    chosen = {
+        prompt_id
+        for ids in found.values()
+        for prompt_id in sorted(ids, key=lambda i: seeded_rank(config.seed, i))[
+            : config.ablate.num_prompts
+        ]
+    }
+    return {i: subject for i, subject in subjects.items() if i in chosen}
+
+
+def _kind_of(prompt: Prompt) -> str | None:
+    if prompt.label is Label.UNSAFE:
+        return UNSAFE
+    if prompt.label is Label.BENIGN:
+        return BENIGN
+    return LOOK_ALIKES if prompt.is_look_alike else None
 
 
 def _say_plan(ablations: Sequence[Ablation], reporter: Reporter) -> None:
@@ -140,10 +198,30 @@ def _say_plan(ablations: Sequence[Ablation], reporter: Reporter) -> None:
         )
 
 
-# ---- scores -------------------------------------------------------------------------------------------
+# ---- replies, and values by token -----------------------------------------------------------------------
 
 
-def _score(
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What every variant is fed.
+
+    Attributes:
+        continuations: By quantity, each of similar lengths together, so that little is padding.
+        reference: The intact base model's logits `(C, V)` on its replies to benign prompts, in its own precision.
+    """
+
+    continuations: Mapping[tuple[str, str], list[Continuation]]
+    reference: Mapping[str, Tensor]
+
+    @property
+    def number(self) -> int:
+        """How many are fed to each variant."""
+        return sum(
+            bool(c.completion_token_ids) for part in self.continuations.values() for c in part
+        )
+
+
+def _measure(
     run: RunDirectory,
     config: Config,
     reporter: Reporter,
@@ -151,59 +229,55 @@ def _score(
     ablations: Sequence[Ablation],
     subjects: Mapping[str, Subject],
 ) -> None:
-    """Score every set of every model that has no shard yet; each becomes a shard."""
+    """Do every variant that has no table of values yet: that is written last."""
     missing = {
-        name: [i for i in range(len(ablations)) if not run.file(_shard(run, name, i)).exists()]
-        for name in models
+        model: [a for a in ablations if not run.has(scored_of(variant_name(model, a)))]
+        for model in models
     }
     if not any(missing.values()):
         return
     base = load_model(config.model, model_source(config.model))
-    scorer = Scorer(run, config, base, subjects)
-    reference = scorer.reference(base)
+    texts = _texts(run, config, base, subjects)
 
-    def cost(name: str, indices: Sequence[int]) -> int:
-        """Rows and replies."""
-        generated = sum(_is_generated(name, ablations[i], config) for i in indices)
-        return scorer.num_rows * len(indices) + len(subjects) * generated
+    def cost(model: str, of: Sequence[Ablation]) -> int:
+        """Texts and replies."""
+        generated = sum(_is_generated(model, ablation, config) for ablation in of)
+        return texts.number * len(of) + len(subjects) * generated
 
-    total = sum(cost(name, range(len(ablations))) for name in models)
-    done = total - sum(cost(name, indices) for name, indices in missing.items())
+    total = sum(cost(model, ablations) for model in models)
+    done = total - sum(cost(model, of) for model, of in missing.items())
     if done:
         reporter.line("ablate: going on after the sets that are done")
     with reporter.bar(total, "ablate", done) as bar:
-
-        def score_model(loaded: LoadedModel, name: str) -> None:
-            for index in missing[name]:
-                ablation = ablations[index]
-                is_generated = _is_generated(name, ablation, config)
-                scores = _score_set(loaded, ablation, scorer, reference, is_generated, bar)
-                if name == BASE and ablation.name == INTACT:
-                    scores += _verdicts_of_run(run, subjects)
-                run.write_table(_shard(run, name, index), pd.DataFrame(scores))
-
-        if missing[BASE]:
-            score_model(base, BASE)
-        del base
-        gc.collect()  # it sits in reference cycles, and the next model needs the room
-        if missing.get(HARDENED):
-            score_model(load_hardened(run, config), HARDENED)
+        for model in models:
+            if model == HARDENED:
+                del base
+                gc.collect()  # it sits in reference cycles, and the next model needs the room
+            if not missing[model]:
+                continue
+            loaded = base if model == BASE else load_hardened(run, config)
+            for ablation in missing[model]:
+                variant = Variant(variant_name(model, ablation), ablation.deactivated)
+                is_generated = _is_generated(model, ablation, config)
+                _do_variant(run, config, loaded, variant, is_generated, texts, subjects, bar)
 
 
-def _score_set(
+def _do_variant(
+    run: RunDirectory,
+    config: Config,
     loaded: LoadedModel,
-    ablation: Ablation,
-    scorer: Scorer,
-    reference: Mapping[str, Tensor],
+    variant: Variant,
     is_generated: bool,
+    texts: Texts,
+    subjects: Mapping[str, Subject],
     bar: Bar,
-) -> list[Score]:
-    """Every score of a model with one set of experts deactivated."""
-    description = loaded.description
-    allowed = ablation.allowed(description.layer_indices, description.num_experts)
-    with masked_experts(loaded.model, allowed, description=description):
-        scores = scorer.teacher_forced(loaded, reference, bar)
-        return scores + scorer.replied(loaded, bar) if is_generated else scores
+) -> None:
+    """Feed a variant all texts, let it reply where that is asked for, and write both; the values by token last."""
+    with variant.opened(loaded) as opened:
+        values = _values_by_token(opened, config, texts, subjects, bar)
+        if is_generated:
+            run.write_replies(variant.name, _replies(opened, config, subjects, bar))
+    run.write_scored(variant.name, values)
 
 
 def _is_generated(model: str, ablation: Ablation, config: Config) -> bool:
@@ -213,72 +287,82 @@ def _is_generated(model: str, ablation: Ablation, config: Config) -> bool:
     return ablation.name != RANDOM or ablation.draw < config.ablate.num_generated_draws
 
 
-def _verdicts_of_run(run: RunDirectory, subjects: Mapping[str, Subject]) -> list[Score]:
-    responses = run.read_responses()
-    verdicts = dict(zip(responses["prompt_id"], responses["verdict"], strict=True))
-    return [verdict_score(prompt_id, verdicts[prompt_id]) for prompt_id in subjects]
+def _texts(
+    run: RunDirectory, config: Config, base: LoadedModel, subjects: Mapping[str, Subject]
+) -> Texts:
+    """The base model's own replies, and the target refusal after harmful requests."""
+    prompts = {prompt_id: subject.prompt for prompt_id, subject in subjects.items()}
+    replies = dict(greedy_replies(run, config, base, prompts))
+    target = resolve_target(config.train.target_response)
+    found: dict[tuple[str, str], list[Continuation]] = {}
+    for prompt_id, subject in subjects.items():
+        reply = as_continuation(prompt_id, replies[prompt_id], config.ablate.max_tokens)
+        found.setdefault((REPLY, subject.kind), []).append(reply)
+    unsafe = [(i, subject.prompt) for i, subject in subjects.items() if subject.kind == UNSAFE]
+    for position, (prompt_id, prompt) in enumerate(unsafe):
+        ids = encode(base.tokenizer, target(prompt, position))
+        if base.tokenizer.eos_token_id is not None:
+            ids.append(int(base.tokenizer.eos_token_id))
+        prompt_ids = tuple(encode(base.tokenizer, prompt.rendered))
+        refusal = Continuation(prompt_id, prompt_ids, tuple(ids))
+        found.setdefault((REFUSAL, UNSAFE), []).append(refusal)
+    ordered = {key: sorted(of_kind, key=_length) for key, of_kind in found.items()}
+    benign = ordered.get((REPLY, BENIGN), [])
+    reference = {c.prompt_id: logits.cpu() for c, logits in text_engine(base, config).score(benign)}
+    return Texts(ordered, reference)
 
 
-def _shard(run: RunDirectory, model: str, index: int) -> str:
-    return run.shard_name(index, f"ablation-{model}")
-
-
-# ---- figures ------------------------------------------------------------------------------------------
-
-
-def _summarise(
-    run: RunDirectory,
+def _values_by_token(
+    loaded: LoadedModel,
     config: Config,
-    models: Sequence[str],
-    ablations: Sequence[Ablation],
+    texts: Texts,
     subjects: Mapping[str, Subject],
-) -> None:
-    """Write `ablation.parquet` and `ablation.json` from the shards."""
-    tables, figures = [], {}
-    for name in models:
-        scores = pd.concat(
-            [
-                run.read_table(_shard(run, name, index)).assign(set=a.name, draw=a.draw)
-                for index, a in enumerate(ablations)
-            ]
+    bar: Bar,
+) -> list[dict[str, Any]]:
+    """Log-probability of every token, and the divergence from the base model on benign replies."""
+    engine = text_engine(loaded, config)
+    found: dict[tuple[str, str], list[float]] = {}
+    for (measure, kind), continuations in texts.continuations.items():
+        for continuation in continuations:
+            found[QUANTITIES[measure], continuation.prompt_id] = []
+            if (measure, kind) == (REPLY, BENIGN):
+                found[QUANTITIES[DIVERGENCE], continuation.prompt_id] = []
+        for continuation, logits in engine.score(continuations):
+            values = log_prob_per_token(logits, continuation.completion_token_ids)
+            found[QUANTITIES[measure], continuation.prompt_id] = values.tolist()
+            if (measure, kind) == (REPLY, BENIGN):
+                base = texts.reference[continuation.prompt_id].to(logits.device)
+                divergence = kl_per_token(base, logits).tolist()
+                found[QUANTITIES[DIVERGENCE], continuation.prompt_id] = divergence
+            bar.advance()
+    order = {prompt_id: position for position, prompt_id in enumerate(subjects)}
+    return [
+        {"prompt_id": prompt_id, "quantity": quantity, "values": values}
+        for (quantity, prompt_id), values in sorted(
+            found.items(), key=lambda item: (item[0][0], order[item[0][1]])
         )
-        ids = scores["prompt_id"]
-        scores = scores.assign(
-            kind=ids.map(lambda i: subjects[i].kind),
-            goal=ids.map(lambda i: normalised_goal(subjects[i].prompt.goal)),
-        )
-        table, figures[name] = summarise(scores, intervals_of(config))
-        table.insert(0, "model", name)
-        tables.append(table)
-    whole = pd.concat(tables, ignore_index=True)
-    of_set = {(a.name, a.draw): a for a in ablations}
-    keys = list(zip(whole["set"], whole["draw"], strict=True))
-    whole["num_deactivated"] = [len(of_set[key].deactivated) for key in keys]
-    whole["overlap"] = [of_set[key].overlap for key in keys]
-    run.write_table(ABLATION_FIGURES, whole)
-    kinds = [subject.kind for subject in subjects.values()]
-    run.write_json(
-        ABLATION,
-        {
-            "measures": PURPOSE,
-            "split": config.evaluate.split,
-            "num_prompts": {kind: kinds.count(kind) for kind in (UNSAFE, LOOK_ALIKES, BENIGN)},
-            "max_tokens": config.ablate.max_tokens,
-            "random": matching_figures(ablations),
-            "sets": [_described(a) for a in ablations if a.name != INTACT],
-            "models": figures,
-        },
-    )
+    ]
 
 
-def _described(ablation: Ablation) -> dict[str, Any]:
-    return {
-        "set": ablation.name,
-        "draw": ablation.draw,
-        "num_experts": len(ablation.experts),
-        "num_deactivated": len(ablation.deactivated),
-        "overlap_with_selected": ablation.overlap,
-        "mean_frequency": ablation.mean_frequency,
-        "kept_active": [expert_label(*expert) for expert in ablation.kept],
-        "experts": [expert_label(*expert) for expert in ablation.experts],
-    }
+def _replies(
+    loaded: LoadedModel, config: Config, subjects: Mapping[str, Subject], bar: Bar
+) -> list[dict[str, Any]]:
+    """The replies of a variant, as rows of its table."""
+    engine = text_engine(loaded, config)
+    prompts = [subject.prompt for subject in subjects.values()]
+    size = config.collect.generation_batch_size
+    rows: list[dict[str, Any]] = []
+    for group, start in enumerate(range(0, len(prompts), size)):
+        part = prompts[start : start + size]
+        outputs = engine.generate(
+            [p.messages for p in part],
+            group_sampling(sampling_of(config), group),
+            [p.rendered for p in part],
+        )
+        rows += [shard_row(p, output) for p, output in zip(part, outputs, strict=True)]
+        bar.advance(len(part))
+    return rows
+
+
+def _length(continuation: Continuation) -> int:
+    return len(continuation.prompt_token_ids) + len(continuation.completion_token_ids)

@@ -1,4 +1,4 @@
-"""Collect: prompts in, replies with their routed experts and verdicts out.
+"""Collect: prompts in, replies with their routed experts out.
 
 Prompts are planned into groups that are generated together: whole mixed batches first, then everything else
 (leftovers, benign prompts, held-out splits). Each finished group is a shard on disk, so memory does not grow
@@ -8,35 +8,21 @@ with the number of batches and an interrupted run goes on with the next group.
 from __future__ import annotations
 
 import json
-import warnings
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from steermoe.analysis.selection import selectable_layers
 from steermoe.config import Config
 from steermoe.contracts import Engine
 from steermoe.engines.transformers import TransformersEngine
-from steermoe.errors import PromptError
-from steermoe.judges.keyword import judge_named
 from steermoe.loading import describe_model, load_model, load_tokenizer, model_source
-from steermoe.prompts.batches import as_prompt, plan_batches
+from steermoe.prompts.batches import plan_batches
 from steermoe.prompts.formats import resolve_prompts
 from steermoe.prompts.splits import assign_splits
-from steermoe.records import (
-    NO_BATCH,
-    Label,
-    MixedBatch,
-    Prompt,
-    PromptLike,
-    Sampling,
-    Split,
-)
+from steermoe.records import NO_BATCH, Label, Prompt, Sampling, Split
 from steermoe.reporter import Reporter
 from steermoe.store.directory import RunDirectory
 from steermoe.store.response_tables import shard_row
-from steermoe.store.run import make_mixed_batch
+from steermoe.store.state import Figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,47 +99,59 @@ def plan_groups(
     return groups
 
 
-def collect(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
+SHARD_PREFIX = "responses"
+
+
+def collect(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     """Generate a reply to every prompt of the run and record its routing.
 
     Writes `prompts.jsonl`, `responses.parquet`, `tokens.parquet` and `routing.safetensors`.
 
     Returns:
-        Figures for `run.json`: prompts, tokens, verdicts.
+        Figures for `run.json`: prompts and tokens.
     """
-    judge_named(config.collect.judge)  # an unknown one is refused before anything is read
     prompts = prepare_prompts(config, reporter)
     groups = plan_groups(prompts, config, reporter)
     source = model_source(config.model, reporter.line)
     description = describe_model(config.model, source)
-    # Collecting takes long, and identify would refuse it afterwards.
-    selectable_layers(
-        description.layer_indices, config.identify.first_layer, config.identify.last_layer
-    )
-    missing = [i for i in range(len(groups)) if not run.file(run.shard_name(i)).exists()]
+    missing = [i for i in range(len(groups)) if not run.has_shard(SHARD_PREFIX, i)]
     if missing:
         tokenizer = load_tokenizer(config.model, source, reporter.line)
         loaded = load_model(config.model, source, tokenizer=tokenizer)
         engine = TransformersEngine(
             loaded.model, tokenizer, loaded.description, config.model.chat_template_kwargs
         )
-        _check_lengths(engine, prompts, config)
+        prompts = _rendered(run, prompts, engine)
+        for prompt in prompts:
+            engine.check_length(
+                prompt.messages, config.collect.max_new_tokens, prompt.prompt_id, prompt.rendered
+            )
         # Nothing is written before this, so prompts that are refused replace none.
         run.write_prompts(prompts)
+        groups = plan_groups(prompts, config)
         _generate_shards(run, config, reporter, engine, groups, missing)
     metadata = {
         "layer_indices": json.dumps(list(description.layer_indices)),
         "top_k": str(description.top_k),
         "num_experts": str(description.num_experts),
-        "model": config.model.id,
+        "model": config.model.name,
     }
-    run.merge_shards(len(groups), (description.num_layers, description.num_experts), metadata)
+    shape = (description.num_layers, description.num_experts)
+    run.merge_shards(SHARD_PREFIX, len(groups), shape, metadata)
     return _figures(run, reporter)
 
 
-def _check_lengths(engine: TransformersEngine, prompts: Sequence[Prompt], config: Config) -> None:
-    for prompt in prompts:
-        engine.check_length(prompt.messages, config.collect.max_new_tokens, prompt.prompt_id)
+def _rendered(
+    run: RunDirectory, prompts: Sequence[Prompt], engine: TransformersEngine
+) -> tuple[Prompt, ...]:
+    """The prompts with the texts that the model is fed; an interrupted attempt's, where there was one."""
+    before: dict[str, str] = {}
+    if run.has_shards(SHARD_PREFIX):
+        before = {prompt.prompt_id: prompt.rendered for prompt in run.read_prompts()}
+    return tuple(
+        replace(prompt, rendered=before.get(prompt.prompt_id) or engine.render(prompt.messages))
+        for prompt in prompts
+    )
 
 
 def _generate_shards(
@@ -164,128 +162,44 @@ def _generate_shards(
     groups: Sequence[Sequence[Planned]],
     missing: Sequence[int],
 ) -> None:
-    judge = judge_named(config.collect.judge)
-    sampling = sampling_of(config)
     total = sum(map(len, groups))
     done = total - sum(len(groups[i]) for i in missing)
     if done:
         reporter.line(f"collect: going on after {done} of {total} prompts")
     with reporter.bar(total, "collect", done) as bar:
         for index in missing:
-            group = groups[index]
-            outputs = engine.generate(
-                [p.prompt.messages for p in group], group_sampling(sampling, index)
+            run.write_shard(
+                SHARD_PREFIX, index, generate_group(engine, config, groups[index], index)
             )
-            rows = [
-                shard_row(
-                    planned.prompt,
-                    output,
-                    planned.batch_idx,
-                    planned.in_batch_idx,
-                    judge(output.prompt, output.generated_text),
-                )
-                for planned, output in zip(group, outputs, strict=True)
-            ]
-            run.write_shard(index, rows)
-            bar.advance(len(group))
+            bar.advance(len(groups[index]))
 
 
-def _figures(run: RunDirectory, reporter: Reporter) -> dict[str, Any]:
-    responses = run.read_responses()
-    verdicts = Counter(zip(responses["label"], responses["verdict"], strict=True))
+def generate_group(
+    engine: Engine, config: Config, group: Sequence[Planned], index: int
+) -> list[dict[str, object]]:
+    """The replies to one group of prompts, as rows of a shard; whichever model replies, they are made alike."""
+    prompts = [planned.prompt for planned in group]
+    outputs = engine.generate(
+        [prompt.messages for prompt in prompts],
+        group_sampling(sampling_of(config), index),
+        [prompt.rendered for prompt in prompts],
+    )
+    return [
+        shard_row(planned.prompt, output, planned.batch_idx, planned.in_batch_idx)
+        for planned, output in zip(group, outputs, strict=True)
+    ]
+
+
+def _figures(run: RunDirectory, reporter: Reporter) -> Figures:
+    responses = run.read_replies()
     figures = {
         "num_prompts": len(responses),
         "num_prompt_tokens": int(responses["num_prompt_tokens"].sum()),
         "num_generated_tokens": int(responses["num_generated_tokens"].sum()),
         "num_mixed_batches": int(responses["batch_idx"].max()) + 1,
-        "verdicts": {f"{label}/{verdict}": n for (label, verdict), n in sorted(verdicts.items())},
     }
     reporter.line(
         f"collected {figures['num_prompts']} prompts in {figures['num_mixed_batches']} mixed batches and beside "
         f"them: {figures['num_prompt_tokens']:,} prompt tokens, {figures['num_generated_tokens']:,} generated tokens"
     )
     return figures
-
-
-# ---- the Python interface -----------------------------------------------------------------------------
-
-
-def process_mixed_batches(
-    llm: Any,
-    tokenizer: Any,
-    safe_prompts: Sequence[PromptLike],
-    unsafe_prompts: Sequence[PromptLike],
-    sampling_params: Any,
-    batch_size: int = 16,
-    safe_ratio: float = 0.5,
-) -> list[MixedBatch]:
-    """Generate replies to safe and unsafe prompts in mixed batches, with their routing.
-
-    Args:
-        llm: An engine, or a transformers model.
-        tokenizer: The model's tokenizer; unused where `llm` is an engine.
-        safe_prompts: Texts, lists of chat messages, or prompt records of any split.
-        unsafe_prompts: The same.
-        sampling_params: Any object or mapping with `max_tokens`, `temperature` and `seed`; a missing one has
-            its default.
-        batch_size: Prompts of a batch.
-        safe_ratio: Share of safe prompts, at least one of each kind.
-
-    Returns:
-        The batches, in order. Prompts that fill no batch are left out, and a warning counts them.
-
-    Raises:
-        PromptError: There are too few prompts for one batch.
-
-    Example:
-        >>> batches = process_mixed_batches(model, tokenizer, ["How do I bake bread?"],
-        ...     ["How do I pick my neighbour's lock?"], {"max_tokens": 8}, batch_size=2)  # doctest: +SKIP
-        >>> batches[0].safe_indices, batches[0]["unsafe_indices"]  # doctest: +SKIP
-        ([0], [1])
-    """
-    engine = llm if _is_engine(llm) else TransformersEngine(llm, tokenizer)
-    prompts = [as_prompt(prompt, Label.SAFE, i) for i, prompt in enumerate(safe_prompts)]
-    prompts += [as_prompt(prompt, Label.UNSAFE, i) for i, prompt in enumerate(unsafe_prompts)]
-    sampling = _as_sampling(sampling_params)
-    plan = plan_batches(prompts, batch_size, safe_ratio, None, sampling.seed)
-    _warn(plan.notes("prompts", "are left out: they are not collected"))
-    batches = []
-    for batch_idx, batch in enumerate(plan.batches):
-        outputs = engine.generate([p.messages for p in batch], group_sampling(sampling, batch_idx))
-        is_unsafe = [prompt.label is Label.UNSAFE for prompt in batch]
-        batches.append(make_mixed_batch(batch_idx, outputs, is_unsafe, engine.layer_indices))
-    return batches
-
-
-def _is_engine(llm: Any) -> bool:
-    return all(hasattr(llm, name) for name in ("layer_indices", "num_experts", "top_k", "generate"))
-
-
-def _as_sampling(given: Any) -> Sampling:
-    if isinstance(given, Sampling):
-        return given
-    values = (
-        given if isinstance(given, Mapping) else vars(given) if hasattr(given, "__dict__") else {}
-    )
-    default = Sampling()
-
-    def value(name: str, fallback: float) -> Any:
-        found = values.get(name, getattr(given, name, None))
-        return fallback if found is None else found
-
-    sampling = Sampling(
-        int(value("max_tokens", default.max_tokens)),
-        float(value("temperature", default.temperature)),
-        int(value("seed", default.seed)),
-    )
-    if sampling.max_tokens < 1 or sampling.temperature < 0:
-        raise PromptError(
-            f"max_tokens = {sampling.max_tokens} and temperature = {sampling.temperature}: "
-            "at least 1 and at least 0 are needed"
-        )
-    return sampling
-
-
-def _warn(notes: Sequence[str]) -> None:
-    for note in notes:
-        warnings.warn(note, stacklevel=3)

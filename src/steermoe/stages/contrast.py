@@ -20,6 +20,7 @@ from steermoe.prompts.splits import goal_groups
 from steermoe.records import BoolArray, IntArray, Label, Prompt, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.store.directory import RunDirectory
+from steermoe.store.names import BASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def contrast_of(
 ) -> Contrast:
     """The safe and unsafe responses of some splits, after the verdict filter unless that is left out."""
     prompts = {prompt.prompt_id: prompt for prompt in run.read_prompts()}
-    responses = run.read_responses()
+    responses = run.read_judged(BASE, config.judge.main)
     chosen = responses["split"].isin(splits) & (responses["label"] != Label.BENIGN)
     left_out: set[str] = set()
     if filtered and config.identify.filter_by_verdict:

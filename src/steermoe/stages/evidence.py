@@ -15,18 +15,18 @@ import pandas as pd
 
 from steermoe.analysis.replication import Resampling, replicate
 from steermoe.analysis.risk import risk_tables
-from steermoe.analysis.selection import Expert
 from steermoe.analysis.sensitivity import other_estimates
 from steermoe.analysis.stability import Stability, selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty, of_layers
 from steermoe.analysis.variance import cluster_robust_errors
 from steermoe.config import Config
 from steermoe.errors import RoutingError
-from steermoe.records import Split
+from steermoe.records import Expert, Split
 from steermoe.reporter import Reporter
 from steermoe.stages.contrast import Contrast, contrast_of
 from steermoe.stages.explained import Explanation, explain_differences, flagged
-from steermoe.store.directory import RISK_HELD_OUT, RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import RISK_HELD_OUT
 
 
 @dataclass(frozen=True, slots=True)

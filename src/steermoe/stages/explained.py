@@ -26,6 +26,7 @@ from steermoe.prompts.splits import goal_groups
 from steermoe.records import IntArray, Label, Prompt, Split, Verdict
 from steermoe.stages.contrast import Contrast, contrast_of
 from steermoe.store.directory import RunDirectory
+from steermoe.store.names import BASE
 
 REFUSALS_DIFFER = 0.05
 """Difference of the sides' refusal rates from which on the texts of refusals are looked at."""
@@ -65,7 +66,7 @@ def explain_differences(
         config: The settings.
     """
     settings = config.identify
-    responses = run.read_responses()
+    responses = run.read_judged(BASE, config.judge.main)
     prompts = {prompt.prompt_id: prompt for prompt in run.read_prompts()}
     train = np.flatnonzero((responses["split"] == Split.TRAIN).to_numpy())
     chosen = [prompts[str(prompt_id)] for prompt_id in responses["prompt_id"].iloc[train]]
@@ -141,7 +142,7 @@ def _alike(
 
     def same_verdict() -> Linear:
         whole = contrast_of(run, config, (Split.TRAIN,), filtered=False)
-        verdicts = run.read_responses()["verdict"].to_numpy()[whole.positions]
+        verdicts = run.read_judged(BASE, config.judge.main)["verdict"].to_numpy()[whole.positions]
         strata = np.select([verdicts == Verdict.REFUSED, verdicts == Verdict.ANSWERED], [0, 1], -1)
         owner_of = owners[whole.positions]
         return OfContrast(
@@ -169,7 +170,7 @@ def _at_equal_position(
     run: RunDirectory, contrast: Contrast, owner_of: IntArray
 ) -> AtEqualPosition:
     """Read the routed experts of every reply once."""
-    prompt_ids = set(run.read_responses()["prompt_id"].iloc[contrast.positions])
+    prompt_ids = set(run.read_replies()["prompt_id"].iloc[contrast.positions])
     routings = (
         output.routed_experts[len(output.prompt_token_ids) :]
         for _, output in run.iter_outputs(prompt_ids)

@@ -17,29 +17,28 @@ from steermoe.analysis.after_selection import (
 )
 from steermoe.analysis.batch_selection import Selection, same_as_uncontrolled, select_experts
 from steermoe.analysis.counts import RoutingCounts
-from steermoe.analysis.power import check_findable, prompts_needed, risk_diffs_to_find
-from steermoe.analysis.risk import expert_label, risk_tables
+from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import (
-    Expert,
     SelectionSettings,
     how_to_select_more,
     selectable_layers,
 )
 from steermoe.analysis.sensitivity import sensitivity_of
-from steermoe.analysis.variance import cluster_kinds
 from steermoe.config import Config
-from steermoe.errors import RoutingError
-from steermoe.records import NO_BATCH
+from steermoe.records import NO_BATCH, Expert
 from steermoe.reporter import Reporter
 from steermoe.stages.contrast import train_contrast
 from steermoe.stages.evidence import add_evidence, replication_of
-from steermoe.store.directory import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS, RunDirectory
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import RISK, RISK_PER_BATCH
+from steermoe.store.selection_file import ExpertSet
+from steermoe.store.state import Figures
 
 AFTER_SELECTION = ("estimate", "shrunken", "fcr_low", "fcr_high", "q_value", "local_fdr")
 """What `unsafe_experts.json` says of each selected expert, where it is known."""
 
 
-def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
+def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     """Compute the risk tables and select the unsafe experts.
 
     Writes `risk_diff_per_batch.parquet`, `risk_diff.parquet`, `unsafe_experts.json` and, to compare with,
@@ -71,11 +70,9 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str,
     experts = selection.overall
     run.write_table(RISK_PER_BATCH, tables.per_batch)
     aggregated = with_false_coverage_intervals(aggregated, experts, len(eligible))
+    eligible = aggregated.loc[eligible.index]
     run.write_table(RISK, aggregated)
-    run.write_json(
-        UNSAFE_EXPERTS,
-        describe_selection(aggregated.loc[eligible.index], selection, contrast.counts, config),
-    )
+    run.write_selection(describe_selection(eligible, selection, contrast.counts, config))
     false_share = expected_false_share(eligible, experts)
     _say_selection(reporter, config, experts, eligible, false_share)
     for which in same_as_uncontrolled(eligible, tables.per_batch, settings.rule, by):
@@ -130,116 +127,49 @@ def _say_selection(
             )
 
 
-def power_table(
-    run: RunDirectory, config: Config, risk_diffs: Sequence[float] = ()
-) -> pd.DataFrame:
-    """How many prompts a class are needed to find an expert, by its true risk difference; the run is the pilot.
-
-    Args:
-        run: An identified run.
-        config: Its settings; the threshold and the q-value are what an expert must reach.
-        risk_diffs: True risk differences to ask about; by default `risk_diffs_to_find`.
-
-    Returns:
-        Columns `risk_diff, num_prompts, power, num_unsafe, note`: at least one row. Where no number of prompts is
-        enough, `note` says why and the numbers are None.
-
-    Raises:
-        RunDirectoryError: The run has no risk table.
-        RoutingError: Its table has no standard errors, or a risk difference asked for cannot be found reliably.
-    """
-    pilot = run.read_table(RISK)
-    if "risk_diff_se" not in pilot.columns:
-        raise RoutingError(
-            "the run's risk table has no standard errors: set identify.num_permutations and num_bootstrap above 0"
-        )
-    rule = run.read_unsafe_experts()["rule"]
-    layers = selectable_layers(pilot["layer"].unique(), rule["first_layer"], rule["last_layer"])
-    pilot = pilot[pilot["layer"].isin(layers)]
-    threshold = config.identify.threshold
-    asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
-    for risk_diff in asked:
-        check_findable(risk_diff, threshold)
-    # The responses that the standard errors come from: the table's own estimator's, in its own segment.
-    used = train_contrast(run, config).seen_by(pilot["estimator"].iloc[0], rule["segment"])
-    num_unsafe = int(used.is_unsafe.sum())
-    has_unsafe, has_safe = cluster_kinds(used)
-    pilot = pilot.assign(n_unsafe=used.tokens[used.is_unsafe].sum())
-    rows: list[dict[str, Any]] = []
-    for risk_diff in asked:
-        row = {"risk_diff": risk_diff, "num_prompts": None, "power": None, "num_unsafe": None}
-        try:
-            found = prompts_needed(
-                pilot,
-                min(num_unsafe, len(used) - num_unsafe),
-                risk_diff=risk_diff,
-                max_q_value=config.identify.max_q_value,
-                threshold=threshold,
-                paired=bool((has_unsafe & has_safe).any()),
-            )
-            row |= {name: getattr(found, name) for name in ("num_prompts", "power", "num_unsafe")}
-            rows.append(row | {"note": ""})
-        except RoutingError as error:
-            rows.append(row | {"note": str(error)})
-    return pd.DataFrame(rows)
-
-
 def describe_selection(
-    table: pd.DataFrame,
-    selection: Selection,
-    counts: RoutingCounts,
-    config: Config,
-) -> dict[str, Any]:
+    table: pd.DataFrame, selection: Selection, counts: RoutingCounts, config: Config
+) -> ExpertSet:
     """What `unsafe_experts.json` holds: the experts, the rule that selected them, per batch and global."""
+    settings = config.identify
     keys = zip(table["layer"], table["expert"], strict=True)
     risk_of = dict(zip(keys, table["risk_diff"].tolist(), strict=True))
     largest = table.iloc[0]
-    shown = [name for name in AFTER_SELECTION if name in table.columns]
-    rows = zip(table["layer"], table["expert"], table[shown].to_dict("records"), strict=True)
-    evidence_of = {(layer, expert): record for layer, expert, record in rows}
-    return {
-        "rule": {
-            "name": config.identify.rule,
-            "threshold": config.identify.threshold,
-            "top_k": config.identify.top_k,
-            "max_q_value": config.identify.max_q_value,
-            "min_stability": config.identify.min_stability,
-            "first_layer": config.identify.first_layer,
-            "last_layer": config.identify.last_layer,
-            "segment": config.identify.segment,
-            "estimator": config.identify.estimator,
+    return ExpertSet(
+        rule={
+            "name": settings.rule,
+            "threshold": settings.threshold,
+            "top_k": settings.top_k,
+            "max_q_value": settings.max_q_value,
+            "min_stability": settings.min_stability,
+            "first_layer": settings.first_layer,
+            "last_layer": settings.last_layer,
+            "segment": settings.segment,
+            "estimator": settings.estimator,
             "seed": config.seed,
         },
-        "layer_indices": list(counts.layer_indices),
-        "num_experts": counts.num_experts,
-        "num_unsafe_experts": len(selection.overall),
-        "expected_false_share": expected_false_share(table, selection.overall),
-        "unsafe_experts": [
-            {
-                "layer": layer,
-                "expert": expert,
-                "Layer_Expert": expert_label(layer, expert),
-                "risk_diff": risk_of[(layer, expert)],
-                **evidence_of.get((layer, expert), {}),
-            }
-            for layer, expert in selection.overall
-        ],
-        "per_batch": [
-            {"batch_idx": batch_idx, "unsafe_experts": [list(pair) for pair in chosen]}
-            for batch_idx, chosen in sorted(selection.per_batch.items())
+        layer_indices=counts.layer_indices,
+        num_experts=counts.num_experts,
+        overall=tuple((Expert(*pair), risk_of[pair]) for pair in selection.overall),
+        per_batch={
+            batch_idx: tuple(Expert(*pair) for pair in chosen)
+            for batch_idx, chosen in selection.per_batch.items()
             if batch_idx != NO_BATCH
-        ],
-        "union": [list(pair) for pair in selection.union],
-        "largest_risk_diff": {
-            "Layer_Expert": str(largest["Layer_Expert"]),
-            "risk_diff": float(largest["risk_diff"]),
         },
-    }
+        largest=(
+            Expert(int(largest["layer"]), int(largest["expert"])),
+            float(largest["risk_diff"]),
+        ),
+        more={
+            "expected_false_share": expected_false_share(table, selection.overall),
+            "after_selection": _after_selection(table, selection.overall),
+        },
+    )
 
 
-def selected_experts(run: RunDirectory, which: str = "global") -> list[Expert]:
-    """The experts of a run: the global selection, or the union of the batches' own."""
-    selection = run.read_unsafe_experts()
-    if which == "union":
-        return [(int(layer), int(expert)) for layer, expert in selection["union"]]
-    return [(int(row["layer"]), int(row["expert"])) for row in selection["unsafe_experts"]]
+def _after_selection(table: pd.DataFrame, experts: Sequence[Expert]) -> list[dict[str, Any]]:
+    """What may be said of each selected expert, in the order of the rule, as far as it is known."""
+    shown = ["Layer_Expert", *(name for name in AFTER_SELECTION if name in table.columns)]
+    keys = zip(table["layer"], table["expert"], strict=True)
+    row_of = dict(zip(keys, table[shown].to_dict("records"), strict=True))
+    return [{str(name): value for name, value in row_of[expert].items()} for expert in experts]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from steermoe.analysis.risk import expert_label
-from steermoe.analysis.selection import Expert
 from steermoe.config import Config
+from steermoe.records import Expert
 from steermoe.store.directory import RunDirectory
 from steermoe.version import __version__
 
@@ -14,7 +15,7 @@ from steermoe.version import __version__
 def model_card(config: Config, run: RunDirectory, experts: Sequence[Expert]) -> str:
     """README.md of the checkpoint: where it comes from, what was changed, and how that was checked."""
     names = ", ".join(expert_label(*expert) for expert in experts)
-    rule = run.read_unsafe_experts()["rule"]
+    rule = run.read_selection().rule
     selection = f"{rule['name']}, threshold {rule['threshold']}, top_k {rule['top_k']}, over {rule['segment']} tokens"
     changed = (
         f"Only the MLP weights of these {len(experts)} routed experts differ from the base model; every other tensor "
@@ -23,19 +24,19 @@ def model_card(config: Config, run: RunDirectory, experts: Sequence[Expert]) -> 
         else f"A baseline: `train.parameters = {config.train.parameters}` was trained."
     )
     return f"""---
-base_model: {config.model.id}
+base_model: {config.model.name}
 tags: [steermoe, mixture-of-experts, safety]
 ---
 
-# {config.model.id}, hardened with SteerMoE
+# {config.model.name}, hardened with SteerMoE
 
 {changed}
 
 | setting | value |
 | --- | --- |
-| base model | {config.model.id}{f" @ {config.model.revision}" if config.model.revision else ""} |
+| base model | {config.model.name}{f" @ {config.model.revision}" if config.model.revision else ""} |
 | selection | {selection} |
-| prompts | {", ".join(config.prompts.sources)} |
+| prompts | {", ".join(Path(source).name for source in config.prompts.sources)} |
 | epochs, learning rate | {config.train.epochs:g}, {config.train.learning_rate:g} |
 | share of the change that is kept | {config.train.kept_change:g} |
 | seed | {config.seed} |

@@ -16,7 +16,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from steermoe.analysis.risk import expert_label
-from steermoe.analysis.selection import Expert, create_expert_mask
+from steermoe.analysis.selection import create_expert_mask
 from steermoe.config import Config
 from steermoe.errors import RunDirectoryError
 from steermoe.loading import LoadedModel, load_model, model_source
@@ -28,11 +28,13 @@ from steermoe.moe.slices import (
     train_everything,
     train_routers_only,
 )
-from steermoe.records import NO_BATCH, BoolArray, Label, Output, Prompt, Split, Verdict
+from steermoe.records import NO_BATCH, BoolArray, Expert, Label, Output, Prompt, Split, Verdict
 from steermoe.reporter import Bar, Reporter
-from steermoe.stages.identify import selected_experts
 from steermoe.stages.model_card import model_card
-from steermoe.store.directory import CHECKPOINTS, MODEL, SFT_DATASET, RunDirectory, disk_error
+from steermoe.store.directory import RunDirectory
+from steermoe.store.files import disk_error
+from steermoe.store.names import BASE, CHECKPOINTS, MODEL, SFT_DATASET
+from steermoe.store.state import Figures
 from steermoe.training.arguments import training_arguments
 from steermoe.training.base_replies import BaseReplies
 from steermoe.training.dataset import (
@@ -51,7 +53,7 @@ FEW_STEPS = 20
 """Half of what the embedded model takes; fewer are worth a word."""
 
 
-def train(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, Any]:
+def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     """Fine-tune the selected experts and write the hardened checkpoint.
 
     Writes `sft_dataset.jsonl` and `model/`. Where no expert was selected it trains nothing and says so.
@@ -59,7 +61,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> dict[str, An
     Returns:
         Figures for `run.json`.
     """
-    experts = selected_experts(run, config.train.experts)
+    experts = run.read_selection().chosen(config.train.experts)
     if not experts and config.train.parameters == "experts":
         run.remove(MODEL)
         run.remove(SFT_DATASET)
@@ -124,6 +126,7 @@ def training_rows(
     benign: list[TrainingRow] = []
     left_out: Counter[str] = Counter()
     num_refusals = 0
+    verdicts = run.read_verdicts(BASE, config.judge.main)
     for row, output in run.iter_outputs(train_ids):
         prompt = prompts[row["prompt_id"]]
         batch_idx = int(row["batch_idx"])
@@ -132,7 +135,7 @@ def training_rows(
             continue
         made = _row(
             prompt,
-            Verdict(row["verdict"]),
+            Verdict(verdicts[prompt.prompt_id]),
             output,
             batch_idx,
             tokenizer,
@@ -315,12 +318,8 @@ def _masks(
         return create_expert_mask(*shape, experts, layers)
     trained = set(experts)
     return {
-        int(entry["batch_idx"]): create_expert_mask(
-            *shape,
-            [pair for pair in map(tuple, entry["unsafe_experts"]) if pair in trained],
-            layers,
-        )
-        for entry in run.read_unsafe_experts()["per_batch"]
+        batch_idx: create_expert_mask(*shape, [pair for pair in chosen if pair in trained], layers)
+        for batch_idx, chosen in run.read_selection().per_batch.items()
     }
 
 
@@ -368,29 +367,3 @@ class _BarCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self.note = f"loss {logs['loss']:.3f}"
-
-
-def freeze_model_except_unsafe_experts(model: Any, unsafe_experts: Sequence[Expert]) -> Any:
-    """Make the unsafe experts of a model trainable, and nothing else.
-
-    The experts get small trainable stacks beside the frozen tensors; `model.expert_slices` switches them off,
-    folds them back into the model and detaches them.
-
-    Args:
-        model: A transformers model with fused experts.
-        unsafe_experts: `(layer, expert)` pairs.
-
-    Returns:
-        The same model, ready to train.
-
-    Raises:
-        SelectionError: An expert does not exist, is named twice, or there is none.
-        ModelError: The model's experts cannot be trained.
-
-    Example:
-        >>> model = freeze_model_except_unsafe_experts(model, [(0, 3), (1, 5)])  # doctest: +SKIP
-        >>> model.expert_slices.experts  # doctest: +SKIP
-        [(0, 3), (1, 5)]
-    """
-    model.expert_slices = attach_expert_slices(model, unsafe_experts)
-    return model

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from steermoe.records import IntArray, Output, Prompt, Verdict
+from steermoe.records import NO_BATCH, IntArray, Output, Prompt
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -30,7 +30,6 @@ RESPONSES_SCHEMA = pa.schema(
         ("generated_text", pa.string()),
         ("num_prompt_tokens", pa.int32()),
         ("num_generated_tokens", pa.int32()),
-        ("verdict", pa.string()),
     ]
 )
 
@@ -46,13 +45,33 @@ TOKENS_SCHEMA = pa.schema(
 )
 """The tokens behind a response, and their routed experts `(P + G - 1, L, K)` in C order."""
 
+VERDICTS_SCHEMA = pa.schema(
+    [
+        ("variant", pa.string()),
+        ("prompt_id", pa.string()),
+        ("judge", pa.string()),
+        ("verdict", pa.string()),
+        ("score", pa.float64()),
+        ("reason", pa.string()),
+    ]
+)
+
+SCORED_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("quantity", pa.string()),
+        ("values", pa.list_(pa.float64())),
+    ]
+)
+"""What was measured of a variant on a text, token by token: `kl`, `reply_log_prob`, `refusal_log_prob`, in nats."""
+
 SHARD_SCHEMA = pa.schema(
     [*RESPONSES_SCHEMA, *[TOKENS_SCHEMA.field(i) for i in range(1, len(TOKENS_SCHEMA))]]
 )
 
 
 def shard_row(
-    prompt: Prompt, output: Output, batch_idx: int, in_batch_idx: int, verdict: Verdict
+    prompt: Prompt, output: Output, batch_idx: int = NO_BATCH, in_batch_idx: int = NO_BATCH
 ) -> dict[str, Any]:
     """One response as a row of `SHARD_SCHEMA`."""
     routed = np.ascontiguousarray(output.routed_experts)
@@ -66,7 +85,6 @@ def shard_row(
         "generated_text": output.generated_text,
         "num_prompt_tokens": len(output.prompt_token_ids),
         "num_generated_tokens": len(output.generated_token_ids),
-        "verdict": verdict,
         "prompt": output.prompt,
         "prompt_token_ids": list(output.prompt_token_ids),
         "generated_token_ids": list(output.generated_token_ids),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,20 @@ import pandas as pd
 from steermoe.analysis.counts import RoutingCounts, separate_prompt_and_generation_routings
 from steermoe.config import Config, validate
 from steermoe.errors import RunDirectoryError
-from steermoe.records import IntArray, Label, MixedBatch, Output, Prompt
-from steermoe.store.directory import RISK, RISK_PER_BATCH, RUN_JSON, RunDirectory
+from steermoe.records import (
+    Expert,
+    IntArray,
+    Label,
+    MeasureRow,
+    MixedBatch,
+    Output,
+    Prompt,
+    Verdict,
+)
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import BASE, RISK, RISK_PER_BATCH, VERDICTS
+from steermoe.store.selection_file import ExpertSet
+from steermoe.store.state import RunState
 
 
 class Run:
@@ -29,23 +41,18 @@ class Run:
         return self.directory.path
 
     @cached_property
-    def state(self) -> dict[str, Any]:
-        """`run.json`: config, seed, package versions, model, stages.
+    def state(self) -> RunState:
+        """`run.json`: config, seed, package versions, model, steps and files.
 
         Raises:
-            RunDirectoryError: It was damaged: something that every run has is missing.
+            RunDirectoryError: There is none, or it was damaged.
         """
-        state = self.directory.read_run()
-        if missing := _missing(state):
-            raise RunDirectoryError(
-                f"{RUN_JSON} in {self.path} is damaged: it lacks {missing}; choose another with --run"
-            )
-        return state
+        return self.directory.read_state()
 
     @cached_property
     def config(self) -> Config:
         """The settings it was made with."""
-        return validate(self.state["config"])
+        return validate(self.state.config)
 
     @cached_property
     def prompts(self) -> tuple[Prompt, ...]:
@@ -54,8 +61,28 @@ class Run:
 
     @cached_property
     def responses(self) -> pd.DataFrame:
-        """One row a response."""
-        return self.directory.read_responses()
+        """One row a response of the base model, with the verdict of the run's judge."""
+        return self.replies(BASE)
+
+    def replies(self, variant: str) -> pd.DataFrame:
+        """One row a reply of a variant, with the verdict of the run's judge; `unscored` where there is none yet."""
+        replies = self.directory.read_replies(variant)
+        verdicts: dict[str, str] = {}
+        if self.directory.has(VERDICTS):
+            with suppress(RunDirectoryError):  # it has not judged this variant yet
+                verdicts = self.directory.read_verdicts(variant, self.config.judge.main)
+        judged = [verdicts.get(i, str(Verdict.UNSCORED)) for i in replies["prompt_id"]]
+        return replies.assign(verdict=judged)
+
+    @cached_property
+    def selection(self) -> ExpertSet:
+        """The selected experts, with the rule that selected them."""
+        return self.directory.read_selection()
+
+    @cached_property
+    def measures(self) -> list[MeasureRow]:
+        """Every figure of every variant."""
+        return self.directory.read_measures()
 
     @cached_property
     def counts(self) -> RoutingCounts:
@@ -83,19 +110,30 @@ class Run:
         return self.directory.read_table(RISK_PER_BATCH)
 
     @property
-    def unsafe_experts(self) -> list[tuple[int, int]]:
+    def unsafe_experts(self) -> list[Expert]:
         """The selected `(layer, expert)` pairs, largest risk difference first."""
-        rows = self.directory.read_unsafe_experts()["unsafe_experts"]
-        return [(int(row["layer"]), int(row["expert"])) for row in rows]
+        return self.selection.chosen("global")
 
     @property
-    def trained_experts(self) -> list[tuple[int, int]]:
+    def trained_experts(self) -> list[Expert]:
         """The `(layer, expert)` pairs that the hardened model was trained on; empty for a baseline, or without one.
 
         A selection that was made after training has no part in it.
         """
-        figures = self.state["stages"].get("train", {}).get("figures", {})
-        return [(int(layer), int(expert)) for layer, expert in figures.get("trained_experts", [])]
+        pairs = self.state.figures_of("train").get("trained_experts", [])
+        return [Expert(int(layer), int(expert)) for layer, expert in pairs]
+
+    def is_current(self, step: str) -> bool:
+        """Whether the files that a finished step has read are still what the run holds."""
+        record = self.state.stages.get(step)
+        if record is None:
+            return False
+        held = {name: found.sha256 for name, found in self.state.files.items()}
+        return all(
+            held[name] == digest
+            for name, digest in record.inputs.items()
+            if digest and name in held
+        )
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -122,20 +160,6 @@ def load_run(run_dir: str | Path) -> Run:
     run = Run(RunDirectory(run_dir))
     _ = run.state
     return run
-
-
-def _missing(state: Mapping[str, Any]) -> str:
-    """The first thing that `run.json` lacks of what every run has; empty where it is whole."""
-    for key in ("config", "model", "stages"):
-        if not isinstance(state.get(key), Mapping):
-            return key
-    for name, stage in state["stages"].items():
-        status = stage.get("status") if isinstance(stage, Mapping) else None
-        needed = ("seconds", "peak_memory_bytes") if status == "done" else ("status",)
-        for key in needed:
-            if not isinstance(stage, Mapping) or key not in stage:
-                return f"stages.{name}.{key}"
-    return ""
 
 
 def _mixed_batch(batch_idx: int, entries: list[tuple[int, bool, Output]]) -> MixedBatch:

@@ -1,0 +1,93 @@
+"""How likely a model finds a text: the logits that predict the tokens of a continuation.
+
+Shape legend: B continuations of one pass, T tokens of the longest, C completion tokens of all, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steermoe.moe.distinct_tokens import computing_distinct
+from steermoe.moe.layers import MoEDescription
+from steermoe.moe.partial_passes import only_positions
+from steermoe.records import Continuation
+
+TOGETHER = 16
+"""Continuations that go through the model in one pass."""
+
+
+@torch.inference_mode()
+def completion_logits(
+    model: Any,
+    description: MoEDescription,
+    pad_token_id: int,
+    continuations: Sequence[Continuation],
+) -> Tensor:
+    """One pass over some continuations, padded on the right.
+
+    Args:
+        model: A causal language model with fused experts.
+        description: Its MoE layers.
+        pad_token_id: Fills up the shorter ones.
+        continuations: B of them, each with at least one completion token.
+
+    Returns:
+        `(C, V)`: the logits that predict each completion token, one continuation after the other.
+    """
+    lengths = [len(c.prompt_token_ids) + len(c.completion_token_ids) for c in continuations]
+    # The last token predicts nothing, so it need not be fed.
+    width = max(lengths) - 1
+    input_ids = torch.full((len(continuations), width), pad_token_id)
+    attention_mask = torch.zeros((len(continuations), width), dtype=torch.long)
+    predicts = torch.zeros((len(continuations), width), dtype=torch.bool)
+    for i, (continuation, length) in enumerate(zip(continuations, lengths, strict=True)):
+        ids = torch.tensor(continuation.prompt_token_ids + continuation.completion_token_ids)
+        input_ids[i, : length - 1] = ids[:-1]
+        attention_mask[i, : length - 1] = 1
+        predicts[i, len(continuation.prompt_token_ids) - 1 : length - 1] = True
+    with computing_distinct(model, description), only_positions(model, predicts):
+        outputs = model(
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            use_cache=False,
+        )
+    logits: Tensor = outputs.logits[0]
+    return logits
+
+
+def passes(continuations: Sequence[Continuation]) -> Iterator[Sequence[Continuation]]:
+    """The continuations that have anything to predict, as many at a time as go through a model together."""
+    kept = [c for c in continuations if c.completion_token_ids]
+    for start in range(0, len(kept), TOGETHER):
+        yield kept[start : start + TOGETHER]
+
+
+def by_continuation(logits: Tensor, continuations: Sequence[Continuation]) -> tuple[Tensor, ...]:
+    """The logits of each continuation of one pass, apart."""
+    return torch.split(logits, [len(c.completion_token_ids) for c in continuations])
+
+
+def kl_per_token(base_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(base || model) of each token, in nats, over the full vocabulary in fp32.
+
+    Args:
+        base_logits: `(C, V)`.
+        logits: `(C, V)`.
+
+    Returns:
+        `(C,)` in float64, on the processor; not negative but for rounding.
+    """
+    base = torch.log_softmax(base_logits.float(), dim=-1)
+    mine = torch.log_softmax(logits.float(), dim=-1)
+    return (base.exp() * (base - mine)).sum(dim=-1).double().cpu()
+
+
+def log_prob_per_token(logits: Tensor, token_ids: Sequence[int]) -> Tensor:
+    """Log-probability of each of C tokens under logits `(C, V)`, in fp32; `(C,)` in float64, on the processor."""
+    targets = torch.tensor(token_ids, device=logits.device).unsqueeze(-1)
+    chosen = torch.log_softmax(logits.float(), dim=-1).gather(-1, targets)
+    return chosen.squeeze(-1).double().cpu()

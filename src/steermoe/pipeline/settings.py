@@ -1,0 +1,62 @@
+"""What a step is handed of the settings: those it has declared, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from steermoe.config import Config, Section
+
+_S = TypeVar("_S", bound=Section)
+
+
+def restricted(config: Config, keys: Sequence[str]) -> Config:
+    """A configuration that holds some settings only: asking it for another is an `AttributeError`.
+
+    Args:
+        config: All settings.
+        keys: Dotted names, of single settings or of whole sections.
+    """
+    return _restricted(config, "", set(keys))
+
+
+def values_of(config: Config, keys: Sequence[str], aside: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of some settings by their dotted names, in the order of the configuration.
+
+    Args:
+        config: All settings.
+        keys: Dotted names, of single settings or of whole sections.
+        aside: Those of them to leave out.
+    """
+    return {
+        name: value
+        for name, value in _flat(config.model_dump(mode="json"), "", type(config))
+        if _covers(keys, name) and not _covers(aside, name)
+    }
+
+
+def _covers(keys: Sequence[str] | set[str], name: str) -> bool:
+    return any(name == key or name.startswith(f"{key}.") for key in keys)
+
+
+def _restricted(section: _S, prefix: str, keys: set[str]) -> _S:
+    copy = section.model_copy()
+    for name in type(section).model_fields:
+        dotted = f"{prefix}{name}"
+        value = getattr(section, name)
+        if _covers(keys, dotted):
+            continue
+        if isinstance(value, Section) and any(key.startswith(f"{dotted}.") for key in keys):
+            copy.__dict__[name] = _restricted(value, f"{dotted}.", keys)
+        else:
+            del copy.__dict__[name]
+    return copy
+
+
+def _flat(values: dict[str, Any], prefix: str, section: type[Section]) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        inner = section.model_fields[name].annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            yield from _flat(value, f"{prefix}{name}.", inner)
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,333 @@
+"""Every step: what it does, what it reads, and what it leaves.
+
+A step is handed the settings and the files that it declares here, and gets nothing else. It is done again only where
+one of them has changed. What a step runs is imported when it runs: one that needs no model loads no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+
+from steermoe.analysis.selection import resolve_rule
+from steermoe.config import Config
+from steermoe.errors import ConfigError
+from steermoe.judges.kinds import judge_named
+from steermoe.pipeline import inputs
+from steermoe.pipeline.inputs import Input
+from steermoe.report.page import report
+from steermoe.reporter import Reporter, silent
+from steermoe.store import names
+from steermoe.store.directory import RunDirectory
+from steermoe.store.state import Figures
+
+StepFunction = Callable[[RunDirectory, Config, Reporter], Figures]
+
+
+def _stage(module: str, name: str) -> StepFunction:
+    """A function of `stages`, imported when it is called."""
+
+    def function(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
+        found: StepFunction = getattr(import_module(f"steermoe.stages.{module}"), name)
+        return found(run, config, reporter)
+
+    return function
+
+
+def _nothing_to_check(config: Config) -> None:
+    """Of a step whose settings name nothing."""
+
+
+def _nothing_is_shared(run: RunDirectory, config: Config) -> bool:
+    """Of a step that writes files of its own."""
+    return True
+
+
+def _is_judged(variant: str) -> Callable[[RunDirectory, Config], bool]:
+    def is_judged(run: RunDirectory, config: Config) -> bool:
+        return all(
+            run.has_verdicts(variant, judge) for judge in (config.judge.main, *config.judge.others)
+        )
+
+    return is_judged
+
+
+def _are_ablated_judged(run: RunDirectory, config: Config) -> bool:
+    from steermoe.stages.ablate import ablated_variants
+
+    return all(_is_judged(variant)(run, config) for variant in ablated_variants(run, names.REPLIES))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of the pipeline.
+
+    Attributes:
+        name: As `run.json` and the terminal name it.
+        function: What it does: it reads and writes files of the run, and returns figures for `run.json`.
+        settings: The settings that it is handed.
+        aside: Those of them that change nothing in its result: where a model lies, how often something is saved.
+        reads: What it reads.
+        writes: The files that it may leave; `*` stands for any variant.
+        goes_on_from: Which files an interrupted attempt leaves to go on from. What is no result of the step is removed
+            once it is done.
+        check: Refuses what can be told to be wrong before any step is run: names, prompt files.
+        needs_model: Whether it reads the base model, and so whether that has to be there.
+        only_where: It is left out, without a word, where this file is missing.
+        is_there: Whether its part of a file that other steps write to as well is there.
+    """
+
+    name: str
+    function: StepFunction
+    settings: tuple[str, ...]
+    reads: tuple[Input, ...]
+    writes: tuple[str, ...]
+    aside: tuple[str, ...] = ()
+    goes_on_from: tuple[str, ...] = ()
+    check: Callable[[Config], object] = field(default=_nothing_to_check)
+    needs_model: bool = False
+    only_where: str = ""
+    is_there: Callable[[RunDirectory, Config], bool] = field(default=_nothing_is_shared)
+
+
+def _check_collect(config: Config) -> None:
+    from steermoe.stages.collect import plan_groups, prepare_prompts
+
+    plan_groups(prepare_prompts(config, silent()), config)
+
+
+def _check_judge(config: Config) -> None:
+    for name in (config.judge.main, *config.judge.others):
+        judge_named(name, config.judge)
+
+
+def _check_train(config: Config) -> None:
+    from steermoe.training.arguments import check_names
+    from steermoe.training.dataset import resolve_target
+
+    if re.fullmatch(r"cuda:0*[1-9]\d*", config.model.device) and not config.model.device_map:
+        raise ConfigError(
+            f"model.device = {config.model.device!r}: training takes the first GPU that it sees; set "
+            "model.device=cuda and CUDA_VISIBLE_DEVICES"
+        )
+    resolve_target(config.train.target_response)
+    check_names(config.train)
+
+
+MODEL_ASIDE = ("model.id", "model.revision", "model.device", "model.device_map")
+"""The model is known by its weights, and where it runs is no part of a result."""
+
+GENERATION = (
+    "collect.batch_size",
+    "collect.safe_ratio",
+    "collect.num_batches",
+    "collect.generation_batch_size",
+    "collect.max_new_tokens",
+    "collect.temperature",
+)
+"""How replies are generated, and which together: the same for every variant."""
+
+INTERVALS = ("seed", "evaluate.confidence", "evaluate.num_bootstrap")
+
+PROMPTS = inputs.whole_file(names.PROMPTS)
+BASE_REPLIES = inputs.replies(names.BASE)
+TOKENS = inputs.whole_file(names.TOKENS)
+ROUTING = inputs.whole_file(names.ROUTING)
+RISK = inputs.whole_file(names.RISK)
+
+ABLATED_FILES = tuple(
+    f"{folder}/*{names.WITHOUT}*.parquet" for folder in (names.REPLIES, names.SCORED)
+)
+ABLATED = tuple(
+    inputs.family(f"{folder} of ablated variants", pattern)
+    for folder, pattern in zip((names.REPLIES, names.SCORED), ABLATED_FILES, strict=True)
+)
+INTACT = names.scored_of(f"{names.BASE}{names.WITHOUT}none")
+"""What there is of an ablation as soon as anything of it is done."""
+
+COLLECT = Step(
+    "collect",
+    _stage("collect", "collect"),
+    settings=("seed", "model", "prompts", "collect"),
+    aside=(*MODEL_ASIDE, "prompts.sources"),
+    reads=(inputs.BASE_MODEL, inputs.PROMPT_FILES),
+    writes=(names.PROMPTS, names.RESPONSES, names.TOKENS, names.ROUTING),
+    goes_on_from=(f"{names.SHARDS}/*responses-*",),
+    check=_check_collect,
+    needs_model=True,
+)
+
+JUDGE = Step(
+    "judge",
+    _stage("judge", "judge_base"),
+    settings=("judge",),
+    reads=(inputs.JUDGES, PROMPTS, BASE_REPLIES, TOKENS),
+    writes=(names.VERDICTS,),
+    check=_check_judge,
+    is_there=_is_judged(names.BASE),
+)
+
+IDENTIFY = Step(
+    "identify",
+    _stage("identify", "identify"),
+    settings=("seed", "identify", "judge.main"),
+    reads=(PROMPTS, BASE_REPLIES, TOKENS, ROUTING, inputs.verdicts_on(names.BASE)),
+    writes=(names.RISK, names.RISK_PER_BATCH, names.RISK_HELD_OUT, names.UNSAFE_EXPERTS),
+    check=lambda config: resolve_rule(config.identify.rule),
+)
+
+TRAIN = Step(
+    "train",
+    _stage("train", "train"),
+    settings=("seed", "model", "train", "judge.main", "prompts.sources"),
+    aside=(*MODEL_ASIDE, "train.save_steps", "train.report_to", "judge.main", "prompts.sources"),
+    reads=(
+        inputs.BASE_MODEL,
+        inputs.SELECTION,
+        inputs.PLAIN_GOALS,
+        PROMPTS,
+        BASE_REPLIES,
+        TOKENS,
+        ROUTING,
+    ),
+    writes=(names.SFT_DATASET, names.MODEL),
+    goes_on_from=(names.CHECKPOINTS,),
+    check=_check_train,
+    needs_model=True,
+)
+
+REPLY = Step(
+    "reply",
+    _stage("reply", "reply"),
+    settings=("seed", "model", *GENERATION, "evaluate.split"),
+    aside=MODEL_ASIDE,
+    reads=(
+        inputs.BASE_MODEL,
+        inputs.HARDENED_MODEL,
+        PROMPTS,
+        BASE_REPLIES,
+        TOKENS,
+        ROUTING,
+    ),
+    writes=(names.replies_of(names.HARDENED), names.scored_of(names.HARDENED)),
+    goes_on_from=(f"{names.SHARDS}/*{names.HARDENED}-*",),
+    needs_model=True,
+)
+
+JUDGE_HARDENED = Step(
+    "judge hardened",
+    _stage("judge", "judge_hardened"),
+    settings=("judge",),
+    reads=(inputs.JUDGES, PROMPTS, inputs.replies(names.HARDENED)),
+    writes=(names.VERDICTS,),
+    check=_check_judge,
+    only_where=names.replies_of(names.HARDENED),
+    is_there=_is_judged(names.HARDENED),
+)
+
+EVALUATE = Step(
+    "evaluate",
+    _stage("evaluate", "evaluate"),
+    settings=(*INTERVALS, "evaluate.split", "judge.main"),
+    reads=(
+        PROMPTS,
+        BASE_REPLIES,
+        inputs.replies(names.HARDENED),
+        inputs.scored(names.HARDENED),
+        inputs.verdicts_on(names.BASE),
+        inputs.verdicts_on(names.HARDENED),
+        *ABLATED,
+        inputs.VERDICTS_ON_ABLATED,
+    ),
+    writes=(names.MEASURES, names.EVALUATION),
+)
+
+REPORT = Step(
+    "report",
+    report,
+    settings=tuple(Config.model_fields),
+    aside=("run", *MODEL_ASIDE[2:]),
+    reads=(
+        PROMPTS,
+        BASE_REPLIES,
+        RISK,
+        inputs.whole_file(names.RISK_PER_BATCH),
+        inputs.whole_file(names.RISK_HELD_OUT),
+        inputs.whole_file(names.UNSAFE_EXPERTS),
+        inputs.HARDENED_MODEL,
+        inputs.replies(names.HARDENED),
+        inputs.verdicts_on(names.BASE),
+        inputs.verdicts_on(names.HARDENED),
+        inputs.whole_file(names.MEASURES),
+        inputs.whole_file(names.EVALUATION),
+        inputs.whole_file(names.ABLATION),
+    ),
+    writes=(names.REPORT,),
+)
+
+ABLATE = Step(
+    "ablate",
+    _stage("ablate", "ablate"),
+    settings=(
+        *("seed", "model", "ablate", *GENERATION, "evaluate.split"),
+        *("train.experts", "train.target_response"),
+    ),
+    aside=MODEL_ASIDE,
+    reads=(
+        inputs.BASE_MODEL,
+        inputs.HARDENED_MODEL,
+        inputs.SELECTION,
+        RISK,
+        PROMPTS,
+        BASE_REPLIES,
+        TOKENS,
+        ROUTING,
+    ),
+    writes=ABLATED_FILES,
+    goes_on_from=ABLATED_FILES,
+    needs_model=True,
+)
+
+JUDGE_ABLATED = Step(
+    "judge ablated",
+    _stage("judge", "judge_ablated"),
+    settings=("judge",),
+    reads=(inputs.JUDGES, PROMPTS, ABLATED[0]),
+    writes=(names.VERDICTS,),
+    check=_check_judge,
+    only_where=INTACT,
+    is_there=_are_ablated_judged,
+)
+
+ABLATION = Step(
+    "ablation",
+    _stage("ablation", "summarise_ablation"),
+    settings=(*INTERVALS, "evaluate.split", "ablate", "train.experts", "judge.main"),
+    reads=(
+        PROMPTS,
+        RISK,
+        ROUTING,
+        inputs.whole_file(names.UNSAFE_EXPERTS),
+        *ABLATED,
+        inputs.verdicts_on(names.BASE),
+        inputs.VERDICTS_ON_ABLATED,
+    ),
+    writes=(names.ABLATION, names.ABLATION_FIGURES),
+)
+
+RUN = (COLLECT, JUDGE, IDENTIFY, TRAIN, REPLY, JUDGE_HARDENED, EVALUATE, REPORT)
+"""What `steermoe run` does, in order."""
+
+COMMANDS: dict[str, tuple[tuple[Step, ...], tuple[Step, ...]]] = {
+    "run": ((), RUN),
+    "collect": ((), (COLLECT, JUDGE)),
+    "judge": ((), (JUDGE, JUDGE_HARDENED, JUDGE_ABLATED)),
+    "identify": ((JUDGE,), (IDENTIFY,)),
+    "train": ((JUDGE,), (TRAIN,)),
+    "evaluate": ((JUDGE,), (REPLY, JUDGE_HARDENED, EVALUATE)),
+    "ablate": ((JUDGE,), (ABLATE, JUDGE_ABLATED, EVALUATE, ABLATION)),
+    "report": ((), (REPORT,)),
+}
+"""Of each command the cheap steps that it brings up to date first, and those that it is there for."""

@@ -1,0 +1,100 @@
+"""What the files of a run are called. No other room knows."""
+
+from __future__ import annotations
+
+RUN_JSON = "run.json"
+PROMPTS = "prompts.jsonl"
+RESPONSES = "responses.parquet"
+TOKENS = "tokens.parquet"
+ROUTING = "routing.safetensors"
+VERDICTS = "verdicts.parquet"
+RISK_PER_BATCH = "risk_diff_per_batch.parquet"
+RISK = "risk_diff.parquet"
+RISK_HELD_OUT = "risk_diff_heldout.parquet"
+UNSAFE_EXPERTS = "unsafe_experts.json"
+SFT_DATASET = "sft_dataset.jsonl"
+MODEL = "model"
+REPLIES = "replies"
+SCORED = "scored"
+MEASURES = "measures.parquet"
+EVALUATION = "evaluation.json"
+ABLATION = "ablation.json"
+ABLATION_FIGURES = "ablation.parquet"
+REPORT = "report.html"
+SHARDS = "shards"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+
+HARDENED_RESPONSES = "hardened_responses.parquet"
+"""Of the layout before this one: now the replies of the variant `hardened`."""
+
+RESULTS = (
+    RESPONSES,
+    TOKENS,
+    ROUTING,
+    VERDICTS,
+    RISK,
+    RISK_PER_BATCH,
+    RISK_HELD_OUT,
+    UNSAFE_EXPERTS,
+    SFT_DATASET,
+    MODEL,
+    REPLIES,
+    SCORED,
+    MEASURES,
+    EVALUATION,
+    REPORT,
+    ABLATION,
+    ABLATION_FIGURES,
+    HARDENED_RESPONSES,
+)
+"""What a run leaves beside its prompts."""
+
+
+def replies_of(variant: str) -> str:
+    """The table of a variant's replies; the base model's are the responses that were collected."""
+    return RESPONSES if variant == BASE else f"{REPLIES}/{variant}.parquet"
+
+
+def scored_of(variant: str) -> str:
+    """The table of what was measured of a variant by feeding it texts."""
+    return f"{SCORED}/{variant}.parquet"
+
+
+def shard_of(prefix: str, index: int) -> str:
+    """One piece of unfinished work."""
+    return f"{SHARDS}/{prefix}-{index:05d}.parquet"
+
+
+BASE, HARDENED = "base", "hardened"
+"""The two variants that every run has."""
+
+WITHOUT = "-without-"
+"""In the name of an ablated variant, between the model and the set of experts that is switched off."""
+
+COMMAND_OF = {
+    PROMPTS: "collect",
+    RESPONSES: "collect",
+    TOKENS: "collect",
+    ROUTING: "collect",
+    VERDICTS: "judge",
+    RISK: "identify",
+    RISK_PER_BATCH: "identify",
+    RISK_HELD_OUT: "identify",
+    UNSAFE_EXPERTS: "identify",
+    SFT_DATASET: "train",
+    MODEL: "train",
+    REPLIES: "evaluate",
+    SCORED: "evaluate",
+    MEASURES: "evaluate",
+    EVALUATION: "evaluate",
+    REPORT: "report",
+    ABLATION: "ablate",
+    ABLATION_FIGURES: "ablate",
+}
+"""Which command makes a file."""
+
+
+def command_for(name: str) -> str:
+    """The command that makes a file."""
+    return COMMAND_OF.get(name.partition("/")[0], "run")
