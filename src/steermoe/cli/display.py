@@ -149,10 +149,9 @@ def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) ->
         text.append(f"{row['Layer_Expert']:<9} {numbers}{more}{star}{confound}\n")
     notes = ["* selected"] if selected else []
     if table.get("confounded_by", pd.Series(dtype=str)).any():
-        more = [
-            n for n in ("length", "refusal_text") if table["confounded_by"].str.contains(n).any()
-        ]
-        names = ", ".join(["topic", "format", *more])
+        replies = ("length", "refusal_text")
+        named = [name for name in replies if table["confounded_by"].str.contains(name).any()]
+        names = ", ".join(["topic", "format", *named])
         notes.append(f"{names}: at least half of the risk difference may be that")
     text.append("; ".join(notes))
     return text
