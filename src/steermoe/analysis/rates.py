@@ -92,7 +92,7 @@ def change(
         one found (of no change: the largest possible), with `worst_case_ci_low, worst_case_ci_high` and
         `worst_case_p_value`.
     """
-    chosen = {"confidence": confidence, "num_bootstrap": num_bootstrap, "seed": seed}
+    chosen: Any = {"confidence": confidence, "num_bootstrap": num_bootstrap, "seed": seed}
     scored = [
         i
         for i, (x, y) in enumerate(zip(before, after, strict=True))

@@ -14,6 +14,7 @@ from steermoe.cli.display_evidence import (
     HELD_OUT,
     ablation,
     replication_table,
+    selection_lines,
     stability_line,
     with_held_out,
 )
@@ -47,7 +48,8 @@ def overview(run: Run, top: int) -> Group:
         parts.append(_figures_table(run))
     if run.directory.file(RISK).exists():
         parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
-    parts += [part for part in (stability_line(run), replication_table(run)) if part is not None]
+    evidence = (selection_lines(run), stability_line(run), replication_table(run))
+    parts += [part for part in evidence if part is not None]
     if run.directory.file(ABLATION).exists():
         parts.append(ablation(run))
     return Group(*parts)
@@ -119,6 +121,9 @@ def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) ->
             "stability",
             "topic_diff",
             "format_diff",
+            "length_diff",
+            "estimate_unfiltered",
+            "at_same_verdict",
             HELD_OUT,
         )
         if name in table.columns
@@ -127,18 +132,21 @@ def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) ->
         extra.insert(0, "estimate")  # The interval is not that of the column risk_diff.
     text = Text(
         f"{'expert':<9} {'risk_diff':>9}  {'a_safe_n':>8}  {'a_unsafe_n':>10}"
-        + "".join(f"  {name:>9}" for name in extra)
+        + "".join(f"  {name:>{max(9, len(name))}}" for name in extra)
         + "\n"
     )
     for row in table.to_dict("records"):
         star = " *" if (row["layer"], row["expert"]) in selected else ""
         numbers = f"{row['risk_diff']:+9.4f}  {row['a_safe_n']:8.4f}  {row['a_unsafe_n']:10.4f}"
-        more = "".join(f"  {row[name]:9.4f}" for name in extra)
+        more = "".join(f"  {row[name]:{max(9, len(name))}.4f}" for name in extra)
         confound = f" {row['confounded_by']}" if row.get("confounded_by") else ""
         text.append(f"{row['Layer_Expert']:<9} {numbers}{more}{star}{confound}\n")
     notes = ["* selected"] if selected else []
     if table.get("confounded_by", pd.Series(dtype=str)).any():
-        notes.append("topic, format: at least half of the risk difference may be that")
+        replies = ("length", "refusal_text")
+        named = [name for name in replies if table["confounded_by"].str.contains(name).any()]
+        names = ", ".join(["topic", "format", *named])
+        notes.append(f"{names}: at least half of the risk difference may be that")
     text.append("; ".join(notes))
     return text
 

@@ -39,13 +39,37 @@ def stability_line(run: Run) -> Text | None:
     )
 
 
+def selection_lines(run: Run) -> Text | None:
+    """How much of the selection is expected to be false, and what other estimators say of it."""
+    found = run.state.figures_of("identify")
+    if "fixed_before" not in found:
+        return None
+    share = found["expected_false_share"]
+    fixed = found["fixed_before"]
+    said = "unknown (no p-values)" if share is None else f"{share:.0%}"
+    text = f"expected to be false among the {found['num_unsafe_experts']} selected: {said}"
+    text += f"\nfixed before: {fixed['estimator']}, segment {fixed['segment']}; q-values and stars are theirs alone"
+    others = found["sensitivity"]
+    if others:
+        means = ", ".join(
+            f"{name.removeprefix('by_')} {value['mean']:+.4f}"
+            for name, value in others.items()
+            if name != "risk_diff"
+        )
+        text += (
+            f"\nmean of the selected {others['risk_diff']['mean']:+.4f}; as sensitivity: {means}"
+        )
+    return Text(text)
+
+
 def replication_table(run: Run) -> Table | None:
     """How far held-out goals tell the same story."""
     found = run.state.figures_of("identify").get("replication")
     if not found:
         return None
+    goals = " and ".join(found.get("splits", ["dev", "test"]))
     table = Table(
-        title=f"replication on held-out goals ({found['estimator']} risk differences on both sides)",
+        title=f"replication on held-out goals of {goals} ({found['estimator']} risk differences on both sides)",
         title_justify="left",
         show_header=False,
         box=None,
@@ -53,7 +77,8 @@ def replication_table(run: Run) -> Table | None:
     number = found["num_selected"]
     table.add_row(
         f"shrinkage of the {number} selected",
-        _number(found["shrinkage"]),
+        _number(found["shrinkage"])
+        + _interval(found.get("shrinkage_ci_low"), found.get("shrinkage_ci_high")),
         "held-out mean over training mean: 1 is no loss, 0 is luck",
     )
     table.add_row(
@@ -69,9 +94,21 @@ def replication_table(run: Run) -> Table | None:
     table.add_row(
         f"among the top {number} again",
         str(found["overlap"]),
-        f"by chance {found['overlap_by_chance']:.1f} (p {found['overlap_p_value']:.2g})",
+        f"by chance {found['overlap_by_chance']:.1f}" + _when_relabelled(found),
     )
     return table
+
+
+def _when_relabelled(found: dict[str, Any]) -> str:
+    """The overlap where the labels of held-out goals are exchanged, and its p-value."""
+    expected = found.get("overlap_when_relabelled")
+    if expected is None:
+        return ""
+    return f"; with labels exchanged {expected:.1f} (p {found['overlap_p_value']:.2g})"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
 
 
 def ablation(run: Run) -> Group:

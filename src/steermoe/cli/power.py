@@ -95,7 +95,7 @@ def power_table(
     )
     from steermoe.analysis.selection import selectable_layers
     from steermoe.analysis.variance import cluster_kinds
-    from steermoe.stages.evidence import train_contrast
+    from steermoe.stages.contrast import train_contrast
     from steermoe.store.names import RISK
 
     pilot = run.read_table(RISK)
