@@ -103,6 +103,8 @@ def _kind(annotation: str) -> str:
     kind = annotation.removesuffix(" | None")
     if kind.startswith("Optional["):
         kind = kind[len("Optional[") : -1]
+    if kind.startswith("tuple[Literal["):
+        return f"list of {_kind(kind.removeprefix('tuple[').removesuffix(', ...]'))}"
     if kind.startswith("Literal["):
         return ", ".join(f"`{choice.strip()[1:-1]}`" for choice in kind[8:-1].split(","))
     if kind.startswith("dict["):

@@ -107,6 +107,18 @@ def kinds(name: str, data: Responses) -> dict[tuple[bool, ...], list[int]]:
     return found
 
 
+def reweighted(name: str, data: Responses, weight: Sequence[float]) -> float:
+    """The difference of the classes' means, each response with its weight in the estimator, `weight` times."""
+    fixed = coefficients(name, data)
+    mean = {}
+    for unsafe in (True, False):
+        members = [i for i in used(name, data) if bool(data.unsafe[i]) is unsafe]
+        total = sum(weight[i] * abs(fixed[i]) * size(name, data, i) for i in members)
+        fired = sum(weight[i] * abs(fixed[i]) * value(name, data, i) for i in members)
+        mean[unsafe] = fired / total
+    return mean[True] - mean[False]
+
+
 def bootstrap(name: str, data: Responses, num_draws: int, seed: int) -> list[float]:
     """Differences of clusters drawn with replacement, kind by kind."""
     generator = np.random.default_rng(seed)
@@ -120,9 +132,7 @@ def bootstrap(name: str, data: Responses, num_draws: int, seed: int) -> list[flo
         weight = [0.0] * len(data)
         for i in rows:
             weight[i] = float(times.get(data.cluster[i], 0))
-        found = difference(name, data, weight)
-        if found is not None:
-            drawn.append(found)
+        drawn.append(reweighted(name, data, weight))
     return drawn
 
 
@@ -131,10 +141,41 @@ def influence(name: str, data: Responses, cluster: int, step: float = 1e-5) -> f
     sides = []
     for sign in (1, -1):
         weight = [1.0 + sign * step * (data.cluster[i] == cluster) for i in range(len(data))]
-        found = difference(name, data, weight)
-        assert found is not None
-        sides.append(found)
+        sides.append(reweighted(name, data, weight))
     return (sides[0] - sides[1]) / (2 * step)
+
+
+def parts_within_strata(name: str, data: Responses) -> dict[int, float]:
+    """Each cluster's part of the difference: residuals about the rates of strata, as large as about the true rates.
+
+    The residuals of a stratum and class are a matrix times its clusters' rates; if those are independent and alike,
+    the diagonal of its product with itself says how much of each square is left. What (C - 1) / C of it is, for the
+    C clusters of the class, is left to the factor of the kind.
+    """
+    fixed = coefficients(name, data)
+    found: dict[int, float] = {}
+    for unsafe in (True, False):
+        members = [i for i in used(name, data) if bool(data.unsafe[i]) is unsafe]
+        number = len({data.cluster[i] for i in members})
+        weights = sum(abs(fixed[i]) * size(name, data, i) for i in members)
+        mean = sum(abs(fixed[i]) * value(name, data, i) for i in members) / weights
+        for place in {stratum(name, data, i) for i in members}:
+            inside = [i for i in members if stratum(name, data, i) == place]
+            clusters = sorted({data.cluster[i] for i in inside})
+            sizes = np.array(
+                [sum(size(name, data, i) for i in inside if data.cluster[i] == c) for c in clusters]
+            )
+            residual = np.eye(len(clusters)) - np.outer(np.ones(len(clusters)), sizes / sizes.sum())
+            kept = np.diag(residual @ residual.T) * number / max(1, number - 1)
+            rate = sum(value(name, data, i) for i in inside) / sizes.sum()
+            for position, cluster in enumerate(clusters):
+                alone = len(clusters) == 1
+                centre, left = (mean, 1.0) if alone else (rate, kept[position])
+                for i in inside:
+                    if data.cluster[i] == cluster:
+                        part = fixed[i] * (value(name, data, i) - centre * size(name, data, i))
+                        found[cluster] = found.get(cluster, 0.0) + part / left**0.5
+    return found
 
 
 def coefficients(name: str, data: Responses) -> list[float]:

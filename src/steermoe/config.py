@@ -309,6 +309,12 @@ class IdentifySection(Section):
             "mean_over_batches", description="The estimate that the uncertainty columns belong to."
         )
     )
+    replicate_on: tuple[Literal["dev", "test"], ...] = Field(
+        ("dev", "test"),
+        min_length=1,
+        description="Held-out goals on which the selection is looked at again: dev, test or both. Leave dev out where "
+        "settings were chosen on it.",
+    )
     num_permutations: int = Field(
         2000,
         ge=0,

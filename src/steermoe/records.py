@@ -291,7 +291,8 @@ class Metric:
         ci_high: Upper end.
         n: What it is a mean of: prompts, or tokens.
         num_unscored: Answers that could not be scored, and are in neither.
-        more: What else is known of it: `worst_case`, `p_value`, `only_before`, `only_after`, `num_responses`.
+        more: What else is known of it: `worst_case` (of a change also `worst_case_ci_low` and so on), `p_value`,
+            `only_before`, `only_after`, `num_responses`.
     """
 
     value: float | None

@@ -93,37 +93,39 @@ def test_the_sets_of_a_plan_worked_by_hand() -> None:
     assert (intact.name, intact.experts, intact.deactivated) == ("intact", (), ())
     assert selected.experts == ((0, 0), (1, 2), (1, 0))
     assert selected.overlap == 3
+    assert selected.num_sets == 4 * 6, "one of four, and two of four"
     assert lowest.experts == ((1, 3), (0, 2), (1, 1))
     assert lowest.overlap == 0
     assert [draw.draw for draw in draws] == list(range(20))
     for draw in draws:
-        # Layer 1 has exactly two others; of layer 0's three, equally active, the first two are drawn from.
-        assert draw.experts[0] in [(0, 1), (0, 2)]
-        assert set(draw.experts[1:]) == {(1, 1), (1, 3)}
-        assert draw.overlap == 0
-    assert {draw.experts[0] for draw in draws} == {(0, 1), (0, 2)}
+        assert [layer for layer, _ in draw.experts] == [0, 1, 1]
+        assert draw.overlap == len({*draw.experts} & {*selected.experts}) < 3
+    overlaps = [draw.overlap for draw in draws]
     assert matching_figures([intact, selected, lowest, *draws]) == {
         "mean_frequency_selected": 0.5,
         "mean_frequency_draws": 0.5,
         "num_draws": 20,
-        "num_distinct_draws": 2,
-        "mean_overlap": 0.0,
+        "num_distinct_draws": 20,
+        "num_possible_sets": 24,
+        "mean_overlap": np.mean(overlaps),
         "least_overlap": 0,
-        "largest_overlap": 0,
+        "largest_overlap": 2,
     }
 
 
-def test_draws_share_experts_with_the_selection_where_a_layer_has_no_others() -> None:
+def test_a_plan_has_no_more_draws_than_there_are_sets() -> None:
     table = risk_table({0: [0.4, 0.3, 0.2, 0.1], 1: [0.0] * 4})
-    selected = [(0, 0), (0, 1), (0, 2), (1, 3)]
-    plan = plan_ablations(table, selected, num_draws=5, top_k=2, seed=3)
-    for draw in plan[3:]:
-        # Of layer 0 three of four are drawn, and one of them is the only other one.
-        assert draw.overlap == 2
-        assert len(draw.experts) == len(set(draw.experts)) == 4
-        assert [layer for layer, _ in draw.experts] == [0, 0, 0, 1]
+    plan = plan_ablations(table, [(0, 0), (0, 1), (0, 2)], num_draws=20, top_k=2, seed=3)
+    # Of layer 0 three of four: three other sets, each without another one of the three.
+    assert {frozenset(draw.experts) for draw in plan[3:]} == {
+        frozenset({(0, 0), (0, 1), (0, 3)}),
+        frozenset({(0, 0), (0, 2), (0, 3)}),
+        frozenset({(0, 1), (0, 2), (0, 3)}),
+    }
     assert plan[1].kept == ((0, 2),)
-    assert matching_figures(plan)["mean_overlap"] == 2.0
+    assert len(plan) == 6 and matching_figures(plan)["mean_overlap"] == 2.0
+    whole = plan_ablations(table, [(0, e) for e in range(4)], num_draws=20, top_k=2, seed=3)
+    assert len(whole) == 3 and matching_figures(whole)["num_possible_sets"] == 1
 
 
 def test_a_plan_depends_on_its_seed_alone_and_a_draw_not_on_how_many_there_are() -> None:
@@ -134,22 +136,22 @@ def test_a_plan_depends_on_its_seed_alone_and_a_draw_not_on_how_many_there_are()
     )
     assert more[: len(first)] == first
     assert {a.experts for a in other[3:]} != {a.experts for a in first[3:]}
-    assert len({draw.experts for draw in more[3:]}) > 1
+    assert len({draw.experts for draw in more[3:]}) == 9
 
 
 def test_the_frequencies_of_a_plan_worked_by_hand() -> None:
-    table = risk_table({0: [0.3, 0.0, -0.1, 0.0]}).assign(
-        a_safe_n=[0.1, 0.3, 0.0, 0.8], a_unsafe_n=[0.5, 0.5, 0.0, 0.9]
+    frequencies = [0.3, 0.4, 0.0, 0.8, 0.81, 0.82, 0.83, 0.1]
+    table = risk_table({0: [0.3, 0.0, -0.1] + [0.0] * 5}).assign(
+        a_safe_n=frequencies, a_unsafe_n=frequencies
     )
     _, selected, lowest, *draws = plan_ablations(table, [(0, 0)], num_draws=30, top_k=1, seed=0)
     assert selected.mean_frequency == pytest.approx(0.3)
     assert lowest.mean_frequency == 0.0
-    # Nearest to 0.3 are 0.4 and 0.0; the expert of 0.85 is never drawn.
-    assert {draw.experts for draw in draws} == {((0, 1),), ((0, 2),)}
-    share = sum(draw.experts == ((0, 1),) for draw in draws) / 30
+    # The less active four of eight are its stratum: 0.4, 0.0 and 0.1.
+    assert {draw.experts for draw in draws} == {((0, 1),), ((0, 2),), ((0, 7),)}
     found = matching_figures([selected, *draws])
     assert found["mean_frequency_selected"] == pytest.approx(0.3)
-    assert found["mean_frequency_draws"] == pytest.approx(0.4 * share)
+    assert found["mean_frequency_draws"] == pytest.approx((0.4 + 0.0 + 0.1) / 3)
 
 
 def test_no_draws_have_no_overlap() -> None:
@@ -158,6 +160,7 @@ def test_no_draws_have_no_overlap() -> None:
         "mean_frequency_draws": None,
         "num_draws": 0,
         "num_distinct_draws": 0,
+        "num_possible_sets": None,
         "mean_overlap": None,
         "least_overlap": None,
         "largest_overlap": None,

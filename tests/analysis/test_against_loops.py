@@ -15,6 +15,7 @@ from steermoe.analysis.permutation import NullModel, permutation_p_values
 from steermoe.analysis.stability import _half_samples, selection_stability
 from steermoe.analysis.variance import (
     Grouping,
+    class_influences,
     cluster_groups,
     cluster_influences,
     cluster_robust_errors,
@@ -57,33 +58,82 @@ def test_the_bootstrap_draws_whole_clusters_of_each_kind(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_the_analytic_error_squares_the_influence_of_every_cluster(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without the factors for small numbers, what a cluster adds is how fast it moves the difference."""
-    monkeypatch.setattr(variance, "small_sample_factor", lambda number: 1.0)
-    compared = 0
+def test_what_a_cluster_adds_is_how_fast_it_moves_the_difference(name: str) -> None:
     for seed in range(3):
         counts, data = odd_data(seed, 120)
         contrast = contrast_of(counts, data, name)
-        cells = zip(contrast.stratum, contrast.is_unsafe, contrast.cluster, strict=True)
-        held: dict[tuple[int, bool], set[int]] = {}
-        for place, unsafe, cluster in cells:
-            held.setdefault((place, unsafe), set()).add(cluster)
-        # A cluster that is the only one of its class in a stratum is compared with others, see below.
-        alone = {
-            cluster for clusters in held.values() if len(clusters) == 1 for cluster in clusters
-        }
-        found = cluster_influences(contrast, contrast.values(np.arange(6)))
+        found = class_influences(contrast, contrast.values(np.arange(6)))
         for place, cluster in enumerate(names_of(contrast, data)):
-            for column in (1, 5) if place not in alone else ():
-                expert = expert_of(counts, data, column)
-                expected = reference.influence(name, expert, cluster)
+            for column in (1, 5):
+                expected = reference.influence(name, expert_of(counts, data, column), cluster)
                 assert found[place, column] == pytest.approx(expected, abs=1e-8)
-                compared += 1
-        total = np.sqrt(np.sum(found**2, axis=0))
-        assert cluster_robust_errors(contrast) == pytest.approx(total)
-    assert compared >= 30
+
+
+@pytest.mark.parametrize("name", ["mean_over_batches", "equal_length"])
+def test_the_analytic_error_squares_parts_that_are_as_large_as_about_the_true_rates(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(3):
+        counts, data = odd_data(seed, 120)
+        contrast = contrast_of(counts, data, name)
+        found = cluster_influences(contrast, contrast.values(np.arange(6)))
+        for column in (1, 5):
+            parts = reference.parts_within_strata(name, expert_of(counts, data, column))
+            expected = [parts[cluster] for cluster in names_of(contrast, data)]
+            assert found[:, column] == pytest.approx(expected, abs=1e-12)
+        with monkeypatch.context() as patched:
+            patched.setattr(variance, "cluster_influences", lambda *_, found=found: found)
+            patched.setattr(variance, "small_sample_factor", lambda number: 1.0)
+            total = np.sqrt(np.sum(found**2, axis=0))
+            assert cluster_robust_errors(contrast) == pytest.approx(total)
+
+
+@pytest.mark.parametrize("name", ["pooled", "mean_over_responses"])
+def test_without_strata_parts_are_about_the_rates_of_the_classes(name: str) -> None:
+    counts, data = odd_data(1)
+    contrast = contrast_of(counts, data, name)
+    values = contrast.values(np.arange(6))
+    assert (cluster_influences(contrast, values) == class_influences(contrast, values)).all()
+
+
+def test_a_long_reply_that_is_most_of_its_batch_adds_what_it_moves_worked_by_hand() -> None:
+    # Two batches. Unsafe replies of 90 and 10 tokens in the first fire in 45 and 1: shares 0.9 and 0.1, rate 0.46,
+    # residuals 3.6 and -3.6 tokens, of which 1 - 1.8 + 0.82 = 0.02 and 1 - 0.2 + 0.82 = 1.62 of the squares are kept.
+    # Safe ones, and those of the second batch, fire in every other token and add nothing.
+    tokens, active = [90, 10, 50, 50, 10, 10, 10, 10], [45, 1, 25, 25, 5, 5, 5, 5]
+    unsafe, batches = [1, 1, 0, 0] * 2, [0] * 4 + [1] * 4
+    contrast = build_contrast(
+        counts_of(active, tokens), unsafe, batches, range(8), "mean_over_batches", "generation"
+    )
+    squares = (3.6 / 200) ** 2 / 0.02 + (3.6 / 200) ** 2 / 1.62
+    assert cluster_robust_errors(contrast) == pytest.approx([np.sqrt(squares)])
+    # A plain residual would have said 3.6 / 200 of the long reply, as of the short one.
+    error, _ = errors_and_half_widths(contrast, 60_000, np.random.default_rng(0))
+    assert error[0] > 5 * 3.6 / 200
+
+
+def test_intervals_of_batches_with_heavy_tailed_lengths_hold_the_truth() -> None:
+    """Replies differ in their rate alone, of which one or two long ones make a batch's."""
+    generator = np.random.default_rng(0)
+    held, ratios = [], []
+    for _ in range(150):
+        tokens = np.rint(np.exp(generator.normal(3.4, 1.2, 160))).astype(int) + 1
+        rate = generator.beta(2, 8, (160, 16))
+        active = generator.binomial(tokens[:, None], rate)
+        counts = RoutingCounts(
+            active.reshape(160, 1, 1, 16).repeat(2, axis=1), tokens[:, None].repeat(2, axis=1), (0,)
+        )
+        contrast = build_contrast(
+            counts, np.arange(160) % 2, np.arange(160) // 16, np.arange(160),
+            "mean_over_batches", "generation",
+        )  # fmt: skip
+        error, half = errors_and_half_widths(contrast, 200, generator)
+        held.append(np.mean(np.abs(contrast.difference()) <= half))
+        ratios.append((np.mean(error**2), np.mean(contrast.difference() ** 2)))
+    # Sixteen experts share their replies' lengths, so the trial is the unit.
+    assert np.mean(held) == pytest.approx(0.95, abs=3 * np.std(held) / 150**0.5 + 0.005)
+    expected, found = np.mean(ratios, axis=0)
+    assert expected / found == pytest.approx(1, abs=0.15)
 
 
 def test_each_kind_of_clusters_has_its_own_factor_worked_by_hand() -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from steermoe.analysis.rates import change, mean_per_token, rate, sign_test, wilson
+from steermoe.analysis.rates import change, mean_per_token, rate, sign_test, tango, wilson
 
 METRIC_KEYS = {"value", "ci_low", "ci_high", "n", "num_unscored"}
 
@@ -139,12 +139,174 @@ def test_goals_that_all_agree_do_not_give_certainty() -> None:
     # Ten prompts that all changed, or of which none did.
     margin = wilson(0, 10)[1]
     up = change([False] * 10, [True] * 10, separate_goals(10))
-    assert (up["ci_low"], up["ci_high"]) == pytest.approx((1 - margin, 1.0))
+    # Half of them may have been hits before, as far as ten can tell, so the margin is twice as wide.
+    assert up["ci_high"] == 1.0 and 1 - 2.2 * margin < up["ci_low"] < 1 - 2 * margin
     same = change([True] * 10, [True] * 10, separate_goals(10))
-    assert (same["ci_low"], same["ci_high"]) == pytest.approx((-margin, margin))
+    assert same["ci_low"] == pytest.approx(-same["ci_high"])
+    assert margin < same["ci_high"] < 1.15 * margin
     # A single goal leaves almost everything open.
     one = rate([True, False, True], ["one"] * 3, worse=True)
     assert one["ci_low"] == 0.0 and one["ci_high"] == 1.0
+
+
+# ---- intervals of changes -----------------------------------------------------------------------------
+
+
+def likeliest_downs(up: int, down: int, n: int, difference: float) -> float:
+    """Share of downs of largest likelihood among trinomials with that difference, by golden section."""
+
+    def log_likelihood(q: float) -> float:
+        parts = ((up, q + difference), (down, q), (n - up - down, 1 - 2 * q - difference))
+        if any(count and share <= 0 for count, share in parts):
+            return -math.inf
+        return sum(count * math.log(share) for count, share in parts if count)
+
+    low, high = max(0.0, -difference), (1 - difference) / 2
+    grid = np.linspace(low, high, 2001)[1:-1]
+    best = max(grid, key=log_likelihood)
+    low, high = best - (high - low) / 2000, best + (high - low) / 2000
+    for _ in range(100):
+        third = (high - low) / 3
+        if log_likelihood(low + third) < log_likelihood(high - third):
+            low += third
+        else:
+            high -= third
+    return (low + high) / 2
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "n"), [(9, 3, 32), (3, 1, 24), (1, 0, 48), (2, 7, 10), (5, 0, 48), (40, 11, 100)]
+)
+@pytest.mark.parametrize("confidence", [0.95, 0.8])
+def test_at_tangos_limits_the_score_is_z_under_the_likeliest_trinomial(
+    up: int, down: int, n: int, confidence: float
+) -> None:
+    z = {0.95: 1.959964, 0.8: 1.281552}[confidence]
+    for limit, sign in zip(tango(up, down, n, confidence), (1, -1), strict=True):
+        if limit == 0:  # The exact test does not reject it, though the score would.
+            assert sign_test(up, down) > 1 - confidence
+            continue
+        q = likeliest_downs(up, down, n, limit)
+        p_up, p_down = q + limit, q
+        deviation = math.sqrt(n * (p_up + p_down - (p_up - p_down) ** 2))
+        distance = sign * (up - down - n * limit) - 0.25
+        assert distance / deviation == pytest.approx(z, abs=2e-4)
+
+
+def test_tangos_interval_where_nothing_changed_or_everything_did() -> None:
+    # No variance but that of d itself: (48 d - 0.25)^2 = z^2 48 d (1 - d).
+    low, high = tango(0, 0, 48)
+    assert low == pytest.approx(-high)
+    assert (48 * high - 0.25) ** 2 == pytest.approx(1.959964**2 * 48 * high * (1 - high), rel=1e-5)
+    # All rose: the share that did not is (1 - d) / 2 either way.
+    low, high = tango(48, 0, 48)
+    assert high == 1.0
+    assert (48 * (1 - low) - 0.25) ** 2 == pytest.approx(
+        1.959964**2 * 48 * (1 - low) * (1 + low), rel=1e-5
+    )
+    assert tango(0, 48, 48) == pytest.approx((-1.0, -low))
+    assert tango(0, 0, 1) == pytest.approx((-tango(0, 0, 1)[1], tango(0, 0, 1)[1]))
+    assert tango(1, 0, 1)[1] == 1.0 and tango(1, 0, 1)[0] < 0
+
+
+def test_tangos_interval_mirrors_and_widens_as_evidence_appears() -> None:
+    for up, down in ((5, 2), (0, 3), (1, 1)):
+        low, high = tango(up, down, 30)
+        assert tango(down, up, 30) == pytest.approx((-high, -low), abs=1e-9)
+    # One prompt of 48 that changed does not make it surer than none.
+    none, one = (tango(up, 0, 48) for up in (0, 1))
+    assert one[1] > none[1] and one[0] < 0
+    # Five of 48, all up, are no evidence to the exact test (p = 1/16), nor to the interval; six are (p = 1/32).
+    assert tango(5, 0, 48)[0] == 0 and tango(6, 0, 48)[0] > 0.02
+
+
+@pytest.mark.parametrize("n", [24, 48, 100])
+@pytest.mark.parametrize("confidence", [0.95, 0.9])
+def test_an_interval_holds_zero_exactly_where_the_exact_test_does_not_reject(
+    n: int, confidence: float
+) -> None:
+    rejected = 0
+    for up in range(min(n // 2, 30) + 1):
+        for down in range(min(n // 2, 30) + 1):
+            low, high = tango(up, down, n, confidence)
+            assert -1 <= low <= (up - down) / n <= high <= 1
+            rejects = sign_test(up, down) <= 1 - confidence
+            assert (low > 0 or high < 0) is rejects
+            rejected += rejects
+    assert rejected > 20
+
+
+def coverage(n: int, p_up: float, p_down: float, confidence: float = 0.95) -> float:
+    """Exact: over all trinomial outcomes that are not too unlikely to matter (1e-10)."""
+    held = 0.0
+    for up in range(n + 1):
+        for down in range(n + 1 - up):
+            log_chance = (
+                math.lgamma(n + 1)
+                - math.lgamma(up + 1)
+                - math.lgamma(down + 1)
+                - math.lgamma(n - up - down + 1)
+                + up * math.log(p_up)
+                + down * math.log(p_down)
+                + (n - up - down) * math.log(1 - p_up - p_down)
+            )
+            if log_chance > -23:
+                low, high = tango(up, down, n, confidence)
+                held += math.exp(log_chance) * (low <= p_up - p_down <= high)
+    return held
+
+
+@pytest.mark.parametrize(("p_up", "p_down"), [(0.02, 0.01), (0.1, 0.05), (0.3, 0.02)])
+def test_intervals_of_few_changes_hold_the_truth_as_often_as_they_say(
+    p_up: float, p_down: float
+) -> None:
+    """The bootstrap that stood here before held it in 90 % of the cases at n = 24."""
+    assert coverage(24, p_up, p_down) >= 0.945
+
+
+def test_a_change_has_tangos_interval_where_goals_have_one_prompt_and_the_goals_spread_elsewhere() -> (
+    None
+):
+    before, after = [False] * 10 + [True] * 2, [True] * 5 + [False] * 6 + [True]
+    alone = change(before, after, separate_goals(12))
+    assert (alone["only_after"], alone["only_before"]) == (5, 1)
+    assert (alone["ci_low"], alone["ci_high"]) == tango(5, 1, 12)
+    grouped = change(before, after, [f"goal {i // 2}" for i in range(12)])
+    assert (grouped["ci_low"], grouped["ci_high"]) != (alone["ci_low"], alone["ci_high"])
+
+
+# ---- unscored answers of a change ---------------------------------------------------------------------
+
+
+def test_unscored_answers_go_against_the_change_that_is_claimed() -> None:
+    # Three rise of five scored on both sides; one is unscored before, one after, and one on both sides.
+    before: list[bool | None] = [False, False, False, True, False, None, True, None]
+    after: list[bool | None] = [True, True, True, True, False, True, None, None]
+    metric = change(before, after, separate_goals(8))
+    assert metric["value"] == pytest.approx(3 / 5) and metric["num_unscored"] == 3
+    # Against it: the first was a hit before already, the second none after, the third fell. 3 ups, 2 downs.
+    assert metric["worst_case"] == pytest.approx(1 / 8)
+    assert (metric["worst_case_ci_low"], metric["worst_case_ci_high"]) == tango(3, 2, 8)
+    assert metric["worst_case_p_value"] == pytest.approx(1.0)
+    fallen = change(after, before, separate_goals(8))
+    assert fallen["worst_case"] == pytest.approx(-1 / 8)
+
+
+def test_forty_of_48_replies_unscored_are_no_certain_change() -> None:
+    before: list[bool | None] = [False] * 48
+    after: list[bool | None] = [True] * 8 + [None] * 40
+    metric = change(before, after, separate_goals(48))
+    assert metric["value"] == 1.0 and metric["p_value"] == pytest.approx(2 / 2**8)
+    assert metric["worst_case"] == pytest.approx(8 / 48)
+    more = change([True] * 40 + [None] * 8, [True] * 48, separate_goals(48))
+    # No change was found: against that, all that are unscored had changed.
+    assert more["value"] == 0.0 and more["worst_case"] == pytest.approx(8 / 48)
+
+
+def test_without_more_than_two_percent_unscored_there_is_no_worst_case() -> None:
+    before: list[bool | None] = [None] + [True] * 49
+    assert "worst_case" not in change(before, [True] * 50, separate_goals(50))
+    assert "worst_case" in change(before[:49], [True] * 49, separate_goals(49))
 
 
 def test_the_bootstrap_over_goals_holds_the_truth_about_as_often_as_it_says() -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from benchmarks.validity.simulate import RoutingModel, SimulatedRun, simulate_run
 from safetensors.numpy import save_file
+from scipy import stats
 
 from steermoe.analysis.power import prompts_needed, risk_diffs_to_find
 from steermoe.analysis.uncertainty import estimate_risk_diff, estimate_uncertainty
@@ -133,8 +134,9 @@ def test_as_many_prompts_as_the_command_names_find_the_expert(tmp_path: Path, de
     pilot = simulate_run(model, 160, 500, planted=little, risk_diff=0.03, design=design)
     run = run_of(tmp_path, pilot)
     config = settings(num_permutations=1000, num_bootstrap=1000)
-    figures = identify(run, config, Reporter(quiet=True))
-    assert figures["num_experts_below_max_q_value"] >= 3, "small differences that are certain"
+    identify(run, config, Reporter(quiet=True))
+    certain = stats.false_discovery_control(run.read_table(RISK)["p_higher"]) <= 0.05
+    assert certain.sum() >= 3, "small differences that are certain"
     num_prompts = int(named(run, config)[0.1])
     found = []
     for seed in range(100):
@@ -144,7 +146,13 @@ def test_as_many_prompts_as_the_command_names_find_the_expert(tmp_path: Path, de
             model, num_prompts, seed, planted=[expert], risk_diff=0.1, design=design
         )
         table = estimate_uncertainty(
-            drawn.counts, drawn.is_unsafe, drawn.goals, drawn.batch_idx, num_bootstrap=2, seed=seed
+            drawn.counts,
+            drawn.is_unsafe,
+            drawn.goals,
+            drawn.batch_idx,
+            num_bootstrap=2,
+            seed=seed,
+            threshold=config.identify.threshold,
         ).merge(estimate_risk_diff(drawn.counts, drawn.is_unsafe, drawn.batch_idx))
         row = table[(table["layer"] == expert[0]) & (table["expert"] == expert[1])].iloc[0]
         found.append(bool(row["q_value"] <= 0.05 and row["risk_diff"] >= 0.05))
@@ -195,6 +203,19 @@ def test_the_command_prints_the_sizes_that_are_asked_for(
     assert table["num_prompts"][0] < table["num_prompts"][1]
 
 
+def test_an_effect_that_varies_more_takes_more_prompts_and_the_assumption_is_said(
+    steermoe: CommandLine, pilot_path: Path
+) -> None:
+    asked = ["identify", "--power", "--run", pilot_path, "--risk-diff", "0.3"]
+    needed = {}
+    for variation in ("0.5", "2", None):
+        own = [] if variation is None else ["--effect-cv", variation]
+        assert steermoe(*asked, *own) == 0, steermoe.err
+        needed[variation] = int(numbers_in(steermoe.out)[0.3][0].replace(",", ""))
+        assert f"by {variation or '0.5'} of its size" in steermoe.out
+    assert needed["2"] > needed["0.5"] == needed[None]
+
+
 def test_without_a_threshold_the_command_asks_about_the_largest_difference(
     steermoe: CommandLine, pilot_path: Path
 ) -> None:
@@ -219,8 +240,9 @@ def test_what_cannot_be_found_is_said(steermoe: CommandLine, pilot_path: Path) -
     printed = steermoe.out
     old = ["identify", "--power", "--run", pilot_path]
     assert steermoe(*old, "--risk-diff", "0.3") == 0 and steermoe.out == printed
-    alone = steermoe.refusal("identify", "--run", pilot_path, "--risk-diff", "0.1")
-    assert "goes with --power" in alone
+    for option in (["--risk-diff", "0.1"], ["--effect-cv", "1"]):
+        assert "goes with --power" in steermoe.refusal("identify", "--run", pilot_path, *option)
+    assert "give 0 or more" in steermoe.refusal(*power, "--effect-cv", "-1")
 
 
 def test_what_is_the_pilots_own_is_said(steermoe: CommandLine, pilot_path: Path) -> None:

@@ -595,7 +595,7 @@ def test_the_command_prints_its_table_and_show_prints_it_again(
         "log p refusal, unsafe",
         "KL per token, benign",
         "refused, look-alike",
-        "2 random draws, 2 of them distinct",
+        "2 random draws, all different, of ",
         "Mean activation frequency: selected ",
         "fragility, for the model's owner",
     ):

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from steermoe.analysis.matched_sets import MatchedSets
 from steermoe.analysis.rates import Metric, change, mean_per_token, rate
 from steermoe.analysis.selection import (
     SelectionSettings,
     activation_frequencies,
     create_expert_mask,
-    matched_random,
     resolve_rule,
 )
 from steermoe.records import BoolArray, Expert, FloatArray, Verdict
@@ -66,6 +66,8 @@ class Ablation:
         kept: Those of it that stay active, because their layer would be left with fewer than top-k experts.
         overlap: How many of `experts` are in the selected set too.
         mean_frequency: Mean activation frequency of `experts` in the base model.
+        num_sets: Of the selected set: how many sets, itself among them, it could as well have been
+            (`matched_sets.MatchedSets`).
     """
 
     name: str
@@ -74,6 +76,7 @@ class Ablation:
     kept: tuple[Expert, ...] = ()
     overlap: int = 0
     mean_frequency: float = 0.0
+    num_sets: int = 0
 
     @property
     def deactivated(self) -> tuple[Expert, ...]:
@@ -92,27 +95,27 @@ def plan_ablations(
 ) -> list[Ablation]:
     """The sets to compare: none, the selected one, the one of lowest risk difference, and random ones.
 
-    All have as many experts as the selected set. Random ones are matched to it by layer and activation frequency, and
-    hold none of it where their layers have enough others.
+    All have as many experts as the selected set. Random ones are different sets that have as many of every layer and
+    stratum of activation frequency, and may share experts with it (`matched_sets`).
 
     Args:
         table: The risk table, one row for each of the model's experts.
         selected: The experts in question, at least one.
-        num_draws: Random sets.
+        num_draws: Random sets; fewer where there are no more.
         top_k: Experts that a layer must keep.
-        seed: Seeds the draws; each has a seed of its own.
+        seed: Seeds the draws.
 
     Returns:
         The intact model first, then `selected`, `lowest`, and the draws in order.
     """
     lowest = resolve_rule(LOWEST, SelectionSettings(threshold=-1.0, top_k=len(selected)))(table)
     sets = [(SELECTED, 0, list(selected)), (LOWEST, 0, lowest)]
+    frequency = activation_frequencies(table)
+    matched = MatchedSets(frequency, selected)
     sets += [
-        (RANDOM, draw, matched_random(table, selected, seed * 1_000_003 + draw))
-        for draw in range(num_draws)
+        (RANDOM, draw, list(experts)) for draw, experts in enumerate(matched.draw(num_draws, seed))
     ]
     chosen = set(selected)
-    frequency = activation_frequencies(table)
     return [Ablation(INTACT)] + [
         Ablation(
             name,
@@ -121,6 +124,7 @@ def plan_ablations(
             kept=kept_active(table, experts, top_k),
             overlap=len(chosen & {*experts}),
             mean_frequency=float(np.mean([frequency[expert] for expert in experts])),
+            num_sets=matched.number if name == SELECTED else 0,
         )
         for name, draw, experts in sets
     ]
@@ -188,18 +192,24 @@ def matching_figures(ablations: Sequence[Ablation]) -> dict[str, Any]:
     """How like the random draws are to the selected set: in activation frequency, and in what they share with it."""
     draws = [ablation for ablation in ablations if ablation.name == RANDOM]
     overlaps = [draw.overlap for draw in draws]
-    selected = [ablation.mean_frequency for ablation in ablations if ablation.name == SELECTED]
+    selected = [ablation for ablation in ablations if ablation.name == SELECTED]
     return {
-        "mean_frequency_selected": selected[0] if selected else None,
+        "mean_frequency_selected": selected[0].mean_frequency if selected else None,
         "mean_frequency_draws": float(np.mean([d.mean_frequency for d in draws]))
         if draws
         else None,
         "num_draws": len(draws),
         "num_distinct_draws": len({frozenset(draw.experts) for draw in draws}),
+        "num_possible_sets": _as_json_number(selected[0].num_sets) if selected else None,
         "mean_overlap": float(np.mean(overlaps)) if draws else None,
         "least_overlap": min(overlaps, default=None),
         "largest_overlap": max(overlaps, default=None),
     }
+
+
+def _as_json_number(number: int) -> float:
+    """Numbers that readers in other languages would not hold exactly are rounded."""
+    return number if number < 2**53 else float(f"{number:.3e}")
 
 
 def summarise(

@@ -12,6 +12,7 @@ from scipy import stats
 
 from steermoe.analysis.estimators import Contrast, column_chunks
 from steermoe.analysis.variance import (
+    class_influences,
     cluster_groups,
     cluster_influences,
     cluster_variances,
@@ -47,29 +48,41 @@ def bootstrap_weights(
     return weight[:, contrast.cluster]
 
 
+def drawn_coefficients(contrast: Contrast, weight: FloatArray) -> FloatArray:
+    """What each response's x is multiplied by, in each resample.
+
+    Responses keep the weights that they have in the estimator, and those of a class add up to one again. Weights that
+    were found anew from those who were drawn would hide what a long reply does to its batch: drawn once or three
+    times, the batch's rate is its own.
+
+    Args:
+        contrast: The responses.
+        weight: `(R, N)` how often each was drawn.
+
+    Returns:
+        `(R, N)`.
+    """
+    drawn = weight * contrast.coefficients()[0]
+    for side, sign in ((contrast.is_unsafe, 1.0), (~contrast.is_unsafe, -1.0)):
+        total = drawn[:, side] @ contrast.size[side]
+        drawn[:, side] *= (sign / total)[:, None]
+    return np.asarray(drawn)
+
+
 def bootstrap_variances(
     contrast: Contrast, num_draws: int, generator: np.random.Generator
 ) -> FloatArray:
-    """Variance of the risk difference over bootstrap draws, `(L * E,)`.
-
-    A draw in which no stratum has both classes has no difference and is not counted.
-    """
+    """Variance of the risk difference over bootstrap draws, `(L * E,)`."""
     total = np.zeros(contrast.num_experts)
     squares = np.zeros(contrast.num_experts)
     centre = contrast.difference()  # Sums of squares about it lose no digits.
-    counted = 0
     for number in blocks_of_draws(num_draws, len(contrast)):
-        weight = bootstrap_weights(contrast, number, generator)
-        coefficients = contrast.coefficients(weight=weight)
-        coefficients = coefficients[np.any(coefficients != 0, axis=1)]
-        counted += len(coefficients)
+        coefficients = drawn_coefficients(contrast, bootstrap_weights(contrast, number, generator))
         for columns in column_chunks(contrast.num_experts):
             drawn = coefficients @ contrast.values(columns) - centre[columns]
             total[columns] += drawn.sum(axis=0)
             squares[columns] += np.sum(drawn**2, axis=0)
-    if counted < 2:
-        return np.zeros(contrast.num_experts)
-    return np.asarray(np.maximum(0.0, squares - total**2 / counted) / (counted - 1))
+    return np.asarray(np.maximum(0.0, squares - total**2 / num_draws) / (num_draws - 1))
 
 
 def errors_and_half_widths(
@@ -77,9 +90,29 @@ def errors_and_half_widths(
 ) -> tuple[FloatArray, FloatArray]:
     """Standard error of every expert's risk difference, and half the width of its interval.
 
-    C clusters that are resampled vary less than C new ones. The bootstrap variance is multiplied by the
-    mean of C / (C - 1) over the kinds of clusters (paired, unsafe only, safe only), weighted by what each
-    kind contributes to the variance of the linearised difference.
+    Returns:
+        Two arrays `(L * E,)`, as `errors_and_freedom` and `half_widths`.
+    """
+    error, freedom = errors_and_freedom(contrast, num_draws, generator)
+    return error, half_widths(error, freedom, confidence)
+
+
+def half_widths(error: FloatArray, freedom: float, confidence: float) -> FloatArray:
+    """Half the width of Student's intervals; 2, which rules nothing out, without degrees of freedom."""
+    if freedom == 0:
+        return np.full(error.shape, 2.0)
+    return np.asarray(error * stats.t.ppf((1 + confidence) / 2, freedom))
+
+
+def errors_and_freedom(
+    contrast: Contrast, num_draws: int, generator: np.random.Generator
+) -> tuple[FloatArray, float]:
+    """Standard error of every expert's risk difference, and the degrees of freedom of all of them.
+
+    C clusters that are resampled vary less than C new ones, by C / (C - 1) for each kind of clusters (paired, unsafe
+    only, safe only), and they are compared with all of their class rather than with their stratum. So the bootstrap
+    variance is multiplied by the ratio of the linearised difference's variance with these corrections
+    (`cluster_influences`) to that without (`class_influences`).
 
     The interval is Student's, with degrees of freedom for clusters of unequal weight. How the variance
     divides among the clusters is averaged over all experts: one expert's is too uncertain to go by, and
@@ -87,20 +120,21 @@ def errors_and_half_widths(
     only shows no spread of its own; the spread shared by both classes stands in.
 
     Returns:
-        Two arrays `(L * E,)`. Where every kind has one cluster only, nothing is known of the spread:
-        the error is 1, which no risk difference can exceed, and the half-width 2, which rules none out.
+        Errors `(L * E,)` and the degrees of freedom. Where every kind has one cluster only, nothing is known of the
+        spread: the error is 1, which no risk difference can exceed, and there are 0 degrees of freedom.
     """
     groups = cluster_groups(contrast)
     number = contrast.num_clusters
     if number == len(groups):
-        return np.ones(contrast.num_experts), np.full(contrast.num_experts, 2.0)
+        return np.ones(contrast.num_experts), 0.0
     variance = bootstrap_variances(contrast, num_draws, generator)
     alone = [int(group[0]) for group in groups if len(group) == 1]
     rate = contrast.overall_rate()
     shares = np.zeros(number)
     for columns in column_chunks(contrast.num_experts):
         values = contrast.values(columns)
-        spread, corrected = variance_by_kind(contrast, cluster_influences(contrast, values))
+        spread, _ = variance_by_kind(contrast, class_influences(contrast, values))
+        _, corrected = variance_by_kind(contrast, cluster_influences(contrast, values))
         variance[columns] *= np.where(
             spread > 0, corrected / np.where(spread > 0, spread, 1.0), 1.0
         )
@@ -110,5 +144,4 @@ def errors_and_half_widths(
         total = parts.sum(axis=0)
         shares += np.sum(parts / np.where(total > 0, total, 1.0), axis=1)
     error = np.sqrt(variance)
-    freedom = degrees_of_freedom(contrast, shares[:, None])
-    return error, error * stats.t.ppf((1 + confidence) / 2, freedom)
+    return error, float(degrees_of_freedom(contrast, shares[:, None])[0])

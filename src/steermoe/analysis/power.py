@@ -1,7 +1,7 @@
 """Power: how many prompts does it take to find an expert of a given risk difference?
 
-From a pilot run's standard errors. An expert counts as found if the rule `fdr` selects it: its q-value is
-small enough and its estimated risk difference reaches the threshold.
+From a pilot run's standard errors. An expert counts as found if the rule `fdr` selects it: the q-value of its risk
+difference being greater than the threshold is small enough.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NUM_QUANTILES = 100
 """Standard errors that stand for those of all experts."""
 
 EFFECT_VARIATION = 0.5
-"""Assumed spread of an effect between prompts, as a share of its mean."""
+"""Spread of an effect between prompts, as a share of its mean, that is assumed where none is given."""
 
 THRESHOLD_MULTIPLES = (1.2, 1.6, 2.0, 3.0, 4.0, 6.0)
 """Risk differences to ask about by default, in multiples of the threshold."""
@@ -63,6 +63,7 @@ def prompts_needed(
     threshold: float = 0.05,
     num_unsafe: int | None = None,
     paired: bool = True,
+    effect_variation: float = EFFECT_VARIATION,
 ) -> PowerEstimate:
     """The least number of prompts a class that gives the power asked for.
 
@@ -76,24 +77,27 @@ def prompts_needed(
         max_q_value: As in the selection rule.
         threshold: As in the selection rule.
         num_unsafe: Experts assumed to have a difference of that size; by default as many as the pilot
-            finds at `max_q_value` with at least that difference, up or down, and at least one. Small
+            finds at `max_q_value` with at least that difference, and at least one. Small
             differences that are certain in the pilot say nothing of how many large ones there are.
         paired: Whether goals have a safe and an unsafe prompt, so that there are only half as many
             goals as prompts.
+        effect_variation: Standard deviation of the effect between prompts over its mean. A pilot that found no
+            such expert cannot tell it; the larger it is, the more prompts are needed.
 
     Returns:
         The number, the power it reaches, and the assumptions.
 
     Raises:
-        RoutingError: As `check_findable`, or if no number up to a million is enough.
+        RoutingError: As `check_findable`, if the variation is negative, or if no number up to a million is enough.
     """
     check_findable(risk_diff, threshold)
+    check_variation(effect_variation)
     if not 0 < power < 1:
         raise RoutingError(f"power is {power}; give a number between 0 and 1")
     if num_unsafe is None:
-        as_large = (pilot["q_value"] <= max_q_value) & (pilot["risk_diff"].abs() >= risk_diff)
+        as_large = (pilot["q_value"] <= max_q_value) & (pilot["risk_diff"] >= risk_diff)
         num_unsafe = max(1, int(as_large.sum()))
-    spread = _spread_at(pilot, num_prompts, risk_diff)
+    spread = _spread_at(pilot, num_prompts, risk_diff, effect_variation)
     alone = max_q_value / len(pilot)  # What Bonferroni would allow.
 
     def reached(number: int) -> float:
@@ -129,6 +133,18 @@ def check_findable(risk_diff: float, threshold: float) -> None:
         raise RoutingError(
             f"a risk difference of {risk_diff} is not above the threshold {threshold}, so no number "
             "of prompts finds it reliably; ask for a larger one or lower the threshold"
+        )
+
+
+def check_variation(effect_variation: float) -> None:
+    """Refuse a spread of an effect between prompts that is negative or not a number.
+
+    Raises:
+        RoutingError: If it is.
+    """
+    if not 0 <= effect_variation < np.inf:
+        raise RoutingError(
+            f"an effect that varies between prompts by {effect_variation} of its size was asked for; give 0 or more"
         )
 
 
@@ -173,13 +189,14 @@ def power_at(
     threshold: float = 0.05,
     num_unsafe: int = 1,
     paired: bool = True,
+    effect_variation: float = EFFECT_VARIATION,
 ) -> pd.DataFrame:
     """The power at several numbers of prompts; arguments as in `prompts_needed`.
 
     Returns:
         Columns `num_prompts, power`.
     """
-    spread = _spread_at(pilot, num_prompts, risk_diff)
+    spread = _spread_at(pilot, num_prompts, risk_diff, effect_variation)
     alone = max_q_value / len(pilot)
     asked = [int(number) for number in np.atleast_1d(np.asarray(numbers))]
     reached = [
@@ -188,11 +205,13 @@ def power_at(
     return pd.DataFrame({"num_prompts": asked, "power": reached})
 
 
-def _spread_at(pilot: pd.DataFrame, num_prompts: int, risk_diff: float) -> FloatArray:
+def _spread_at(
+    pilot: pd.DataFrame, num_prompts: int, risk_diff: float, effect_variation: float
+) -> FloatArray:
     """The standard error, for one prompt a class, that experts would have with this risk difference.
 
     To the variance of the pilot come that of the additional activations, in the unsafe class, and that
-    of an effect which differs between prompts by `EFFECT_VARIATION` of its size.
+    of an effect which differs between prompts by `effect_variation` of its size.
 
     Returns:
         Evenly spaced quantiles over the experts that have room for such a difference.
@@ -207,7 +226,7 @@ def _spread_at(pilot: pd.DataFrame, num_prompts: int, risk_diff: float) -> Float
             f"no expert of the pilot has room for a risk difference of {risk_diff}; ask for a smaller one"
         )
     of_tokens = np.maximum(0.0, then * (1 - then) - frequency * (1 - frequency)) / tokens
-    of_prompts = (EFFECT_VARIATION * risk_diff) ** 2 / num_prompts
+    of_prompts = (effect_variation * risk_diff) ** 2 / num_prompts
     variance = (error**2 + of_tokens + of_prompts)[possible] * num_prompts
     return np.asarray(
         np.quantile(np.sqrt(variance), (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES)
@@ -223,14 +242,14 @@ def _power(
     num_unsafe: int,
     paired: bool,
 ) -> float:
-    """Mean over experts of the chance that the estimate passes both the test and the threshold."""
+    """Mean over experts of the chance that the estimate is found to be greater than the threshold."""
     error = spread / np.sqrt(number)
     freedom = number - 1 if paired else 2 * number - 2
     reached = 1.0
     # The allowed p-value depends on how many are found, and that on the p-value: a few rounds settle it.
     for _ in range(20):
         allowed = allowed_alone * max(1.0, num_unsafe * reached)
-        critical = np.maximum(stats.t.isf(allowed / 2, freedom), threshold / error)
-        found = stats.nct.sf(critical, freedom, risk_diff / error)
+        critical = stats.t.isf(allowed, freedom)
+        found = stats.nct.sf(critical, freedom, (risk_diff - max(threshold, 0.0)) / error)
         reached = float(np.mean(found))
     return reached

@@ -1,7 +1,8 @@
 """Rates and their changes, each with its interval, its n and the count of answers that could not be scored.
 
-Where each goal has one prompt, rates have Wilson intervals and changes the exact McNemar test. Where goals have
-several prompts, which are not independent, both come from a bootstrap over goals, widened where all goals agree.
+Where each goal has one prompt, rates have Wilson intervals, and changes Tango's score interval and the exact McNemar
+test. Where goals have several prompts, which are not independent, both intervals come from a bootstrap over goals,
+widened where all goals agree.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from steermoe.records import FloatArray, IntArray
 
 Metric = dict[str, Any]
 """`{value, ci_low, ci_high, n, num_unscored}`; the first three are None where n is 0."""
+
+CONTINUITY = 0.25
+"""Pairs that a difference may be off before it counts as evidence, in the interval of a change."""
 
 UNSCORED_ALLOWED = 0.02
 """Above this share of unscored answers the worst-case rate is given too."""
@@ -75,33 +79,81 @@ def change(
         before: Whether each answer of the first model is a hit; None where unscored.
         after: The same of the second model.
         goals: The goal of each prompt.
-        confidence: Level of the interval, a bootstrap over goals.
+        confidence: Level of the interval: Tango's score interval where each goal has one prompt, otherwise from a
+            bootstrap over goals.
         num_bootstrap: Its draws.
         seed: Seeds it.
 
     Returns:
         The metric of `after - before` over the prompts that are scored on both sides, with `only_before` and
         `only_after` (prompts that are a hit on one side only) and `p_value`: exact McNemar where each goal has
-        one prompt, otherwise the exact sign test over goals whose number of hits changed.
+        one prompt, otherwise the exact sign test over goals whose number of hits changed. With more than 2 % of
+        the prompts unscored on a side also `worst_case`, the change if every unscored answer had gone against the
+        one found (of no change: the largest possible), with `worst_case_ci_low, worst_case_ci_high` and
+        `worst_case_p_value`.
     """
-    pairs = [
-        (bool(x), bool(y), goal)
-        for x, y, goal in zip(before, after, goals, strict=True)
+    chosen: Any = {"confidence": confidence, "num_bootstrap": num_bootstrap, "seed": seed}
+    scored = [
+        i
+        for i, (x, y) in enumerate(zip(before, after, strict=True))
         if x is not None and y is not None
     ]
-    num_unscored = len(before) - len(pairs)
-    if not pairs:
+    num_unscored = len(before) - len(scored)
+    if not scored:
         return _empty(num_unscored) | {"only_before": 0, "only_after": 0, "p_value": None}
-    x = np.array([pair[0] for pair in pairs])
-    y = np.array([pair[1] for pair in pairs])
+    metric = _change_of_scored(
+        [bool(before[i]) for i in scored],
+        [bool(after[i]) for i in scored],
+        [goals[i] for i in scored],
+        **chosen,
+    )
+    metric["num_unscored"] = num_unscored
+    if num_unscored > UNSCORED_ALLOWED * len(before):
+        worst = min(
+            (
+                _change_of_scored(
+                    [(not rises) if x is None else x for x in before],
+                    [rises if y is None else y for y in after],
+                    goals,
+                    **chosen,
+                )
+                for rises in (True, False)
+            ),
+            key=lambda found: (
+                found["value"] * np.sign(metric["value"])
+                if metric["value"]
+                else -abs(found["value"])
+            ),
+        )
+        names = {"value": "worst_case"} | {
+            name: f"worst_case_{name}" for name in ("ci_low", "ci_high", "p_value")
+        }
+        metric |= {name: worst[key] for key, name in names.items()}
+    return metric
+
+
+def _change_of_scored(
+    before: Sequence[bool],
+    after: Sequence[bool],
+    goals: Sequence[str],
+    *,
+    confidence: float,
+    num_bootstrap: int,
+    seed: int,
+) -> Metric:
+    """As `change`, where every answer was scored and there is at least one."""
+    x, y = np.array(before), np.array(after)
     difference = y.astype(np.float64) - x
-    sums, counts = _by_goal(difference, np.ones_like(difference), [pair[2] for pair in pairs])
-    low, high = _share_interval(sums, counts, -1.0, confidence, num_bootstrap, seed)
-    metric = _metric(float(difference.mean()), low, high, len(pairs), num_unscored)
+    only_before, only_after = int((x & ~y).sum()), int((y & ~x).sum())
+    sums, counts = _by_goal(difference, np.ones_like(difference), goals)
+    if len(sums) == len(x):
+        low, high = tango(only_after, only_before, len(x), confidence)
+    else:
+        low, high = _share_interval(sums, counts, -1.0, confidence, num_bootstrap, seed)
     # With one prompt a goal the sums are the single differences, and the sign test is McNemar's.
-    return metric | {
-        "only_before": int((x & ~y).sum()),
-        "only_after": int((y & ~x).sum()),
+    return _metric(float(difference.mean()), low, high, len(x), 0) | {
+        "only_before": only_before,
+        "only_after": only_after,
         "p_value": sign_test(int((sums > 0).sum()), int((sums < 0).sum())),
     }
 
@@ -147,6 +199,40 @@ def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval of a binomial share (Wilson 1927)."""
     interval = stats.binomtest(hits, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def tango(num_up: int, num_down: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Score interval of the difference of two paired shares (Tango, Statistics in Medicine 17 (1998) 891).
+
+    The differences d that a score test would not reject: `|up - down - n d| - c <= z sqrt(n (2 q + d (1 - d)))`,
+    where q is the share of downs that is likeliest if the difference is d. Without c, which Tango's interval does not
+    have, it holds the truth in as few as 93 % of the cases; with `CONTINUITY` it is in no fewer than 94.8 %, and 0 is
+    held wherever the exact test does not reject it.
+
+    Args:
+        num_up: Pairs that are a hit on the second side only.
+        num_down: Pairs that are a hit on the first side only.
+        n: All pairs.
+        confidence: Level.
+    """
+    z = stats.norm.ppf((1 + confidence) / 2)
+
+    def beyond(d: float) -> float:
+        linear = (2 * n - num_up + num_down) * d - num_up - num_down
+        constant = -num_down * d * (1 - d)
+        root = np.sqrt(max(0.0, linear**2 - 8 * n * constant))
+        share_of_downs = (root - linear) / (4 * n)
+        variance = n * (2 * share_of_downs + d * (1 - d))
+        distance = max(0.0, abs(num_up - num_down - n * d) - CONTINUITY)
+        return float(distance**2 - z**2 * variance)
+
+    found, step = (num_up - num_down) / n, CONTINUITY / n
+    # At -1 and 1 no variance is left: nothing beyond them is accepted, and they are if they were found.
+    low = -1.0 if found == -1 else float(optimize.brentq(beyond, -1.0, found - step))
+    high = 1.0 if found == 1 else float(optimize.brentq(beyond, found + step, 1.0))
+    if sign_test(num_up, num_down) > 1 - confidence:
+        return min(low, 0.0), max(high, 0.0)
+    return low, high
 
 
 def sign_test(num_up: int, num_down: int) -> float:

@@ -17,7 +17,6 @@ Shape legend: N responses, C clusters, R resamples, M experts of one chunk.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -221,58 +220,75 @@ def degrees_of_freedom(contrast: Contrast, variances: FloatArray) -> FloatArray:
 
 
 def cluster_influences(contrast: Contrast, values: FloatArray) -> FloatArray:
-    """What each cluster adds to the linearised risk difference, `(C, M)`.
+    """What each cluster adds to the linearised risk difference, `(C, M)`: squared and added up, its variance.
 
-    A response adds its coefficient times what its x has above the rate of its class in its stratum. Where
-    the weights of strata depend on who is in them (`equal_length`), it also moves the mean towards its
-    stratum's difference.
-
-    The rate of few clusters lies close to each of them: with n in a stratum's class and C in the whole
-    class, parts are multiplied by the root of (n / (n - 1)) / (C / (C - 1)), so that what remains to be
-    corrected is the same for all strata. A single one has no spread about its own rate; it is compared
-    with its whole class.
+    Lengths and strata taken as given, the difference is linear in x, and a response adds its coefficient times what
+    its x has above the rate of its class in its stratum. But a long reply *is* most of its batch's rate, so that
+    little of it is left above that rate, however much it moves the difference. With shares h of the tokens of its
+    stratum and class, a cluster keeps `1 - 2 h + sum(h^2)` of the square that it has about the true rate, where
+    clusters vary alike (the idea of MacKinnon and White 1985, HC2, and of Bell and McCaffrey 2002); its part is
+    divided by the root of that. Equal shares of n clusters give n / (n - 1), of which C / (C - 1) is left to
+    `variance_by_kind`, for the C clusters of the whole class. A single cluster has no spread about its own rate and
+    is compared with its whole class.
 
     Args:
         contrast: The responses.
         values: `(N, M)` x of some experts.
     """
-    coefficients = contrast.coefficients()[0]
-    parts = np.empty_like(values)
-    rates: dict[tuple[int, bool], FloatArray] = {}
-    for unsafe in (True, False):
-        of_class = np.flatnonzero(contrast.is_unsafe == unsafe)
-        whole = small_sample_factor(len(np.unique(contrast.cluster[of_class])))
-        class_rate = values[of_class].sum(axis=0) / contrast.size[of_class].sum()
-        starts = np.flatnonzero(np.diff(contrast.stratum[of_class], prepend=-1))
-        for rows in np.split(of_class, starts[1:]):
-            rate = values[rows].sum(axis=0) / contrast.size[rows].sum()
-            rates[int(contrast.stratum[rows[0]]), unsafe] = rate
-            number = len(np.unique(contrast.cluster[rows]))
-            factor = np.sqrt(small_sample_factor(number) / whole) if number > 1 else 1.0
-            centre = rate if number > 1 else class_rate
-            residuals = values[rows] - contrast.size[rows, None] * centre
-            parts[rows] = factor * coefficients[rows, None] * residuals
-    if contrast.estimator == "equal_length":
-        parts += _shifts_of_weight(contrast, rates)
-    return Grouping.of(contrast.cluster).sums(parts)
+    if contrast.stratum[-1] == 0:
+        return class_influences(contrast, values)
+    of_cell = np.unique(2 * contrast.stratum + contrast.is_unsafe, return_inverse=True)[1]
+    cells = Grouping.of(of_cell)
+    rate = cells.sums(values) / cells.sums(contrast.size)[:, None]
+    kept, is_alone = _kept_of_squares(contrast, of_cell)
+    centre = np.where(is_alone[:, None], class_rates(contrast, values), rate[of_cell])
+    residuals = values - contrast.size[:, None] * centre
+    weight = contrast.coefficients()[0] / np.sqrt(kept)
+    return Grouping.of(contrast.cluster).sums(weight[:, None] * residuals)
 
 
-def _shifts_of_weight(
-    contrast: Contrast, rates: Mapping[tuple[int, bool], FloatArray]
-) -> FloatArray:
-    """How a response moves the mean over strata by the weight that it gives its own, `(N, M)`.
+def class_influences(contrast: Contrast, values: FloatArray) -> FloatArray:
+    """As `cluster_influences`, but about the rate of the whole class, and nothing is corrected, `(C, M)`.
 
-    The weight U S / (U + S) grows by S^2 / (U + S)^2 with U.
+    It is how fast the difference moves as a cluster is drawn more often, if its responses keep the weights that they
+    have in the estimator (`bootstrap.drawn_coefficients`).
     """
-    difference = np.stack([rates[s, True] - rates[s, False] for s in np.unique(contrast.stratum)])
-    number = int(contrast.stratum[-1]) + 1
-    unsafe = np.bincount(contrast.stratum[contrast.is_unsafe], minlength=number)
-    safe = np.bincount(contrast.stratum[~contrast.is_unsafe], minlength=number)
-    weight = unsafe * safe / (unsafe + safe)
-    mean = weight @ difference / weight.sum()
-    other = np.where(contrast.is_unsafe, safe[contrast.stratum], unsafe[contrast.stratum])
-    growth = (other / (unsafe + safe)[contrast.stratum]) ** 2 / weight.sum()
-    return np.asarray(growth[:, None] * (difference - mean)[contrast.stratum])
+    residuals = values - contrast.size[:, None] * class_rates(contrast, values)
+    return Grouping.of(contrast.cluster).sums(contrast.coefficients()[0][:, None] * residuals)
+
+
+def class_rates(contrast: Contrast, values: FloatArray) -> FloatArray:
+    """The rate of each response's class, weighted as the estimator weights its responses, `(N, M)`."""
+    weight = np.abs(contrast.coefficients()[0])
+    rates = [
+        weight[side] @ values[side] / (weight[side] @ contrast.size[side])
+        for side in (~contrast.is_unsafe, contrast.is_unsafe)
+    ]
+    return np.stack(rates)[contrast.is_unsafe.astype(np.int64)]
+
+
+def _kept_of_squares(contrast: Contrast, of_cell: IntArray) -> tuple[FloatArray, BoolArray]:
+    """What `cluster_influences` divides by, squared, and whether a response's cluster is alone, two arrays `(N,)`.
+
+    Args:
+        contrast: The responses.
+        of_cell: `(N,)` 0 .. Q-1, the class and stratum of each.
+    """
+    parts, of_part = np.unique(
+        np.stack([of_cell, contrast.cluster]), axis=1, return_inverse=True
+    )  # a cluster's responses in one cell are one part
+    cell = parts[0]
+    size = np.bincount(of_part, contrast.size)
+    share = size / np.bincount(cell, size)[cell]
+    kept = 1 - 2 * share + np.bincount(cell, share**2)[cell]
+    is_alone = (np.bincount(cell) == 1)[cell]
+    of_class = [
+        small_sample_factor(len(np.unique(contrast.cluster[side])))
+        for side in (~contrast.is_unsafe, contrast.is_unsafe)
+    ]
+    whole = np.asarray(of_class)[contrast.is_unsafe.astype(np.int64)]
+    kept_of_response = np.where(is_alone[of_part], 1.0, kept[of_part] * whole)
+    return kept_of_response, is_alone[of_part]
 
 
 def small_sample_factor(number: int) -> float:

@@ -14,22 +14,17 @@ from steermoe.cli.display_evidence import (
     HELD_OUT,
     ablation,
     replication_table,
+    selection_lines,
     stability_line,
     with_held_out,
 )
 from steermoe.errors import RunDirectoryError
+from steermoe.measures import MEASURES
 from steermoe.records import NO_BATCH, Expert
 from steermoe.report.numbers import ranges
 from steermoe.store.names import ABLATION, EVALUATION, MODEL, REPORT, RISK
 from steermoe.store.run import Run
 from steermoe.units import gibibytes
-
-RATE_NAMES = {
-    "refusal_rate": "refusal of harmful requests",
-    "attack_success_rate": "attack success rate",
-    "over_refusal_rate": "over-refusal, benign",
-    "over_refusal_rate_look_alike": "over-refusal, look-alikes",
-}
 
 
 def summary(run: Run) -> Group:
@@ -53,7 +48,8 @@ def overview(run: Run, top: int) -> Group:
         parts.append(_figures_table(run))
     if run.directory.file(RISK).exists():
         parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
-    parts += [part for part in (stability_line(run), replication_table(run)) if part is not None]
+    evidence = (selection_lines(run), stability_line(run), replication_table(run))
+    parts += [part for part in evidence if part is not None]
     if run.directory.file(ABLATION).exists():
         parts.append(ablation(run))
     return Group(*parts)
@@ -125,6 +121,9 @@ def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) ->
             "stability",
             "topic_diff",
             "format_diff",
+            "length_diff",
+            "estimate_unfiltered",
+            "at_same_verdict",
             HELD_OUT,
         )
         if name in table.columns
@@ -133,18 +132,21 @@ def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) ->
         extra.insert(0, "estimate")  # The interval is not that of the column risk_diff.
     text = Text(
         f"{'expert':<9} {'risk_diff':>9}  {'a_safe_n':>8}  {'a_unsafe_n':>10}"
-        + "".join(f"  {name:>9}" for name in extra)
+        + "".join(f"  {name:>{max(9, len(name))}}" for name in extra)
         + "\n"
     )
     for row in table.to_dict("records"):
         star = " *" if (row["layer"], row["expert"]) in selected else ""
         numbers = f"{row['risk_diff']:+9.4f}  {row['a_safe_n']:8.4f}  {row['a_unsafe_n']:10.4f}"
-        more = "".join(f"  {row[name]:9.4f}" for name in extra)
+        more = "".join(f"  {row[name]:{max(9, len(name))}.4f}" for name in extra)
         confound = f" {row['confounded_by']}" if row.get("confounded_by") else ""
         text.append(f"{row['Layer_Expert']:<9} {numbers}{more}{star}{confound}\n")
     notes = ["* selected"] if selected else []
     if table.get("confounded_by", pd.Series(dtype=str)).any():
-        notes.append("topic, format: at least half of the risk difference may be that")
+        replies = ("length", "refusal_text")
+        named = [name for name in replies if table["confounded_by"].str.contains(name).any()]
+        names = ", ".join(["topic", "format", *named])
+        notes.append(f"{names}: at least half of the risk difference may be that")
     text.append("; ".join(notes))
     return text
 
@@ -175,20 +177,19 @@ def _figures_table(run: Run) -> Table:
     evaluation = run.evaluation
     for name in (f"{evaluation['split']} prompts", "before", "after", "p"):
         table.add_column(name)
-    for key, title in RATE_NAMES.items():
-        p_value = evaluation["paired"][key]["p_value"]
-        table.add_row(
-            title,
-            percent(evaluation["base"][key]),
-            percent(evaluation["hardened"][key]),
-            "" if p_value is None else f"{p_value:.2g}",
+    for measure in MEASURES:
+        before, after, change = (
+            evaluation[side].get(measure.name) for side in ("base", "hardened", "paired")
         )
-    divergence = evaluation["paired"]["kl_per_token"]
-    if divergence["value"] is not None:
-        low, high = divergence["ci_low"], divergence["ci_high"]
-        interval = "" if low is None else f" [{low:.4f}, {high:.4f}]"
-        shown = f"{divergence['value']:.4f}{interval} nats n={divergence['n']}"
-        table.add_row("KL per token, benign", "", shown)
+        if measure.unit == "share" and before and after:
+            p_value = (change or {}).get("p_value")
+            shown = "" if p_value is None else f"{p_value:.2g}"
+            table.add_row(measure.title, percent(before), percent(after), shown)
+        elif measure.unit != "share" and change and change["value"] is not None:
+            low, high = change["ci_low"], change["ci_high"]
+            interval = "" if low is None else f" [{low:.4f}, {high:.4f}]"
+            figure = f"{change['value']:.4f}{interval} {measure.unit} n={change['n']}"
+            table.add_row(measure.title, "", figure, "")
     if trained:
         of_all = run.state.figures_of("identify")["num_experts_in_all"]
         table.add_row("experts trained", "", f"{trained} of {of_all}")

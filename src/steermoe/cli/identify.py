@@ -23,13 +23,21 @@ def identify(
         list[float] | None,
         typer.Option("--risk-diff", hidden=True, help="With --power, as of steermoe power."),
     ] = None,
+    effect_cv: Annotated[
+        float | None,
+        typer.Option("--effect-cv", hidden=True, help="With --power, as of steermoe power."),
+    ] = None,
 ) -> None:
     """Compute risk differences with their uncertainty, and select the unsafe experts."""
     if power:
-        print_power(options, risk_diff)
+        print_power(options, risk_diff, effect_cv)
         return
     if risk_diff:
         raise ConfigError(
             f"--risk-diff {risk_diff[0]} goes with --power, or with steermoe power, which only counts prompts"
+        )
+    if effect_cv is not None:
+        raise ConfigError(
+            f"--effect-cv {effect_cv} goes with --power, or with steermoe power, which only counts prompts"
         )
     run_step("identify", options, force, verify)

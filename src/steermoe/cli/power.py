@@ -32,6 +32,15 @@ def power(
             show_default="multiples of the threshold, or of the run's largest",
         ),
     ] = None,
+    effect_cv: Annotated[
+        float | None,
+        typer.Option(
+            "--effect-cv",
+            metavar="NUMBER",
+            help="How much the effect varies between prompts, standard deviation over mean.",
+            show_default="0.5",
+        ),
+    ] = None,
 ) -> None:
     """Take a run as a pilot: how many prompts would find which experts."""
     from steermoe.store.run import load_run
@@ -45,11 +54,18 @@ def power(
                 f"identify.{name} = {asked!r} has no effect here: the pilot was identified with {pilots!r}; "
                 "steermoe identify changes that"
             )
-    print_result(power_shown(power_table(run.directory, config, risk_diff or ())))
+    from steermoe.analysis.power import EFFECT_VARIATION
+
+    variation = EFFECT_VARIATION if effect_cv is None else effect_cv
+    found = power_table(run.directory, config, risk_diff or (), variation)
+    print_result(power_shown(found, variation))
 
 
 def power_table(
-    run: RunDirectory, config: Config, risk_diffs: Sequence[float] = ()
+    run: RunDirectory,
+    config: Config,
+    risk_diffs: Sequence[float] = (),
+    effect_variation: float | None = None,
 ) -> pd.DataFrame:
     """How many prompts a class are needed to find an expert, by its true risk difference; the run is the pilot.
 
@@ -57,6 +73,8 @@ def power_table(
         run: An identified run.
         config: Its settings; the threshold and the q-value are what an expert must reach.
         risk_diffs: True risk differences to ask about; by default `risk_diffs_to_find`.
+        effect_variation: How much an effect varies between prompts, standard deviation over mean; by default
+            `EFFECT_VARIATION`.
 
     Returns:
         Columns `risk_diff, num_prompts, power, num_unsafe, note`: at least one row. Where no number of prompts is
@@ -68,10 +86,16 @@ def power_table(
     """
     import pandas as pd
 
-    from steermoe.analysis.power import check_findable, prompts_needed, risk_diffs_to_find
+    from steermoe.analysis.power import (
+        EFFECT_VARIATION,
+        check_findable,
+        check_variation,
+        prompts_needed,
+        risk_diffs_to_find,
+    )
     from steermoe.analysis.selection import selectable_layers
     from steermoe.analysis.variance import cluster_kinds
-    from steermoe.stages.evidence import train_contrast
+    from steermoe.stages.contrast import train_contrast
     from steermoe.store.names import RISK
 
     pilot = run.read_table(RISK)
@@ -84,6 +108,8 @@ def power_table(
     pilot = pilot[pilot["layer"].isin(layers)]
     threshold = config.identify.threshold
     asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
+    variation = EFFECT_VARIATION if effect_variation is None else effect_variation
+    check_variation(variation)
     for risk_diff in asked:
         check_findable(risk_diff, threshold)
     # The responses that the standard errors come from: the table's own estimator's, in its own segment.
@@ -102,6 +128,7 @@ def power_table(
                 max_q_value=config.identify.max_q_value,
                 threshold=threshold,
                 paired=bool((has_unsafe & has_safe).any()),
+                effect_variation=variation,
             )
             row |= {name: getattr(found, name) for name in ("num_prompts", "power", "num_unsafe")}
             rows.append(row | {"note": ""})
@@ -110,7 +137,7 @@ def power_table(
     return pd.DataFrame(rows)
 
 
-def power_shown(found: pd.DataFrame) -> Group:
+def power_shown(found: pd.DataFrame, variation: float) -> Group:
     """The table as it is printed, with a note for each difference that no number of prompts finds."""
     from rich.console import Group
     from rich.table import Table
@@ -130,4 +157,8 @@ def power_shown(found: pd.DataFrame) -> Group:
                 str(int(row["num_unsafe"])),
             ]
         table.add_row(f"{row['risk_diff']:g}", *numbers)
-    return Group(table, *(Text(note) for note in found["note"] if note))
+    assumed = (
+        f"if the effect varies between prompts by {variation:g} of its size (--effect-cv); the more it varies, "
+        "the more prompts it takes"
+    )
+    return Group(table, *(Text(note) for note in [*found["note"], assumed] if note))

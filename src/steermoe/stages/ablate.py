@@ -176,25 +176,36 @@ def _say_plan(ablations: Sequence[Ablation], reporter: Reporter) -> None:
     """Which experts stay on, and how like the random draws are to the selected set."""
     selected, lowest = ablations[1:3]
     found = matching_figures(ablations)
-    reporter.line(
-        f"random draws share {found['least_overlap']} to {found['largest_overlap']} (mean "
-        f"{found['mean_overlap']:.1f}) of {len(selected.experts)} experts with the selected set, the lowest share "
-        f"{lowest.overlap}; {found['num_distinct_draws']} of {found['num_draws']} draws are distinct"
+    possible = (
+        f"{found['num_possible_sets']:.4g} sets of as many experts of each layer and frequency"
     )
-    reporter.line(
-        f"mean activation frequency: selected {found['mean_frequency_selected']:.3f}, random draws "
-        f"{found['mean_frequency_draws']:.3f}, lowest {lowest.mean_frequency:.3f}"
-    )
+    if not found["num_draws"]:
+        reporter.note(f"there are {possible}, so the selected one has nothing to be ranked among")
+    else:
+        reporter.line(
+            f"{found['num_draws']} random draws, all different, of {possible}; they share {found['least_overlap']} to "
+            f"{found['largest_overlap']} (mean {found['mean_overlap']:.1f}) of {len(selected.experts)} experts with "
+            f"the selected set, the lowest share {lowest.overlap}"
+        )
+        reporter.line(
+            f"mean activation frequency: selected {found['mean_frequency_selected']:.3f}, random draws "
+            f"{found['mean_frequency_draws']:.3f}, lowest {lowest.mean_frequency:.3f}"
+        )
     for ablation in (selected, lowest):
         if ablation.kept:
             reporter.note(
                 f"{', '.join(expert_label(*expert) for expert in ablation.kept)} of the {ablation.name} set stay "
                 "active: their layers would have fewer than top-k experts left"
             )
-    if found["num_draws"] < ENOUGH_DRAWS:
+    if 0 < found["num_draws"] < ENOUGH_DRAWS:
+        advice = (
+            f"set ablate.num_draws to {ENOUGH_DRAWS} or more"
+            if found["num_possible_sets"] > ENOUGH_DRAWS
+            else "there are no more such sets; select fewer experts of a layer, or more layers"
+        )
         reporter.note(
             f"with {found['num_draws']} random draws no rank has a p-value below {1 / (1 + found['num_draws']):.2g}: "
-            f"set ablate.num_draws to {ENOUGH_DRAWS} or more"
+            f"{advice}"
         )
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 from safetensors import safe_open
 
-from steermoe.analysis.counts import RoutingCounts, count_response
+from steermoe.analysis.counts import RoutingCounts, count_response, find_shared_tokens
 from steermoe.errors import RunDirectoryError
 from steermoe.records import Judgement, Label, MeasureRow, Output, Prompt, Split
 from steermoe.store.files import RunFiles
@@ -172,6 +172,7 @@ class RunDirectory(RunFiles):
     ) -> None:
         """Turn the shards into `responses.parquet`, `tokens.parquet` and `routing.safetensors`.
 
+        Tokens that every prompt shares are no part of the segment `prompt`; the header says how many there are.
         One shard is in memory at a time. The shards are kept: until the stage is done, it may have to do this again.
 
         Args:
@@ -184,6 +185,11 @@ class RunDirectory(RunFiles):
         top_k = int(metadata["top_k"])
         shards = [self.file(shard_of(prefix, index)) for index in range(count)]
         num_responses = sum(pq.read_metadata(shard).num_rows for shard in shards)
+        shared = find_shared_tokens(_prompt_token_ids(shards))
+        header = {
+            **metadata,
+            "shared_prompt_tokens": json.dumps([shared.leading, shared.trailing]),
+        }
         tensors = {
             "active": ("I32", (num_responses, 2, num_layers, num_experts)),
             "num_tokens": ("I32", (num_responses, 2)),
@@ -194,7 +200,7 @@ class RunDirectory(RunFiles):
             self.writing(ROUTING) as routing_path,
         ):
             schema = self._reply_schema(shards)
-            arrays = create_counts_file(routing_path, tensors, metadata)
+            arrays = create_counts_file(routing_path, tensors, header)
             at = 0
             with (
                 pq.ParquetWriter(responses_path, schema) as responses,
@@ -206,7 +212,9 @@ class RunDirectory(RunFiles):
                     tokens.write_table(table.select(TOKENS_SCHEMA.names))
                     for row in table.to_pylist():
                         routed = unpack_routed_experts(row, num_layers, top_k)
-                        counted = count_response(routed, row["num_prompt_tokens"], num_experts)
+                        counted = count_response(
+                            routed, row["num_prompt_tokens"], num_experts, shared
+                        )
                         arrays["active"][at], arrays["num_tokens"][at] = counted
                         at += 1
             for array in arrays.values():
@@ -257,7 +265,7 @@ class RunDirectory(RunFiles):
             )
 
     def routing_metadata(self) -> dict[str, str]:
-        """Header of `routing.safetensors`: layer_indices, top_k, num_experts, model."""
+        """Header of `routing.safetensors`: layer_indices, top_k, num_experts, model, shared_prompt_tokens."""
         with self.reading(ROUTING) as path, safe_open(path, framework="numpy") as file:
             return dict(file.metadata())
 
@@ -398,3 +406,11 @@ class RunDirectory(RunFiles):
     def read_ablation(self) -> dict[str, Any]:
         """`ablation.json`."""
         return self.read_json(ABLATION)
+
+
+def _prompt_token_ids(shards: Iterable[Path]) -> Iterator[Any]:
+    """The token ids of every prompt, one shard in memory at a time."""
+    for shard in shards:
+        column = pq.read_table(shard, columns=["prompt_token_ids"]).column(0)
+        for ids in column:
+            yield ids.values.to_numpy(zero_copy_only=False)

@@ -1,0 +1,84 @@
+"""The tables of docs/statistics.md that come from routing of the second kind, or from exact counting.
+
+    python -m benchmarks.validity null --size 40 --runs 400
+    python -m benchmarks.validity spread --runs 100
+    python -m benchmarks.validity changes
+    python -m benchmarks.validity ablation --runs 200
+    python -m benchmarks.validity power --runs 60
+
+Runs have the seeds 0, 1, 2 ...; `±` is the Monte Carlo error with the run as the unit.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+
+import pandas as pd
+
+from benchmarks.validity.ablation_study import study_ranks
+from benchmarks.validity.change_study import study_changes
+from benchmarks.validity.null_study import null_designs, spread_designs, study_null
+from benchmarks.validity.power_study import study_power
+
+Tables = Iterator[pd.DataFrame]
+
+
+def null(runs: int, size: int) -> Tables:
+    """No difference: short refusals on one side, heavy tails, goals alike or one with a fifth of the replies."""
+    return (study_null(design, runs) for design in null_designs(size))
+
+
+def spread(runs: int, size: int) -> Tables:
+    """No difference of means, but one of spread."""
+    return (study_null(design, runs) for design in spread_designs())
+
+
+def changes(runs: int, size: int) -> Tables:
+    """Intervals of paired changes, exactly."""
+    return (study_changes([n]) for n in (24, 48, 100))
+
+
+def ablation(runs: int, size: int) -> Tables:
+    """Ranks of a selection from noise among random sets, at the smallest p-value of twenty draws."""
+    yield study_ranks(runs)
+
+
+def power(runs: int, size: int) -> Tables:
+    """The share of planted experts that are found with as many prompts as a pilot names for 0.9."""
+    yield study_power(runs, goals="paired")
+    yield study_power(runs, goals="unpaired")
+
+
+PARTS: dict[str, tuple[Callable[[int, int], Tables], int]] = {
+    "null": (null, 400),
+    "spread": (spread, 100),
+    "changes": (changes, 1),
+    "ablation": (ablation, 200),
+    "power": (power, 60),
+}
+"""Each part, and the runs it simulates for each row unless told otherwise."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.validity",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--runs", type=int, help="simulated runs for each row")
+    parser.add_argument("--size", type=int, default=40, help="of null: replies of either class")
+    chosen = parser.parse_args()
+    part, runs = PARTS[chosen.part]
+    heads: list[str] = []
+    for table in part(chosen.runs or runs, chosen.size):
+        if heads != list(table.columns):
+            heads = list(table.columns)
+            print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
+        for row in table.itertuples(index=False):
+            print("| " + " | ".join(map(str, row)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Do the classes differ in spread, in a way that a test of means cannot bear?
+
+Relabelling makes both classes alike, and a studentised difference bears it if they are not, as long as it is as
+likely to err up as down. Where the goals of one class are few, variable and skewed, it is not: their mean lies
+below the truth when their spread is small too, and so looks certain. The first term of that error is the skewness
+of the difference itself (Hall 1992), which is what is measured here.
+
+Shape legend: N responses, C clusters, M experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from steermoe.analysis.estimators import Contrast, column_chunks
+from steermoe.analysis.variance import Grouping, class_rates
+from steermoe.records import FloatArray
+
+TOO_SKEWED = 0.08
+"""Mean skewness k of the differences from which p-values are not to be trusted. A standard normal that should exceed z
+with chance P does so with P + k phi(z) (2 z^2 + 1) / 6: at z = 3.29, that of p = 0.001, twice as often on one side."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassSpread:
+    """How unlike the classes' spreads are.
+
+    Attributes:
+        variance_ratio: Variance between unsafe goals over that between safe ones, median of the experts.
+        skewness: Skewness of the risk difference, mean of the experts: the sum of the cubes of what goals add to it,
+            over the sum of their squares to the power 1.5. Of alike classes it is near 0.
+        num_unsafe: Goals with unsafe responses.
+        num_safe: Goals with safe ones.
+    """
+
+    variance_ratio: float
+    skewness: float
+    num_unsafe: int
+    num_safe: int
+
+    @property
+    def is_too_skewed(self) -> bool:
+        """Whether p-values are not to be trusted."""
+        return abs(self.skewness) >= TOO_SKEWED
+
+    def warning(self) -> str | None:
+        """What to say of it, if anything."""
+        if not self.is_too_skewed:
+            return None
+        smaller = "unsafe" if self.num_unsafe < self.num_safe else "safe"
+        return (
+            "the classes differ in spread, and not evenly: variance of unsafe goals "
+            f"{self.variance_ratio:.2g} times that of safe ones, {self.num_unsafe} and {self.num_safe} goals, "
+            f"skewness of the differences {self.skewness:+.2f}. P-values are too small. "
+            "identify.estimator=mean_over_responses bears it better, "
+            f"more {smaller} goals best"
+        )
+
+
+def class_spread(contrast: Contrast) -> ClassSpread:
+    """Compare the classes' spread between goals, over all experts that are ever active."""
+    sides = [np.flatnonzero(~contrast.is_unsafe), np.flatnonzero(contrast.is_unsafe)]
+    numbers = [len(np.unique(contrast.cluster[side])) for side in sides]
+    ratios, skewness = [], []
+    for columns in column_chunks(contrast.num_experts):
+        parts = _parts(contrast, contrast.values(columns))
+        safe, unsafe = (
+            number * np.sum(Grouping.of(contrast.cluster, side).sums(parts) ** 2, axis=0)
+            for side, number in zip(sides, numbers, strict=True)
+        )
+        whole = Grouping.of(contrast.cluster).sums(parts)
+        squares = np.sum(whole**2, axis=0)
+        active = (safe > 0) & (unsafe > 0) & (squares > 0)
+        ratios.append(unsafe[active] / safe[active])
+        skewness.append(np.sum(whole[:, active] ** 3, axis=0) / squares[active] ** 1.5)
+    ratio, skew = np.concatenate(ratios), np.concatenate(skewness)
+    if not len(ratio):
+        return ClassSpread(1.0, 0.0, numbers[1], numbers[0])
+    return ClassSpread(float(np.median(ratio)), float(np.mean(skew)), numbers[1], numbers[0])
+
+
+def _parts(contrast: Contrast, values: FloatArray) -> FloatArray:
+    """What each response adds to the difference, about its class's rate, `(N, M)`."""
+    residuals = values - contrast.size[:, None] * class_rates(contrast, values)
+    return np.asarray(contrast.coefficients()[0][:, None] * residuals)
