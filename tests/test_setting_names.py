@@ -53,6 +53,7 @@ SETTINGS = [
     "identify.last_layer",
     "identify.filter_by_verdict",
     "identify.estimator",
+    "identify.replicate_on",
     "identify.num_permutations",
     "identify.num_bootstrap",
     "identify.num_subsamples",
