@@ -36,7 +36,7 @@ class Role(StrEnum):
 _NAMES: dict[Role, tuple[str, ...]] = {
     Role.PROMPT: (
         "prompt", "prompts", "text", "instruction", "question", "behavior", "behaviour", "request", "query",
-        "usermessage", "testcase",
+        "usermessage", "userinput", "prompttext", "testcase",
     ),
     Role.MESSAGES: ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns"),
     Role.LABEL: ("label", "labels", "class", *POLARITY),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from steermoe.prompts.conversations import TurnsTally, read_conversation, read_turns
 from steermoe.prompts.labels import read_labels, read_split
-from steermoe.prompts.rows import Reading, Row, Wanted, counted, shown
+from steermoe.prompts.rows import Reading, Row, Wanted, counted, shown, whole_number
 from steermoe.records import JAILBREAK_FORMAT, LOOK_ALIKE, PLAIN_GOAL, Label, Message, Prompt
 
 _RESERVED = {
@@ -39,7 +39,7 @@ def read_rows(rows: Sequence[Row], wanted: Wanted) -> Reading:
                 messages=messages,
                 goal=_goal(row) or messages[-1]["content"],
                 pair_id=row.identifier("pair_id"),
-                category=wanted.category or row.optional_text("category"),
+                category=wanted.category or _category(row),
                 split=read_split(row),
                 source=wanted.name,
             )
@@ -64,10 +64,21 @@ def _goal(row: Row) -> str:
     return "" if row.column("goal") == row.column("prompt") else row.optional_text("goal")
 
 
+def _category(row: Row) -> str:
+    """The category as it stands, or a number as text."""
+    value = whole_number(row.value("category"))
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number else row.optional_text("category")
+
+
 def _row_messages(row: Row, tally: TurnsTally) -> tuple[Message, ...]:
     if row.has("messages"):
         if row.has("prompt"):
-            raise row.error("prompt", "is given beside 'messages'; keep one of the two")
+            names = row.column("prompt"), row.column("messages")
+            ways_out = " or ".join(f"'{row.source}:ignore={name}'" for name in names)
+            raise row.error(
+                "prompt", f"is given beside {names[1]!r}; {ways_out} keeps one of the two"
+            )
         messages = read_turns(row, "messages", tally)
     else:
         messages = read_conversation(row, "prompt", tally)

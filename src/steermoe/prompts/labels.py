@@ -122,9 +122,11 @@ def _meaning(row: Row, word: str) -> Label | None:
 
 def _problem(row: Row, value: object, word: str) -> str:
     """What is wrong with a label that is not understood, and how it could be."""
+    name = row.column("label")
+    column = "" if name == "label" else f"label={name},"
     if word in (*YES, *NO):
-        return f"{shown(value)} may mean either side; '{row.source}:unsafe=1,safe=0' says which is which"
+        return f"{shown(value)} may mean either side; '{row.source}:{column}unsafe=1,safe=0' says which is which"
     return (
         f"{unknown_word(value, [member.value for member in Label])}; "
-        f"'{row.source}:unsafe=WORD,safe=WORD' says what other words mean"
+        f"'{row.source}:{column}unsafe=WORD,safe=WORD' says what other words mean"
     )
