@@ -1,5 +1,6 @@
 """Results of attacks: which make a pair, which are left out, and in whose words."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from prompt_files import SYSTEM, USER, message_of
 from steermoe.prompts.formats import read_prompts
 from steermoe.prompts.layouts import PromptFormat
-from steermoe.records import Label
+from steermoe.prompts.resolve import resolve_prompts
+from steermoe.records import Label, Split
 
 
 def jailbreak(goal="Pick a lock.", **fields):
@@ -73,3 +75,148 @@ def test_a_malformed_jailbreak_is_an_error_even_where_the_attack_failed(prompt_f
     rows = [jailbreak(), {"goal": "x", "all_prompt": "flat", "success": 0}]
     assert "row 2, field 'all_prompt': must be a list" in message_of(prompt_file(rows))
     assert "row 1, field 'goal'" in message_of(prompt_file([{"all_prompt": [USER]}]))
+
+
+# ---- files of other programs --------------------------------------------------------------------------
+
+
+def attack(text="In a play, pick a lock."):
+    return [{"role": "user", "content": text}]
+
+
+def sides(read):
+    """The goals asked plainly, and the attacks, of the pairs that were read."""
+    pairs = {}
+    for prompt in read.prompts:
+        pairs.setdefault(prompt.pair_id, {})[str(prompt.label)] = prompt.messages[-1]["content"]
+    return [(pair["safe"], pair["unsafe"]) for pair in pairs.values()]
+
+
+PLAIN, PLAYED = "Pick a lock.", "In a play, pick a lock."
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": PLAIN, "target": "Sure", "all_prompt": attack(), "inception_attack_score": 0.4},
+        {"prompt": PLAIN, "target": "Sure", "all_prompt": attack(), "judge_result": {"score": 3}},
+        {"prompt": PLAIN, "target": "Sure", "attack_prompt": PLAYED, "judge_result.score": "1"},
+        {"prompt": PLAIN, "attack_prompt": attack(), "judge_success_gpt4": 1},
+        {"prompt": PLAIN, "all_prompt": None, "attack_prompt": PLAYED, "judge_success_gpt4": "1"},
+        {
+            "prompt": PLAIN,
+            "all_prompt": attack(),
+            "attack_prompt": "other",
+            "judge_success_gpt4": 1,
+        },
+        {"goal": PLAIN, "prompt": PLAYED, "behavior": "Theft", "jailbroken": True, "response": "x"},
+        {"goal": PLAIN, "target": "Sure", "jailbreak_prompt": PLAYED},
+        {"goal": PLAIN, "adversarial_prompt": PLAYED, "success": 1},
+        {"forbidden_prompt": PLAIN, "jailbreak": "AIM", "jailbroken_prompt": PLAYED, "score": 0.2},
+        {"goal": PLAIN, "all_prompt": attack(), "prompt": PLAIN},
+    ],
+)
+def test_goal_and_attack_are_found_under_other_names(prompt_file, row):
+    read = read_prompts(prompt_file([row]))
+    assert read.format is PromptFormat.JAILBREAK
+    assert sides(read) == [(PLAIN, PLAYED)]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        {"inception_attack_score": 0},
+        {"inception_attack_score": -1.5},
+        {"judge_result": {"score": 0, "why": "x"}},
+        {"judge_result": '{"score": 0}'},
+        {"judge_result.score": 0.0},
+        {"judge_success_gpt4": 0},
+    ],
+)
+def test_scores_that_are_not_above_0_are_failures(prompt_file, failure):
+    rows = [
+        {"prompt": f"goal {i}", "target": "Sure", "all_prompt": attack(f"attack {i}"), **fields}
+        for i, fields in enumerate([{}, failure])
+    ]
+    path = prompt_file(rows)
+    read = read_prompts(path)
+    assert sides(read) == [("goal 0", "attack 0")]
+    assert any("1 row was left out" in note for note in read.notes)
+    assert len(sides(read_prompts(path, include_failed=True))) == 2
+
+
+def test_a_score_that_is_no_number_is_refused(prompt_file):
+    row = {"prompt": "a", "all_prompt": attack(), "inception_attack_score": "high"}
+    assert "'high' is no score" in message_of(prompt_file([row]))
+
+
+def test_a_prompt_beside_goal_and_attack_that_says_something_else_is_refused(prompt_file):
+    path = prompt_file([{"goal": PLAIN, "all_prompt": attack(), "prompt": "Something else."}])
+    assert "'prompt' seems to hold a prompt" in message_of(path)
+    assert sides(read_prompts(f"{path}:ignore=prompt")) == [(PLAIN, PLAYED)]
+
+
+def test_a_label_beside_an_attack_is_not_overlooked(prompt_file):
+    path = prompt_file([jailbreak(label="safe")])
+    assert "'label' seems to hold a label" in message_of(path)
+
+
+def test_the_column_of_the_success_may_be_named(prompt_file):
+    rows = [jailbreak(goal=f"goal {i}", worked=worked) for i, worked in enumerate("01")]
+    path = prompt_file(rows)
+    assert len(sides(read_prompts(path))) == 2
+    assert [goal for goal, _ in sides(read_prompts(f"{path}:success=worked"))] == ["goal 1"]
+
+
+def test_splits_of_attacks_are_those_of_both_halves(prompt_file):
+    read = read_prompts(prompt_file([jailbreak(split="test")]))
+    assert {prompt.split for prompt in read.prompts} == {Split.TEST}
+
+
+def test_jailbreakbench_artifacts(prompt_file):
+    rows = [
+        {"index": i, "goal": f"goal {i}", "behavior": "b", "category": "c", "prompt": text,
+         "response": "r", "jailbroken": jailbroken}
+        for i, (text, jailbroken) in enumerate(
+            [("attack 0", True), ("attack 1", False), (None, False), ("attack 3", True)]
+        )
+    ]  # fmt: skip
+    path = prompt_file(json.dumps({"parameters": {"method": "PAIR"}, "jailbreaks": rows}))
+    read = read_prompts(path)
+    assert sides(read) == [("goal 0", "attack 0"), ("goal 3", "attack 3")]
+    assert any("1 row was left out: the jailbreak did not succeed" in n for n in read.notes)
+    assert any("its text is missing" in n for n in read.notes)
+    assert any("not read beside" in n and "'parameters'" in n for n in read.notes)
+    assert len(sides(read_prompts(path, include_failed=True))) == 3
+
+
+def harmbench_results():
+    return {
+        "pick_lock": [
+            {"test_case": "attack 0", "generation": "x", "label": 1},
+            {"test_case": "attack 1", "generation": "x", "label": 0},
+        ],
+        "hot_wire": [{"test_case": "attack 2", "generation": "x", "label": 1}],
+    }
+
+
+def test_harmbench_results_have_no_plain_goals(prompt_file):
+    path = prompt_file(json.dumps(harmbench_results()))
+    read = read_prompts(path)
+    assert read.format is PromptFormat.HARMBENCH_RESULTS
+    assert [(p.goal, p.label, p.pair_id) for p in read.prompts] == [
+        ("pick lock", "unsafe", ""),
+        ("hot wire", "unsafe", ""),
+    ]
+    assert any("1 row was left out" in note for note in read.notes)
+    assert len(read_prompts(path, include_failed=True).prompts) == 3
+    one = prompt_file(json.dumps({"hot_wire": harmbench_results()["hot_wire"]}))
+    assert read_prompts(one).prompts[0].goal == "hot wire"
+
+
+def test_harmbench_results_take_their_goals_from_its_behaviours_where_those_are_given(prompt_file):
+    results = prompt_file(json.dumps(harmbench_results()), "results.json")
+    behaviours = prompt_file("Behavior,BehaviorID\nPick the lock of it.,pick_lock\n", "b.csv")
+    prompts = resolve_prompts([str(results), str(behaviours)]).prompts
+    goals = [p.goal for p in prompts if p.source == "results.json"]
+    assert goals == ["Pick the lock of it.", "hot wire"]
