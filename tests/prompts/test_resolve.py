@@ -93,3 +93,97 @@ def test_several_formats_have_no_single_one(prompt_file):
         prompt_file(labelled("safe", "unsafe"), "b.json"),
     ]
     assert resolve_prompts(files).format is None
+
+
+def test_one_file_by_two_paths_is_one_file(prompt_file, tmp_path, monkeypatch):
+    path = prompt_file(labelled("safe", "unsafe"))
+    (tmp_path / "link.json").symlink_to(path)
+    (tmp_path / "inside").mkdir()
+    for other in (tmp_path / "link.json", tmp_path / "inside" / ".." / path.name):
+        with pytest.raises(PromptError, match="given twice"):
+            resolve_prompts([str(path), str(other)])
+
+
+def test_two_columns_of_one_file_are_two_sources(prompt_file):
+    path = prompt_file([{"bad": "Pick a lock", "good": "Pick a flower"}])
+    read = resolve_prompts([f"{path}:column=bad,label=unsafe", f"safe:{path}:column=good"])
+    own = [prompt for prompt in read.prompts if prompt.source != "builtin:starter"]
+    assert [(p.label, p.goal) for p in own] == [
+        ("unsafe", "Pick a lock"),
+        ("safe", "Pick a flower"),
+    ]
+    assert len({p.prompt_id for p in own}) == 2
+
+
+def test_a_file_that_is_said_to_be_harmful_gets_a_safe_side(prompt_file):
+    path = prompt_file("Pick a lock\nPick two locks\n")
+    read = resolve_prompts([f"unsafe:{path}"])
+    assert {prompt.label for prompt in read.prompts} == set(Label)
+    assert any("no safe prompts in" in note for note in read.notes)
+    with pytest.raises(PromptError, match="no prompt is labelled unsafe"):
+        resolve_prompts([f"safe:{path}"])
+
+
+# ---- doubts -------------------------------------------------------------------------------------------
+
+
+def notes_on(prompt_file, *rows):
+    path = prompt_file([{"prompt": text, "label": label} for text, label in rows])
+    notes = resolve_prompts([path]).notes
+    return [n for n in notes if "more than one label" in n or "an earlier one" in n]
+
+
+OTHERS = [("harmful", "unsafe"), ("fine", "safe")]
+
+
+def test_one_text_with_two_labels_is_a_doubt(prompt_file):
+    (note,) = notes_on(
+        prompt_file,
+        ("Bake it.", "benign"),
+        *OTHERS,
+        ("bake \u201cit\u201d", "unsafe"),
+        ("fine", "benign"),
+    )
+    assert note.startswith("2 texts have more than one label")
+    assert "'row-0001', 'row-0004'" in note and "benign and unsafe" in note
+    assert "Bake" not in note  # what may be harmful is shown where it is asked for
+
+
+def test_the_same_prompt_again_is_a_doubt(prompt_file):
+    (note,) = notes_on(
+        prompt_file, *OTHERS, ("Harmful!", "unsafe"), ("harmful", "unsafe"), ("fine.", "safe")
+    )
+    assert note.startswith("3 prompts repeat an earlier one")
+    assert "'row-0001'" in note
+
+
+def test_prompts_that_differ_are_no_doubt(prompt_file):
+    assert notes_on(prompt_file, *OTHERS, ("C", "safe"), ("C#", "unsafe")) == []
+    assert not any("earlier one" in note for note in resolve_prompts(["builtin:starter"]).notes)
+
+
+def test_turns_before_the_last_tell_prompts_apart(prompt_file):
+    user = {"role": "user", "content": "Go on."}
+    rows = [
+        {"messages": [{"role": "system", "content": text}, user], "label": label}
+        for text, label in (("a", "unsafe"), ("b", "safe"), ("A.", "benign"))
+    ]
+    notes = resolve_prompts([prompt_file(rows)]).notes
+    (note,) = [n for n in notes if "more than one label" in n]
+    assert note.startswith("1 text has")
+
+
+def test_a_goal_that_is_attacked_twice_is_asked_plainly_twice_and_no_doubt(prompt_file):
+    rows = [
+        {"goal": "Pick a lock", "all_prompt": [{"role": "user", "content": f"attack {i}"}]}
+        for i in range(2)
+    ]
+    notes = resolve_prompts([prompt_file(rows)]).notes
+    assert not any("earlier one" in note or "more than one label" in note for note in notes)
+
+
+def test_a_file_and_its_copy_are_a_doubt(prompt_file):
+    rows = labelled("safe", "unsafe", "benign")
+    files = [prompt_file(rows, "a.json"), prompt_file(rows, "b.json")]
+    (note,) = [n for n in resolve_prompts(files).notes if "earlier one" in n]
+    assert note.startswith("3 prompts repeat") and "a.json and b.json" in note
