@@ -174,6 +174,12 @@ def test_a_packed_file_that_is_cut_is_refused(prompt_file, packer):
         assert "cut off or damaged" in message_of(prompt_file(data[:end]))
 
 
+@pytest.mark.parametrize("option", ["encoding=cp1252", "format=lines"])
+def test_what_is_said_of_a_text_is_refused_of_a_table(prompt_file, option):
+    text = message_of(f"{prompt_file(parquet(THREE))}:{option},label=safe")
+    assert f"leave {option} away" in text
+
+
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "file"])
 def test_arrow(prompt_file, stream):
     data = arrow(THREE, stream=stream)
@@ -219,11 +225,12 @@ def test_an_encoding_without_a_mark_is_not_guessed_but_may_be_given(prompt_file)
     [
         (b"7z\xbc\xaf\x27\x1c", "7z"),
         (b"SQLite format 3\0", "database"),
+        (b"%PDF-1.7\n\xe2\xe3", "PDF"),
         (b"x" * 257 + b"ustar" + b"\0" * 250, "tar archive"),
         (gzip.compress(b"x" * 257 + b"ustar" + b"\0" * 250), "tar archive"),
     ],
 )
-def test_archives_are_refused_by_name(prompt_file, data, what):
+def test_archives_and_documents_are_refused_by_name(prompt_file, data, what):
     assert what in message_of(prompt_file(data))
 
 

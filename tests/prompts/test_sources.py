@@ -106,7 +106,8 @@ def test_columns_words_and_what_to_leave_out(prompt_file):
 
 def test_words_of_a_label_that_are_not_declared_keep_their_meaning_or_are_refused(prompt_file):
     path = prompt_file(as_csv(["prompt", "label"], ["a", "2"], ["b", "safe"], ["c", "toxic"]))
-    assert "2" in message_of(f"{path}:unsafe=toxic")
+    assert "'2' is not one of" in message_of(f"{path}:unsafe=toxic")
+    assert "no row has 'toxc'" in message_of(f"{path}:unsafe=toxic,benign=2,safe=toxc")
     read = read_prompts(f"{path}:unsafe=toxic,benign=2")
     assert [prompt.label for prompt in read.prompts] == ["benign", "safe", "unsafe"]
     assert any("'2' as benign (1 row)" in note for note in read.notes)

@@ -33,6 +33,7 @@ def parse_rows(
     said = declaration or Declaration(source, source)
     data, notes = unpacked(data, source)
     if is_arrow(data):
+        _check_not_text(source, said)
         names, records = read_arrow(data, source)
         found = Records.numbered(records, names)
     else:
@@ -42,6 +43,15 @@ def parse_rows(
     if not found.values:
         raise PromptError(f"{source} holds no rows; a prompt file needs at least one")
     return as_rows(found, source), [*notes, *found.notes]
+
+
+def _check_not_text(source: str, said: Declaration) -> None:
+    """Refuse what the user says of a text where the file is none."""
+    if said.encoding is not None or said.format == LINES:
+        option = f"encoding={said.encoding}" if said.encoding else f"format={LINES}"
+        raise PromptError(
+            f"{source} is no text but a table of Parquet or Arrow; leave {option} away"
+        )
 
 
 def _read_text(text: str, source: str, said: Declaration) -> Records:

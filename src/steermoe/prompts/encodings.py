@@ -39,6 +39,7 @@ _ARCHIVES = {
     b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save the sheet as CSV in UTF-8",
     b"7z\xbc\xaf": "a 7z archive; unpack it",
     b"SQLite format 3": "a database; export its table as CSV",
+    b"%PDF": "a PDF document; save its prompts as text or CSV",
 }
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from steermoe.errors import PromptError
-from steermoe.prompts.rows import Row, counted, plain_word, shown, unknown_word
+from steermoe.prompts.rows import Row, counted, listed, plain_word, shown, unknown_word
 from steermoe.records import Label, Split
 
 YES = ("1", "true", "yes")
@@ -80,6 +80,7 @@ def read_labels(rows: Sequence[Row], words: Mapping[str, Label]) -> tuple[list[L
             raise row.error("label", _problem(row, value, word))
         understood[word, label] += 1
         labels.append(label)
+    _check_words_occur(rows, words, {word for word, _ in understood})
     harmless = {word for word, label in understood if label is Label.SAFE} - set(words)
     if {"safe", "harmless"} <= harmless:
         source, column = rows[0].source, rows[0].column("label")
@@ -94,6 +95,19 @@ def read_labels(rows: Sequence[Row], words: Mapping[str, Label]) -> tuple[list[L
         for (word, label), number in sorted(understood.items())
     ]
     return labels, [f"{rows[0].column('label')!r} is read: {', '.join(said)}"]
+
+
+def _check_words_occur(
+    rows: Sequence[Row], words: Mapping[str, Label], found: Collection[str]
+) -> None:
+    """Refuse a word that the user explains and that no row has: it is probably misspelt."""
+    for word in words:
+        if word not in found:
+            column = rows[0].column("label")
+            raise PromptError(
+                f"{rows[0].source}: no row has {shown(word)} in {shown(column)}, which holds "
+                f"{listed(sorted(found))}; check the words behind the path"
+            )
 
 
 def read_split(row: Row) -> Split | None:
