@@ -70,6 +70,32 @@ WORDS = {
     "class": ("safe", "unsafe", "A"),
     "safe": (1, 0, "maybe"),
 }  # fmt: skip
+SOUND_WORDS = {
+    **WORDS,
+    "label": ("safe", "unsafe", "benign"),
+    "prompt_harm_label": ("harmful", "unharmful", ""),
+    "split": ("train", "dev", "test", "validation", ""),
+    "type": ("homonyms",),
+    "judge_success_gpt4": (1, 0, "1", None),
+    "class": ("A", "B"),
+    "safe": ("maybe", "never"),
+}
+"""Words that contradict neither each other nor the rest of a row."""
+SOUND_NAMES = (
+    "split",
+    "pair_id",
+    "category",
+    "set",
+    "source",
+    "note",
+    "model",
+    "0",
+    "class",
+    "Categories",
+    "safe",
+)
+"""Columns that may stand beside any layout: read, or named as not read."""
+
 CONVERSATIONS = ("messages", "conversations", "all_prompt", "turns")
 ANYTHING = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.just(math.nan),
@@ -96,7 +122,7 @@ class GeneratedFile:
     kind: str
 
 
-def _turns(draw: st.DrawFn, text: str) -> Any:
+def _turns(draw: st.DrawFn, text: str, sound: bool) -> Any:
     keys = draw(st.sampled_from([("role", "content"), ("from", "value")]))
     user = draw(st.sampled_from(["user", "human", "User"]))
     turns = [{keys[0]: user, keys[1]: text}]
@@ -104,40 +130,54 @@ def _turns(draw: st.DrawFn, text: str) -> Any:
         turns.insert(0, {keys[0]: "system", keys[1]: "Be brief."})
     if draw(st.booleans()):
         turns.append(
-            {keys[0]: draw(st.sampled_from(["assistant", "gpt", "robot"])), keys[1]: "No."}
+            {
+                keys[0]: draw(st.sampled_from(["assistant", "gpt", "gpt" if sound else "robot"])),
+                keys[1]: "No.",
+            }
         )
     return draw(st.sampled_from([turns, json.dumps(turns), repr(turns)]))
 
 
-def _cell(draw: st.DrawFn, name: str, row: int) -> Any:
-    if draw(st.integers(0, 30)) == 0:
+def _cell(draw: st.DrawFn, name: str, row: int, names: tuple[str, ...], sound: bool) -> Any:
+    if not sound and draw(st.integers(0, 20)) == 0:
         return draw(ANYTHING)
     plain = name.strip().lower()
-    if plain in WORDS and (plain != "adversarial" or draw(st.booleans())):
-        return draw(st.sampled_from(WORDS[plain]))
     text = f"{plain[:9]} of row {row}."
+    if sound and plain in ("id", "index", "question_id"):
+        return row
+    if sound and plain == "label" and "type" in names:
+        return "safe"
+    if sound and plain == "label" and "test_case" in names:
+        return draw(st.sampled_from([0, 1, "1"]))
+    if plain == "adversarial" and "data_type" in names:
+        return text
+    words = SOUND_WORDS if sound else WORDS
+    if plain in words:
+        return draw(st.sampled_from(words[plain]))
+    if plain == "turns":
+        return (
+            [text] if sound else draw(st.sampled_from([[text], json.dumps([text]), [text, text]]))
+        )
     if plain in CONVERSATIONS:
-        return _turns(draw, text)
+        return _turns(draw, text, sound)
     if plain in ("chosen", "rejected"):
         return f"\n\nHuman: {text}\n\nAssistant: No."
-    dressed = [text] * 6 + [f' "{text}", ', f"{text}\nMore; of\tit|all", f"\u200b{text}\u2028", ""]
-    return draw(st.sampled_from(dressed))
+    dressed = [text] * 6 + [f' "{text}", ', f"{text}\nMore; of\tit|all", f"\u200b{text}\u2028"]
+    return draw(st.sampled_from(dressed if sound else [*dressed, ""]))
 
 
 @st.composite
-def tables(draw: st.DrawFn, odd: bool = True) -> Records:
-    """Rows of some layout, with more columns in some order; without odd names and missing keys if asked so."""
-    names = [
-        *draw(st.sampled_from(LAYOUTS)),
-        *draw(st.lists(st.sampled_from(MORE_NAMES), max_size=3)),
-    ]
-    if odd and draw(st.integers(0, 4)) == 0:
+def tables(draw: st.DrawFn, sound: bool) -> Records:
+    """Rows of some layout, with more columns, in some order; anything may be in them where they are not sound."""
+    more = SOUND_NAMES if sound else MORE_NAMES
+    names = [*draw(st.sampled_from(LAYOUTS)), *draw(st.lists(st.sampled_from(more), max_size=3))]
+    if not sound and draw(st.integers(0, 4)) == 0:
         names.append(draw(st.sampled_from(ODD_NAMES)))
-    names = draw(st.permutations(list(dict.fromkeys(names))))
+    columns = tuple(draw(st.permutations(list(dict.fromkeys(names)))))
     rows = range(draw(st.integers(1, 5)))
-    records = [{name: _cell(draw, name, row) for name in names} for row in rows]
-    if odd and draw(st.integers(0, 9)) == 0:
-        records[-1].pop(names[0])
+    records = [{name: _cell(draw, name, row, columns, sound) for name in columns} for row in rows]
+    if not sound and draw(st.integers(0, 9)) == 0:
+        records[-1].pop(columns[0])
     return records
 
 
@@ -220,31 +260,30 @@ def _damaged(draw: st.DrawFn, data: bytes) -> bytes:
 
 @st.composite
 def files(
-    draw: st.DrawFn, odd: bool = True, kinds: tuple[str, ...] = tuple(WRITERS)
+    draw: st.DrawFn, may_be_odd: bool = True, kinds: tuple[str, ...] = tuple(WRITERS)
 ) -> GeneratedFile:
-    """Files with the options that a user might try; not damaged and without odd names if asked so."""
-    records = draw(tables(odd))
+    """Files, with what a user might write around their paths; half of them sound, all if none may be odd."""
+    sound = not may_be_odd or draw(st.booleans())
+    records = draw(tables(sound))
     data, kind = written(draw, records, kinds)
-    is_damaged = odd and draw(st.integers(0, 3)) == 0
+    is_damaged = not sound and draw(st.integers(0, 3)) == 0
     if is_damaged:
         data = _damaged(draw, data)
     names = [name for name in records[0] if name.strip()] or ["x"]
-    before = draw(st.sampled_from(["", "", "", "unsafe:", "safe:", "benign:"]))
-    options = [
-        "",
-        "",
-        "",
-        f":column={draw(st.sampled_from(names))}",
-        f":ignore={draw(st.sampled_from(names))}",
-    ]
-    options += [":format=rows", ":label=unsafe", ":unsafe=1,safe=0"]
-    if odd:
+    labelled = any(
+        name in records[0] for name in ("label", "is_harmful", "prompt_harm_label", "data_type")
+    )
+    before = draw(st.sampled_from(["", "", "unsafe:", "unsafe:", "safe:", "benign:"]))
+    if sound and labelled:
+        before = ""
+    options = ["", "", "", "", f":ignore={draw(st.sampled_from(names))}"]
+    if not sound:
         options += [
+            f":column={draw(st.sampled_from(names))}",
             ":format=lines",
             ":format=jailbreak",
-            ":encoding=cp1252",
-            ":category=look_alike",
             ":colum=x",
         ]
+        options += [":encoding=cp1252", ":category=look_alike", ":label=unsafe", ":unsafe=1,safe=0"]
     behind = draw(st.sampled_from(options))
     return GeneratedFile(data, records, (before, behind), is_damaged, kind)

@@ -105,7 +105,7 @@ def test_markup_in_prompts_and_names_is_text(
 def test_no_torch_is_loaded(prompt_file: PromptFiles) -> None:
     path = prompt_file(LABELLED)
     code = (
-        "import sys\nfrom steermoe.cli import main\n"
+        "import sys\nfrom steermoe.cli.app import main\n"
         f"sys.argv = ['steermoe', 'prompts', {str(Path(path))!r}]\n"
         "try:\n    main()\nexcept SystemExit as stopped:\n    assert not stopped.code\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)"

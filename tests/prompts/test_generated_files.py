@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, assume, given, note, settings
 import generated_files
 from generated_files import GeneratedFile, Records
 from steermoe.errors import SteerMoEError
+from steermoe.prompts.doubts import doubts_about
 from steermoe.prompts.formats import ReadPrompts, read_prompts
 from steermoe.prompts.layouts import PromptFormat
-from steermoe.prompts.resolve import resolve_prompts
 from steermoe.prompts.rows import is_blank
 from steermoe.prompts.splits import assign_splits
 
@@ -56,17 +56,18 @@ def test_any_file_is_read_or_refused_in_one_line(tmp_path: Path, file: Generated
     source = source_of(file, tmp_path)
     note(f"{file.kind} {source} {file.data!r}")
     try:
-        prompts = assign_splits(resolve_prompts([source]).prompts)
+        prompts = assign_splits(read_prompts(source).prompts)
     except SteerMoEError as error:
         assert "\n" not in str(error) and len(str(error)) < 1200
         return
     assert prompts
+    doubts_about(prompts)
     for prompt in prompts:
         assert prompt.split and prompt.goal.strip() and prompt.messages[-1]["role"] == "user"
         assert all(turn["content"].strip() for turn in prompt.messages)
 
 
-@given(generated_files.files(odd=False))
+@given(generated_files.files(may_be_odd=False))
 @MANY
 def test_every_row_and_every_column_is_read_or_named(tmp_path: Path, file: GeneratedFile) -> None:
     assume(file.kind != "lines")
@@ -85,7 +86,7 @@ def test_every_row_and_every_column_is_read_or_named(tmp_path: Path, file: Gener
     )  # a key that rows stand under is read as an id
 
 
-@given(generated_files.files(odd=False, kinds=JSON_KINDS))
+@given(generated_files.files(may_be_odd=False, kinds=JSON_KINDS))
 @MANY
 def test_columns_that_are_said_not_to_be_read_make_no_difference(
     tmp_path: Path, file: GeneratedFile
@@ -107,7 +108,7 @@ def test_columns_that_are_said_not_to_be_read_make_no_difference(
     assert again.prompts == read.prompts
 
 
-@given(generated_files.files(odd=False))
+@given(generated_files.files(may_be_odd=False))
 @MANY
 def test_every_prompt_holds_the_text_of_its_own_row(tmp_path: Path, file: GeneratedFile) -> None:
     assume(file.kind != "lines")

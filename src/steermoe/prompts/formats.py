@@ -99,7 +99,8 @@ def read_prompts(
     )
     prompts, more = layout.read(rows, wanted)
     _check_one_kind(prompts, layout, declaration)
-    said = [f"{_counted(prompts)}, read as {layout.format}", *notes, *columns.notes(), *more]
+    said = [f"{_counted(prompts)}, read as {layout.format}", *notes]
+    said += more if declaration.is_builtin else [*columns.notes(), *more]
     return ReadPrompts(
         tuple(prompts),
         tuple(f"{source}: {note}" for note in said),

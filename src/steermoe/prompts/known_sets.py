@@ -86,9 +86,9 @@ def read_wildjailbreak(rows: Sequence[Row], wanted: Wanted) -> Reading:
     prompts = []
     tally = TurnsTally()
     for row in rows:
-        kind = plain_word(row.value("data_type"))
+        kind = plain_word(row.text("data_type"))
         if kind not in _WILDJAILBREAK:
-            raise row.error("data_type", unknown_word(row.value("data_type"), _WILDJAILBREAK))
+            raise row.error("data_type", unknown_word(row.text("data_type"), _WILDJAILBREAK))
         label, category = _WILDJAILBREAK[kind]
         column = "adversarial" if kind.startswith("adversarial") else "vanilla"
         messages = read_conversation(row, column, tally)
