@@ -4,7 +4,6 @@ Runs are resumed and compared by these. The digests were taken before more layou
 """
 
 import csv
-import dataclasses
 import hashlib
 import io
 import json
@@ -29,6 +28,7 @@ SUBJECTS = (
     "five-o'clock tea",
     "x",
 )
+FIELDS = ("prompt_id", "label", "messages", "goal", "pair_id", "category", "split", "source")
 LABELS = ("unsafe", "safe", "benign")
 
 
@@ -188,7 +188,7 @@ DIGESTS = {
 
 
 def digest(prompts):
-    records = [dataclasses.asdict(prompt) for prompt in prompts]
+    records = [{field: prompt[field] for field in FIELDS} for prompt in prompts]
     text = json.dumps(records, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
