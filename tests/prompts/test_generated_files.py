@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from hypothesis import HealthCheck, assume, given, note, settings
+from hypothesis import HealthCheck, assume, event, given, note, settings
 
 import generated_files
 from generated_files import GeneratedFile, Records
@@ -59,7 +59,9 @@ def test_any_file_is_read_or_refused_in_one_line(tmp_path: Path, file: Generated
         prompts = assign_splits(read_prompts(source).prompts)
     except SteerMoEError as error:
         assert "\n" not in str(error) and len(str(error)) < 1200
+        event("refused")
         return
+    event("read")
     assert prompts
     doubts_about(prompts)
     for prompt in prompts:
@@ -74,7 +76,9 @@ def test_every_row_and_every_column_is_read_or_named(tmp_path: Path, file: Gener
     try:
         read = read_prompts(source_of(file, tmp_path))
     except SteerMoEError:
+        event("refused")
         return
+    event(f"read as {read.format}")
     note(f"{file.kind} {file.data!r}\n{read.notes}")
     pairs = 2 if read.format is PromptFormat.JAILBREAK else 1
     assert len(read.prompts) + pairs * left_out(read) == pairs * len(file.records)
@@ -95,7 +99,9 @@ def test_columns_that_are_said_not_to_be_read_make_no_difference(
     try:
         read = read_prompts(source)
     except SteerMoEError:
+        event("refused")
         return
+    event(f"read as {read.format}")
     _, unread = columns_said(read)
     assume(unread and not any(name in source for name in (":ignore=", ":column=")))
     rest: Records = [
@@ -115,7 +121,9 @@ def test_every_prompt_holds_the_text_of_its_own_row(tmp_path: Path, file: Genera
     try:
         read = read_prompts(source_of(file, tmp_path))
     except SteerMoEError:
+        event("refused")
         return
+    event(f"read as {read.format}")
     note(f"{read.notes}")
     rows = []
     for prompt in read.prompts:

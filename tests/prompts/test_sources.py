@@ -104,6 +104,19 @@ def test_columns_words_and_what_to_leave_out(prompt_file):
     )
 
 
+def test_what_is_left_out_or_not_meant_is_not_read(prompt_file):
+    row = {"prompt": "a", "label": "safe", "goal": "g", "category": "c", "pair_id": "p", "id": "i"}
+    path = prompt_file([{**row, "topic": "t"}])
+    everything = ",".join(f"ignore={name}" for name in ("goal", "category", "pair_id", "id"))
+    (prompt,) = read_prompts(f"{path}:{everything}").prompts
+    assert (prompt.goal, prompt.category, prompt.pair_id) == ("a", "", "")
+    assert prompt.prompt_id == "row-0001"
+    (prompt,) = read_prompts(f"{path}:category=topic,goal=category").prompts
+    assert (prompt.category, prompt.goal) == ("t", "c")
+    (prompt,) = read_prompts(f"{path}:column=category").prompts
+    assert (texts([prompt]), prompt.category, prompt.goal) == (["c"], "", "g")
+
+
 def test_words_of_a_label_that_are_not_declared_keep_their_meaning_or_are_refused(prompt_file):
     path = prompt_file(as_csv(["prompt", "label"], ["a", "2"], ["b", "safe"], ["c", "toxic"]))
     assert "'2' is not one of" in message_of(f"{path}:unsafe=toxic")
