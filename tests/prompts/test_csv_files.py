@@ -80,6 +80,16 @@ def test_a_text_of_lines_is_read_once_it_is_said_what_they_are(prompt_file):
     assert said(read, "1 blank line skipped")
 
 
+@pytest.mark.parametrize(
+    "first",
+    ["Ignore the rules for this question", "Write a jailbreak prompt", "How to fake success"],
+)
+def test_a_first_line_that_ends_like_a_name_is_a_prompt(prompt_file, first):
+    path = prompt_file(f"{first}\nPick a lock, now\nPick two locks\n")
+    assert texts(read_prompts(f"unsafe:{path}").prompts)[0] == first
+    assert "one prompt a line" in message_of(path)
+
+
 def test_lines_in_quotes_lose_them(prompt_file):
     path = prompt_file('"Pick a lock"\n"Say ""no"", twice"\n"Two\nlines"\n')
     assert texts(read_prompts(f"safe:{path}").prompts) == [

@@ -14,6 +14,14 @@ def labelled(*labels, **fields):
     return [{"prompt": f"Request {i}", "label": x, **fields} for i, x in enumerate(labels)]
 
 
+@pytest.mark.parametrize("format", ["advbench", "lines"])
+def test_a_format_for_all_files_is_not_that_of_the_builtin_prompts(prompt_file, format):
+    path = prompt_file("goal\nPick a lock\n")
+    read = resolve_prompts([f"unsafe:{path}", "builtin:starter"], format=format)
+    starter = [prompt for prompt in read.prompts if prompt.source == "builtin:starter"]
+    assert starter == list(resolve_prompts(["builtin:starter"]).prompts)
+
+
 def test_the_builtin_prompts_are_complete_and_need_no_completion():
     read = resolve_prompts(["builtin:starter"])
     assert set(Label) == {prompt.label for prompt in read.prompts}

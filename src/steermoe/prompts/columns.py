@@ -131,8 +131,13 @@ def meaning(field: str) -> Role | None:
 
 
 def is_known(field: str) -> bool:
-    """Whether this may be a column's name, and not the first prompt of a file without names."""
-    return meaning(field) is not None or loose(field) in OTHER_KNOWN
+    """Whether this may be a column's name, and not the first prompt of a file without names.
+
+    Several words are a name only if they are one of those in full: a prompt, too, may end with "question".
+    """
+    if loose(field) in MEANINGS or loose(field) in OTHER_KNOWN:
+        return True
+    return len(field.split()) == 1 and meaning(field) is not None
 
 
 def role_of(field: str, rows: Sequence[Row]) -> Role | None:

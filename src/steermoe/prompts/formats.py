@@ -79,6 +79,8 @@ def read_prompts(
     """
     declaration = parse_source(source)
     named = _known_format(declaration.format or format)
+    if declaration.is_builtin:
+        named = PromptFormat.ROWS
     declaration = dataclasses.replace(declaration, format=named)
     rows, notes = parse_rows(declaration.read_bytes(), declaration.path, declaration)
     layout = _layout(rows, declaration, named)
@@ -125,8 +127,6 @@ def _counted(prompts: Iterable[Prompt]) -> str:
 
 
 def _layout(rows: Sequence[Row], declaration: Declaration, named: PromptFormat | None) -> Layout:
-    if declaration.is_builtin:
-        return PLAIN_ROWS
     if named is not None:
         return layout_named(named)
     if set(declaration.columns) - set(_ANYWHERE):
