@@ -161,6 +161,33 @@ def test_two_columns_for_one_thing_must_hold_the_same(prompt_file, columns, same
         assert len(read_prompts(f"{path}:{option}").prompts) == 1
 
 
+@pytest.mark.parametrize("reply", ["response", "completion", "output_text", "Answer"])
+def test_a_label_that_may_be_that_of_a_reply_is_asked_about(prompt_file, reply):
+    rows = ["a", "x", "1"], ["b", "y", "0"]
+    path = prompt_file(as_csv(["question", reply, "is_harmful"], *rows))
+    assert "'is_harmful' may be said of" in message_of(path)
+    read = read_prompts(f"{path}:label=is_harmful")
+    assert [prompt.label for prompt in read.prompts] == ["unsafe", "safe"]
+    assert len(read_prompts(f"unsafe:{path}:ignore=is_harmful").prompts) == 2
+    path = prompt_file(as_csv(["question", reply, "label"], ["a", "x", "unsafe"]))
+    assert len(read_prompts(path).prompts) == 1
+
+
+def test_a_jailbreak_may_be_a_name_or_a_success_and_is_never_a_label(prompt_file):
+    path = prompt_file(as_csv(["goal", "target", "jailbreak"], ["a", "Sure", "AIM"]))
+    assert columns_said(read_prompts(path))[1] == ["target", "jailbreak"]
+    path = prompt_file(as_csv(["goal", "target", "jailbreak"], ["a", "Sure", "0"]))
+    assert "'jailbreak' seems to hold whether an attack succeeded" in message_of(path)
+    rows = [
+        {"goal": f"goal {i}", "all_prompt": [{"role": "user", "content": "x"}], "jailbreak": i}
+        for i in (0, 1)
+    ]
+    path = prompt_file(rows)
+    assert "':success=jailbreak" in message_of(path).replace(str(path), "")
+    read = read_prompts(f"{path}:success=jailbreak,format=jailbreak")
+    assert {prompt.goal for prompt in read.prompts} == {"goal 1"}
+
+
 def test_behaviours_are_names_of_goals_and_not_prompts(prompt_file):
     (prompt,) = read_prompts(
         prompt_file(as_csv(["behavior", "goal", "label"], ["Theft", "Pick a lock", "unsafe"]))

@@ -66,7 +66,7 @@ def success_rank(field: str) -> int | None:
     order = (*_SUCCESS_FIELDS, *_SCORES)
     if field in order:
         return order.index(field)
-    if meaning(field) is Role.SUCCESS:
+    if meaning(field) is Role.SUCCESS and field != "jailbreak":  # which mostly names the attack
         return len(order)
     return None
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from steermoe.errors import PromptError
-from steermoe.prompts.labels import POLARITY, SPLIT_WORDS, fits_label, loose, read_labels
+from steermoe.prompts.labels import NO, POLARITY, SPLIT_WORDS, YES, fits_label, loose, read_labels
 from steermoe.prompts.rows import Row, is_blank, listed, plain_word, shown
 
 
@@ -47,7 +47,7 @@ _NAMES: dict[Role, tuple[str, ...]] = {
     Role.SPLIT: ("split", "set", "subset", "fold", "partition"),
     Role.PROMPT_ID: ("promptid",),
     Role.ID: ("id",),
-    Role.SUCCESS: ("success", "jailbroken", "attacksuccess", "issuccessful", "succeeded"),
+    Role.SUCCESS: ("success", "jailbroken", "jailbreak", "attacksuccess", "issuccessful", "succeeded"),
 }  # fmt: skip
 MEANINGS: Mapping[str, Role] = {name: role for role, names in _NAMES.items() for name in names}
 """What a name means, without case, blanks and punctuation."""
@@ -61,14 +61,14 @@ _ENDINGS = {
     "split": Role.SPLIT,
     "success": Role.SUCCESS,
 }
-_OTHERS_WORDS = ("response", "completion", "answer", "output", "model", "num", "reply")
-"""Beginnings of names that tell of a reply, or count something."""
-
 _MAY_MEAN_ANYTHING = frozenset(
     {"class", "set", "subset", "fold", "partition", "jailbreak"}
     | {name for name in POLARITY if not name.startswith("is")}
 )
-"""Names that are taken for a label or a split only where every value is one."""
+"""Names that are taken for a label, a split or a success only where every value is one."""
+
+REPLIES = ("response", "completion", "answer", "output", "generation", "reply")
+"""Beginnings of names of replies."""
 
 OTHER_KNOWN = frozenset(
     {"target", "completion", "response", "output", "generation", "source"}
@@ -123,7 +123,7 @@ def meaning(field: str) -> Role | None:
     name = loose(field)
     if name in MEANINGS:
         return MEANINGS[name]
-    if name.startswith(_OTHERS_WORDS):
+    if name.startswith((*REPLIES, "model", "num")):  # told of a reply, or counted
         return None
     if name.startswith("judgesuccess"):
         return Role.SUCCESS
@@ -148,6 +148,8 @@ def role_of(field: str, rows: Sequence[Row]) -> Role | None:
     values = [row.values[field] for row in rows if not is_blank(row.values.get(field))]
     if role is Role.SPLIT:
         fits = all(isinstance(value, str) and plain_word(value) in SPLIT_WORDS for value in values)
+    elif role is Role.SUCCESS:
+        fits = all(plain_word(value) in (*YES, *NO) for value in values)
     else:
         fits = all(fits_label(field, value) for value in values)
     return role if values and fits else None
@@ -239,7 +241,7 @@ def _other_reading(source: str, field: str, role: Role) -> str:
     if role in (Role.PROMPT, Role.MESSAGES):
         return f", '{source}:{'column' if role is Role.PROMPT else role}={field},label=unsafe' reads it"
     if role is Role.SUCCESS:
-        return f", '{source}:format=jailbreak' reads the file as results of attacks"
+        return f", '{source}:success={field},format=jailbreak' reads the file as results of attacks"
     return f", '{source}:format=rows' reads the file as plain rows"
 
 

@@ -14,16 +14,18 @@ from pathlib import Path
 
 from steermoe.errors import ConfigError, PromptError
 from steermoe.prompts.columns import (
+    REPLIES,
     Columns,
     Role,
     check_unread,
     fields_of,
     find_declared,
+    is_empty,
     role_of,
     settle,
 )
 from steermoe.prompts.containers import parse_rows
-from steermoe.prompts.labels import read_labels
+from steermoe.prompts.labels import POLARITY, loose, read_labels
 from steermoe.prompts.layouts import (
     PLAIN_ROWS,
     Layout,
@@ -244,7 +246,24 @@ def _columns_of_rows(
         left |= set(candidates[Role.PROMPT])
     if Role.LABEL not in {*settled, *chosen}:
         raise PromptError(_no_label(rows, said))
+    if Role.LABEL in chosen:
+        _check_label_is_of_prompts(rows, chosen[Role.LABEL], said)
     return chosen, left
+
+
+def _check_label_is_of_prompts(rows: Sequence[Row], label: str, said: Declaration) -> None:
+    """Refuse `is_safe` and its kind beside a reply: it may be the reply that is safe."""
+    replies = [
+        field
+        for field in fields_of(rows)
+        if loose(field).startswith(REPLIES) and not is_empty(field, rows)
+    ]
+    if loose(label) in POLARITY and replies:
+        raise PromptError(
+            f"{said.path}: {shown(label)} may be said of {shown(replies[0])} and not of the prompt; "
+            f"'{said.path}:label={label}' reads it as the prompt's label, 'unsafe:{said.path}:ignore={label}' gives "
+            "all prompts one"
+        )
 
 
 def _check_labels_agree(rows: Sequence[Row], fields: Sequence[str], said: Declaration) -> None:

@@ -23,7 +23,7 @@ LABEL_WORDS: Mapping[str, Label] = {
 
 POLARITY: Mapping[str, tuple[Label, Label]] = {
     **dict.fromkeys(
-        ("harmful", "isharmful", "unsafe", "isunsafe", "jailbreak", "isjailbreak"),
+        ("harmful", "isharmful", "unsafe", "isunsafe", "isjailbreak"),
         (Label.UNSAFE, Label.SAFE),
     ),
     **dict.fromkeys(
