@@ -18,6 +18,7 @@ import pytest
 
 if TYPE_CHECKING:
     from fake_steps import Fakes
+    from prompt_files import PromptFiles
     from steermoe.config import Config
     from tiny import CommandLine
 
@@ -255,3 +256,11 @@ def config(tmp_path: Path) -> Callable[..., Config]:
     from fake_steps import settings_maker
 
     return settings_maker(tmp_path)
+
+
+@pytest.fixture
+def prompt_file(tmp_path: Path) -> PromptFiles:
+    """Writes a prompt file: a list as JSON, text as UTF-8, bytes as they are."""
+    from prompt_files import PromptFiles
+
+    return PromptFiles(tmp_path)

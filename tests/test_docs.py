@@ -255,7 +255,7 @@ def test_the_toml_of_the_pages_is_accepted(tmp_path: Path) -> None:
 def test_the_prompt_files_of_the_guide_are_read_as_it_says(
     language: str, expected: PromptFormat, tmp_path: Path
 ) -> None:
-    (block,) = blocks(ROOT / "docs" / "usage.md", language)
+    (block,) = blocks(ROOT / "docs" / "prompts.md", language)
     path = tmp_path / "prompts"
     path.write_text(block.text, encoding="utf-8")
     assert read_prompts(path).format is expected

@@ -135,7 +135,10 @@ class PromptsSection(Section):
     """Where prompts come from and how they are split."""
 
     sources: tuple[str, ...] = Field(
-        (BUILTIN_PROMPTS,), min_length=1, description="Prompt files, or builtin:starter."
+        (BUILTIN_PROMPTS,),
+        min_length=1,
+        description="Prompt files, or builtin:starter. unsafe:FILE (or safe:, benign:) gives all rows one label; "
+        "FILE:column=NAME,... says how a file is read.",
     )
     format: str | None = Field(
         None, description="Overrides the format found from a file's content."

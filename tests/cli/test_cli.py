@@ -27,7 +27,7 @@ ON_A_RUN = (
     *("run", "collect", "identify", "train", "evaluate", "ablate", "report"),
     *("plan", "power"),
 )
-COMMANDS = (*ON_A_RUN, "show", "export", "apply", "models")
+COMMANDS = (*ON_A_RUN, "show", "export", "apply", "prompts", "models")
 
 
 @pytest.fixture

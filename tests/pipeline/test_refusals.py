@@ -357,7 +357,7 @@ def test_the_starter_prompts_are_known_by_their_content(
     fakes.take()
     run_pipeline(builtin)
     assert fakes.take() == []
-    monkeypatch.setattr("steermoe.pipeline.inputs.builtin_bytes", lambda source: b"other")
+    monkeypatch.setattr("steermoe.prompts.sources.builtin_bytes", lambda source: b"other")
     with pytest.raises(RunDirectoryError, match="prompt files changed"):
         run_pipeline(builtin)
 

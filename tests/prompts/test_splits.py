@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from steermoe.errors import ConfigError, PromptError
-from steermoe.prompts.formats import resolve_prompts
 from steermoe.prompts.goals import normalised_goal
+from steermoe.prompts.resolve import resolve_prompts
 from steermoe.prompts.splits import assign_splits, goal_groups
 from steermoe.records import LOOK_ALIKE, Label, Prompt, Split
 

@@ -18,6 +18,7 @@ from steermoe.cli.models import models
 from steermoe.cli.options import as_command
 from steermoe.cli.plan import plan
 from steermoe.cli.power import power
+from steermoe.cli.prompts import prompts
 from steermoe.cli.report import report
 from steermoe.cli.run import run
 from steermoe.cli.show import show
@@ -29,7 +30,7 @@ INTERRUPTED = 130
 
 COMMANDS = (
     *(run, collect, judge, identify, train, evaluate, ablate, report),
-    *(show, export, apply, plan, power, models),
+    *(show, export, apply, prompts, plan, power, models),
 )
 """In the order of the help."""
 

@@ -71,7 +71,9 @@ class Options:
     prompts: Annotated[
         list[str] | None,
         typer.Option(
-            "--prompts", metavar="FILE", help="A prompt file, or builtin:starter. Repeatable."
+            "--prompts",
+            metavar="FILE",
+            help="A prompt file, unsafe:FILE for one of unsafe prompts alone, or builtin:starter. Repeatable.",
         ),
     ] = None
     seed: Annotated[

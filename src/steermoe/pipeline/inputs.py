@@ -11,14 +11,13 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from steermoe.config import BUILTIN_PROMPTS, Config
-from steermoe.errors import RunDirectoryError
+from steermoe.config import Config
+from steermoe.errors import PromptError, RunDirectoryError
 from steermoe.hashes import sha256_of, stamp_of
 from steermoe.judges.kinds import judge_version
-from steermoe.prompts.formats import builtin_bytes
+from steermoe.prompts.sources import content_hash
 from steermoe.records import Verdict
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import (
@@ -107,11 +106,9 @@ def _prompt_files(ledger: Ledger) -> str:
 
 
 def _content_of(source: str) -> str:
-    if source == BUILTIN_PROMPTS:
-        return hashlib.sha256(builtin_bytes(source)).hexdigest()
     try:
-        return sha256_of(Path(source).expanduser())
-    except OSError:
+        return content_hash(source)
+    except PromptError:
         return "unreadable"  # reading it as prompts says why
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steermoe.errors import ConfigError, PromptError
+from steermoe.prompts.conversations import parse_conversation
 from steermoe.prompts.goals import seeded_rank
-from steermoe.prompts.rows import parse_conversation
 from steermoe.records import Label, Message, Prompt, PromptLike, Split
 
 Pair = tuple[Prompt, Prompt]

@@ -1,50 +1,45 @@
-"""Prompt files of every known layout, read by content: the name and the place of a file mean nothing.
+"""One prompt file read: its rows found, its layout and its columns understood, its prompts made.
 
-What is left out, completed or decided on the way is returned as notes, for the caller to print.
+Content decides, never the name or the place of a file. What is left out, or understood where it is not plain, is
+returned as notes, for the caller to print; a column is read, named in a note as not read, or refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from importlib import resources
 from pathlib import Path
 
 from steermoe.errors import ConfigError, PromptError
-from steermoe.prompts import published
+from steermoe.prompts.columns import (
+    REPLIES,
+    Columns,
+    Role,
+    check_unread,
+    fields_of,
+    find_declared,
+    is_empty,
+    role_of,
+    settle,
+)
 from steermoe.prompts.containers import parse_rows
-from steermoe.prompts.labelled import read_jailbreaks, read_rows
-from steermoe.prompts.rows import Reading, Row, shown, unknown_word
+from steermoe.prompts.labels import POLARITY, loose, read_labels
+from steermoe.prompts.layouts import (
+    PLAIN_ROWS,
+    Layout,
+    PromptFormat,
+    find_layout,
+    layout_named,
+    looks_like_or_bench,
+)
+from steermoe.prompts.rows import Row, Wanted, listed, shown, unknown_word
+from steermoe.prompts.sources import Declaration, parse_source
 from steermoe.records import Label, Prompt
 
-BUILTIN_STARTER = "builtin:starter"
-
-
-class PromptFormat(StrEnum):
-    """Layouts that prompt files come in."""
-
-    JAILBREAK = "jailbreak"
-    ROWS = "rows"
-    ADVBENCH = "advbench"
-    HARMBENCH = "harmbench"
-    JAILBREAKBENCH = "jailbreakbench"
-    STRONGREJECT = "strongreject"
-    XSTEST = "xstest"
-
-
-HARMFUL_ONLY = frozenset(
-    {
-        PromptFormat.ADVBENCH,
-        PromptFormat.HARMBENCH,
-        PromptFormat.JAILBREAKBENCH,
-        PromptFormat.STRONGREJECT,
-    }
-)
-"""Benchmarks that publish no safe side, so its absence is no mistake of the user's."""
+_ANYWHERE = (Role.SPLIT, Role.SUCCESS)
+"""Columns that the user may name without saying that the file holds plain rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +50,13 @@ class ReadPrompts:
         prompts: In the order of the files and their rows; ids are unique.
         notes: One line each, to be printed: how files were read, what was left out or completed.
         format: The layout of the file; None when several files differ in it.
+        is_harmful: The file is known, or said, to hold harmful requests only.
     """
 
     prompts: tuple[Prompt, ...]
     notes: tuple[str, ...] = ()
     format: PromptFormat | None = None
-
-
-_READERS: dict[PromptFormat, Callable[[Sequence[Row], str], Reading]] = {
-    PromptFormat.ROWS: read_rows,
-    PromptFormat.ADVBENCH: published.read_advbench,
-    PromptFormat.HARMBENCH: published.read_harmbench,
-    PromptFormat.JAILBREAKBENCH: published.read_jailbreakbench,
-    PromptFormat.STRONGREJECT: published.read_strongreject,
-    PromptFormat.XSTEST: published.read_xstest,
-}
+    is_harmful: bool = False
 
 
 def read_prompts(
@@ -81,7 +68,7 @@ def read_prompts(
     """Read one prompt file.
 
     Args:
-        source: A path, or `builtin:starter`.
+        source: A path, with what `sources` describes around it, or `builtin:starter`.
         format: Overrides the layout found from the content. The built-in prompts keep their own.
         include_failed: Keep jailbreaks whose success field says that they failed.
 
@@ -92,90 +79,37 @@ def read_prompts(
         PromptError: The file cannot be read, or a row is malformed; the message names file, row and field.
         ConfigError: There is no such format.
     """
-    wanted = _known_format(format)
-    builtin = str(source).startswith("builtin:")
-    rows = parse_rows(builtin_bytes(str(source)) if builtin else _file_bytes(source), str(source))
-    found = PromptFormat.ROWS if builtin else wanted or detect_format(rows)
-    name = str(source) if builtin else Path(source).name
-    if found is PromptFormat.JAILBREAK:
-        prompts, notes = read_jailbreaks(rows, name, include_failed)
-    else:
-        prompts, notes = _READERS[found](rows, name)
-    notes = [f"{_counted(prompts)}, read as {found}", *notes]
-    return ReadPrompts(tuple(prompts), tuple(f"{source}: {note}" for note in notes), found)
-
-
-def detect_format(rows: Sequence[Row]) -> PromptFormat:
-    """The layout of rows, from the names of their fields (and XSTest's from its types, too).
-
-    Raises:
-        PromptError: No known layout has these fields.
-    """
-    fields = {name for row in rows for name in row.values}
-    if "all_prompt" in fields:
-        return PromptFormat.JAILBREAK
-    if {"prompt", "type"} <= fields and any(map(_has_xstest_type, rows)):
-        return PromptFormat.XSTEST
-    if fields & {"prompt", "messages"} and "label" in fields:
-        return PromptFormat.ROWS
-    if "forbidden_prompt" in fields:
-        return PromptFormat.STRONGREJECT
-    if {"behavior", "semanticcategory"} <= fields or {"behavior", "behaviorid"} <= fields:
-        return PromptFormat.HARMBENCH
-    if {"goal", "behavior", "category"} <= fields:
-        return PromptFormat.JAILBREAKBENCH
-    if {"goal", "target"} <= fields:
-        return PromptFormat.ADVBENCH
-    source = rows[0].source
-    if fields & {"prompt", "messages"}:
-        raise PromptError(
-            f"{source} has no 'label'; add a column that says safe, unsafe or benign in every row"
-        )
-    raise PromptError(
-        f"{source} is in no known format: its fields are {shown(sorted(fields))}; the simplest "
-        "format has 'prompt' and 'label'"
-    )
-
-
-def resolve_prompts(
-    sources: Sequence[str | Path],
-    *,
-    format: PromptFormat | str | None = None,
-    include_failed: bool = False,
-) -> ReadPrompts:
-    """Read all prompt files of a run, and see to it that every label has prompts.
-
-    Ids that several files use get the file's name in front; so do pair ids, unless the files hold one side
-    of the pairs each. Where no file has benign prompts, those of `builtin:starter` are added. Where
-    no file has safe ones, the same is done only if all files are benchmarks that publish no safe side;
-    anything else is taken for a mistake. All of it is noted.
-
-    Args:
-        sources: Paths, or `builtin:starter`.
-        format: Overrides the layout found from the content, for every file.
-        include_failed: Keep jailbreaks whose success field says that they failed.
-
-    Raises:
-        PromptError: A file or row cannot be read, is given twice, or a label has no prompts.
-        ConfigError: There is no such format.
-    """
-    if not sources:
-        raise PromptError(f"no prompt file is given; name one, or {BUILTIN_STARTER}")
-    files = [str(source) for source in sources]
-    _check_no_repeat(files)
-    parts = [read_prompts(file, format, include_failed=include_failed) for file in files]
-    completed, notes = _completed_from_starter(parts, files)
-    names = _distinct_names([part.prompts[0].source for part in parts], files)
-    groups = [
-        [dataclasses.replace(prompt, source=name) for prompt in part.prompts]
-        for part, name in zip(parts, names, strict=True)
+    declaration = parse_source(source)
+    named = _known_format(declaration.format or format)
+    if declaration.is_builtin:
+        named = PromptFormat.ROWS
+    declaration = dataclasses.replace(declaration, format=named)
+    rows, notes = parse_rows(declaration.read_bytes(), declaration.path, declaration)
+    layout = _layout(rows, declaration, named)
+    _check_declared(layout, declaration)
+    columns = _columns(rows, layout, declaration)
+    kept = set(columns.read)
+    # What is not read is not there: the notes say what was read because nothing else can be.
+    rows = [
+        Row(row.source, row.number, {k: v for k, v in row.values.items() if k in kept}, columns.of)
+        for row in rows
     ]
-    prompts = _with_unique_ids(_with_separate_pairs([*groups, completed]))
-    formats = {part.format for part in parts}
+    wanted = Wanted(
+        declaration.name,
+        declaration.label,
+        declaration.category,
+        declaration.words,
+        include_failed,
+    )
+    prompts, more = layout.read(rows, wanted)
+    _check_one_kind(prompts, layout, declaration)
+    said = [f"{_counted(prompts)}, read as {layout.format}", *notes]
+    said += more if declaration.is_builtin else [*columns.notes(), *more]
     return ReadPrompts(
         tuple(prompts),
-        (*(note for part in parts for note in part.notes), *notes),
-        formats.pop() if len(formats) == 1 else None,
+        tuple(f"{source}: {note}" for note in said),
+        layout.format,
+        layout.is_harmful or declaration.label is Label.UNSAFE,
     )
 
 
@@ -188,118 +122,180 @@ def _known_format(format: PromptFormat | str | None) -> PromptFormat | None:
     return PromptFormat(format)
 
 
-def builtin_bytes(source: str) -> bytes:
-    """The content of a prompt file that ships with the package.
-
-    Raises:
-        PromptError: There is none of that name.
-    """
-    if source != BUILTIN_STARTER:
-        raise PromptError(f"prompts: {unknown_word(source, [BUILTIN_STARTER])}")
-    return (resources.files("steermoe.prompts") / "data" / "starter.jsonl").read_bytes()
-
-
-def _file_bytes(source: str | Path) -> bytes:
-    path = Path(source)
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise PromptError(f"{source} does not exist; check the path of the prompt file") from None
-    except IsADirectoryError:
-        raise PromptError(f"{source} is a directory; name the prompt file in it") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise PromptError(f"{shown(str(source))} cannot be read: {reason}") from None
-
-
-def _has_xstest_type(row: Row) -> bool:
-    kind = row.values.get("type")
-    return isinstance(kind, str) and kind in published.XSTEST_TYPES
-
-
 def _counted(prompts: Iterable[Prompt]) -> str:
     counts = Counter(prompt.label for prompt in prompts)
     parts = [f"{counts[label]} {label}" for label in Label if counts[label]]
     return f"{', '.join(parts)} {'prompt' if sum(counts.values()) == 1 else 'prompts'}"
 
 
-def _check_no_repeat(files: Sequence[str]) -> None:
-    seen = set()
-    for file in files:
-        place = file if file.startswith("builtin:") else os.path.abspath(file)
-        if place in seen:
-            raise PromptError(f"{file} is given twice; name every prompt file once")
-        seen.add(place)
+def _layout(rows: Sequence[Row], declaration: Declaration, named: PromptFormat | None) -> Layout:
+    if named is not None:
+        return layout_named(named)
+    if set(declaration.columns) - set(_ANYWHERE):
+        return PLAIN_ROWS
+    return find_layout(fields_of(rows), rows)
 
 
-def _completed_from_starter(
-    parts: Sequence[ReadPrompts], files: Sequence[str]
-) -> tuple[list[Prompt], list[str]]:
-    """Built-in prompts for the labels that no file has, and what to say about it."""
-    present = {prompt.label for part in parts for prompt in part.prompts}
-    benchmarks_only = all(part.format in HARMFUL_ONLY for part in parts)
-    places = ", ".join(files)
-    added: list[Prompt] = []
-    notes: list[str] = []
-    for label in Label:
-        if label in present:
-            continue
-        if label is Label.UNSAFE or (label is Label.SAFE and not benchmarks_only):
-            raise PromptError(
-                f"{places}: no prompt is labelled {label}; add {label} rows, or a file that has some"
-            )
-        starter = [p for p in read_prompts(BUILTIN_STARTER).prompts if p.label is label]
-        # Their partners stay behind, so these prompts are in no pair.
-        added += [dataclasses.replace(prompt, pair_id="") for prompt in starter]
-        notes.append(
-            f"no {label} prompts in {places}: the {len(starter)} of {BUILTIN_STARTER} are added"
+def _check_declared(layout: Layout, declaration: Declaration) -> None:
+    """Refuse what the user says where it would be void, and ask for what is needed."""
+    path = declaration.path
+    if layout.asks and declaration.label is None:
+        raise PromptError(
+            f"{path} looks like {layout.title}, {layout.asks}; say what its prompts are: 'unsafe:{path}' (or 'safe:' "
+            "or 'benign:') reads it"
         )
-    return added, notes
-
-
-def _distinct_names(names: Sequence[str], files: Sequence[str]) -> list[str]:
-    """File names where they tell the files apart, paths elsewhere."""
-    return [
-        file if names.count(name) > 1 else name for name, file in zip(names, files, strict=True)
-    ]
-
-
-def _with_separate_pairs(groups: Sequence[Sequence[Prompt]]) -> list[Prompt]:
-    """All prompts, with pair ids that mean the same pair wherever they are equal.
-
-    A pair id in two files is one pair only if one of them holds the safe and the other the unsafe side.
-    """
-    sides: dict[str, list[frozenset[Label]]] = defaultdict(list)
-    for group in groups:
-        in_group: dict[str, set[Label]] = defaultdict(set)
-        for prompt in group:
-            in_group[prompt.pair_id].add(prompt.label)
-        for pair_id, labels in in_group.items():
-            sides[pair_id].append(frozenset(labels))
-    two_halves = [frozenset({Label.SAFE}), frozenset({Label.UNSAFE})]
-    shared = {
-        pair_id
-        for pair_id, labels in sides.items()
-        if pair_id and len(labels) > 1 and sorted(labels, key=min) != two_halves
+    is_attack = layout.format in (PromptFormat.JAILBREAK, PromptFormat.HARMBENCH_RESULTS)
+    has_own = layout is not PLAIN_ROWS and not layout.asks
+    given = {
+        "category": has_own and bool(declaration.category),
+        "words": has_own and bool(declaration.words),
+        "success": not is_attack and Role.SUCCESS in declaration.columns,
     }
-    return [
-        dataclasses.replace(prompt, pair_id=f"{prompt.source}:{prompt.pair_id}")
-        if prompt.pair_id in shared
-        else prompt
-        for group in groups
-        for prompt in group
-    ]
+    void = [name for name, is_void in given.items() if is_void]
+    if void:
+        raise PromptError(
+            f"{path} is read as {layout.title}, where {void[0]} cannot be given; leave it away, or name another "
+            "format"
+        )
 
 
-def _with_unique_ids(prompts: Sequence[Prompt]) -> list[Prompt]:
-    counts = Counter(prompt.prompt_id for prompt in prompts)
-    unique = [
-        dataclasses.replace(prompt, prompt_id=f"{prompt.source}:{prompt.prompt_id}")
-        if counts[prompt.prompt_id] > 1
-        else prompt
-        for prompt in prompts
+def _check_one_kind(prompts: Sequence[Prompt], layout: Layout, declaration: Declaration) -> None:
+    """Refuse a label of the user's that a file contradicts."""
+    label = declaration.label
+    others = sorted({prompt.label.value for prompt in prompts if prompt.label is not label})
+    if label is not None and others:
+        path = declaration.path
+        raise PromptError(
+            f"{path} is read as {layout.title}, which holds {' and '.join(others)} prompts, not {label} ones alone; "
+            f"leave the label away, or read it as plain rows: '{label}:{path}:format=rows'"
+        )
+
+
+def _columns(rows: Sequence[Row], layout: Layout, declaration: Declaration) -> Columns:
+    """Which columns are read, and a refusal of any that must not be overlooked.
+
+    Raises:
+        PromptError: A column that the user names does not exist, two columns may mean the same, or one seems to
+            hold something of ours and is not read.
+    """
+    fields = fields_of(rows)
+    of = find_declared(declaration.path, declaration.columns, fields)
+    find_declared(declaration.path, {name: name for name in declaration.ignored}, fields)
+    free = [f for f in fields if f not in declaration.ignored and f not in of.values()]
+    left: set[str] = set()  # what is known to be nothing of ours, or not to be wanted
+    if layout is PLAIN_ROWS:
+        chosen, left = _columns_of_rows(rows, free, of, declaration)
+        of |= chosen
+        read = list(of.values())
+    else:
+        candidates = [field for field in free if role_of(field, rows) is Role.SPLIT]
+        read = [*layout.columns_read(free), *of.values()]
+        if Role.SPLIT not in of and (split := settle(Role.SPLIT, rows, candidates)):
+            of[Role.SPLIT] = split
+            read.append(split)
+        left = set(layout.leaves)
+    for role in Role:
+        if role not in of and role in of.values():
+            of[role] = f"no {role}"  # the column of that name is read as something else
+    read = [field for field in fields if field in read]
+    unread = [field for field in fields if field not in read]
+    if declaration.format is None:  # who names the format has decided what is read
+        doubtful = [field for field in unread if field in free and field not in left]
+        check_unread(rows, doubtful, read, layout.title)
+    return Columns(of, tuple(read), tuple(unread))
+
+
+def _columns_of_rows(
+    rows: Sequence[Row], free: Sequence[str], declared: Mapping[str, str], said: Declaration
+) -> tuple[dict[str, str], set[str]]:
+    """The columns of rows with labels, by our names for them.
+
+    Returns:
+        Columns that are read, and those that need no mention but as not read.
+    """
+    candidates: dict[Role, list[str]] = {role: [] for role in Role}
+    for field in free:
+        if (role := role_of(field, rows)) is not None:
+            candidates[role].append(field)
+    if said.label is not None:
+        _check_labels_agree(rows, candidates[Role.LABEL], said)
+    settled = {role for role in Role if role in declared}
+    if settled & {Role.PROMPT, Role.MESSAGES}:
+        settled |= {Role.PROMPT, Role.MESSAGES}
+    if said.label is not None:
+        settled.add(Role.LABEL)
+    # Where it has been said what is read for a role, other columns of its kind are not meant.
+    left = {field for role in settled for field in candidates[role]}
+    chosen: dict[str, str] = {}
+    for role in Role:
+        if role in settled or role is Role.SUCCESS:
+            continue
+        of_role = candidates[role]
+        if role is Role.PROMPT and candidates[Role.GOAL]:
+            # JailbreakBench's behaviours are names of its goals.
+            of_role = [field for field in of_role if field not in ("behavior", "behaviour")]
+        found = settle(role, rows, of_role)
+        if found is not None:
+            chosen[role] = found
+            left |= set(candidates[role])
+    if not {Role.PROMPT, Role.MESSAGES} & {*settled, *chosen}:
+        goal = declared.get(Role.GOAL, chosen.get(Role.GOAL))
+        if goal is None:
+            raise PromptError(_no_prompts(rows, said))
+        chosen[Role.PROMPT] = goal
+        left |= set(candidates[Role.PROMPT])
+    if Role.LABEL not in {*settled, *chosen}:
+        raise PromptError(_no_label(rows, said))
+    if Role.LABEL in chosen:
+        _check_label_is_of_prompts(rows, chosen[Role.LABEL], said)
+    return chosen, left
+
+
+def _check_label_is_of_prompts(rows: Sequence[Row], label: str, said: Declaration) -> None:
+    """Refuse `is_safe` and its kind beside a reply: it may be the reply that is safe."""
+    replies = [
+        field
+        for field in fields_of(rows)
+        if loose(field).startswith(REPLIES) and not is_empty(field, rows)
     ]
-    again, times = Counter(prompt.prompt_id for prompt in unique).most_common(1)[0]
-    if times > 1:
-        raise PromptError(f"prompt_id {again!r} is used {times} times; give every prompt its own")
-    return unique
+    if loose(label) in POLARITY and replies:
+        raise PromptError(
+            f"{said.path}: {shown(label)} may be said of {shown(replies[0])} and not of the prompt; "
+            f"'{said.path}:label={label}' reads it as the prompt's label, 'unsafe:{said.path}:ignore={label}' gives "
+            "all prompts one"
+        )
+
+
+def _check_labels_agree(rows: Sequence[Row], fields: Sequence[str], said: Declaration) -> None:
+    """Refuse a label for all rows that the file's own label contradicts."""
+    for field in fields:
+        filled = [row.with_columns({Role.LABEL: field}) for row in rows]
+        try:
+            agrees = {label for label in read_labels(filled, {})[0]} <= {said.label}
+        except PromptError:
+            agrees = False
+        if not agrees:
+            raise PromptError(
+                f"{said.path}: {shown(field)} seems to hold labels, and not {said.label} alone; "
+                f"'{said.label}:{said.path}:ignore={field}' takes all rows for {said.label}"
+            )
+
+
+def _no_prompts(rows: Sequence[Row], said: Declaration) -> str:
+    return (
+        f"{said.path} is in no known format: its fields are {shown(sorted(fields_of(rows)))}; the simplest format has "
+        f"'prompt' and 'label', and '{said.path}:column=NAME,label=LABEL' names the column of the prompts"
+    )
+
+
+def _no_label(rows: Sequence[Row], said: Declaration) -> str:
+    path = said.path
+    if looks_like_or_bench(fields_of(rows), rows):
+        return (
+            f"{path} looks like OR-Bench, whose files say by their names alone what they hold: 'safe:{path}' reads "
+            f"or-bench-80k and or-bench-hard-1k, 'unsafe:{path}' reads or-bench-toxic"
+        )
+    return (
+        f"{path} has no 'label'; add a column that says safe, unsafe or benign in every row, or say what all rows "
+        f"are: 'unsafe:{path}' (or 'safe:' or 'benign:'). Its fields are {listed(fields_of(rows))}"
+    )

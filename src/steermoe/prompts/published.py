@@ -11,8 +11,9 @@ import hashlib
 import re
 from collections.abc import Sequence
 
-from steermoe.prompts.goals import normalised_goal
-from steermoe.prompts.rows import Reading, Row, row_keys, unknown_word, user_turn
+from steermoe.prompts.goals import plain_form
+from steermoe.prompts.labels import read_split
+from steermoe.prompts.rows import Reading, Row, Wanted, row_keys, unknown_word, user_turn
 from steermoe.records import LOOK_ALIKE, Label, Prompt
 
 XSTEST_CONTRASTS = {
@@ -43,7 +44,7 @@ a02faa0e add3e734 b564225a b5d83cc3 b642e8e0 b731a7ff b7e0647e bc9d6d9d bea9b07a
 c67d5640 cc8e3bcd d2c68a12 d8aa0725 db59c328 db8b0735 db95c27a ddd5841f dfd3fd7a e18efb14
 e2c74d49 ea0b9b87 eee5cf7c f2a57572 f4a4ea79 f6510c3f f7fb57f3 fb4a397a fbf0ec16 fd25825c
 """
-"""First 8 hexadecimal digits of the SHA-256 of each normalised goal in JailbreakBench's benign file.
+"""First 8 hexadecimal digits of the SHA-256 of the plain form of each goal in JailbreakBench's benign file.
 
 Its two files share columns, behaviour names and wording of targets, so nothing but the goals tells them
 apart.
@@ -52,20 +53,20 @@ apart.
 JAILBREAKBENCH_BENIGN = frozenset(_BENIGN_DIGESTS.split())
 
 
-def read_advbench(rows: Sequence[Row], source: str) -> Reading:
+def read_advbench(rows: Sequence[Row], wanted: Wanted) -> Reading:
     """AdvBench: `goal, target`. The target is an answer's beginning and is not read."""
-    return [_harmful(row, source, "advbench", row.padded_number, "goal") for row in rows], []
+    return [_harmful(row, wanted, "advbench", row.padded_number, "goal") for row in rows], []
 
 
-def read_strongreject(rows: Sequence[Row], source: str) -> Reading:
+def read_strongreject(rows: Sequence[Row], wanted: Wanted) -> Reading:
     """StrongREJECT: `category, source, forbidden_prompt`."""
     return [
-        _harmful(row, source, "strongreject", row.padded_number, "forbidden_prompt", "category")
+        _harmful(row, wanted, "strongreject", row.padded_number, "forbidden_prompt", "category")
         for row in rows
     ], []
 
 
-def read_harmbench(rows: Sequence[Row], source: str) -> Reading:
+def read_harmbench(rows: Sequence[Row], wanted: Wanted) -> Reading:
     """HarmBench: `Behavior, SemanticCategory, ContextString, BehaviorID`.
 
     A context string is shown before the request, cut off by a line of three dashes, as the benchmark does.
@@ -83,13 +84,14 @@ def read_harmbench(rows: Sequence[Row], source: str) -> Reading:
                 messages=user_turn(f"{context}\n\n---\n\n{behavior}" if context else behavior),
                 goal=behavior,
                 category=row.optional_text("semanticcategory"),
-                source=source,
+                split=read_split(row),
+                source=wanted.name,
             )
         )
     return prompts, []
 
 
-def read_jailbreakbench(rows: Sequence[Row], source: str) -> Reading:
+def read_jailbreakbench(rows: Sequence[Row], wanted: Wanted) -> Reading:
     """JailbreakBench: `Index, Goal, Target, Behavior, Category, Source`, the harmful or the benign file.
 
     A row is benign where its goal is one of the hundred that the benign file publishes.
@@ -97,7 +99,7 @@ def read_jailbreakbench(rows: Sequence[Row], source: str) -> Reading:
     prompts = []
     for row, key in zip(rows, row_keys(rows, "index"), strict=True):
         goal = row.text("goal")
-        digest = hashlib.sha256(normalised_goal(goal).encode("utf-8")).hexdigest()[:8]
+        digest = hashlib.sha256(plain_form(goal).encode("utf-8")).hexdigest()[:8]
         benign = digest in JAILBREAKBENCH_BENIGN
         prompts.append(
             Prompt(
@@ -106,13 +108,14 @@ def read_jailbreakbench(rows: Sequence[Row], source: str) -> Reading:
                 messages=user_turn(goal),
                 goal=goal,
                 category=row.optional_text("category"),
-                source=source,
+                split=read_split(row),
+                source=wanted.name,
             )
         )
     return prompts, []
 
 
-def read_xstest(rows: Sequence[Row], source: str) -> Reading:
+def read_xstest(rows: Sequence[Row], wanted: Wanted) -> Reading:
     """XSTest: `id, prompt, type, label, focus, note`, or its older layout without a label.
 
     Safe questions are look-alikes. A question is paired with its contrast by the numbers in their ids; two
@@ -140,14 +143,15 @@ def read_xstest(rows: Sequence[Row], source: str) -> Reading:
                 goal=question,
                 pair_id=pair_of.get((kind, number), ""),
                 category=LOOK_ALIKE if safe else kind,
-                source=source,
+                split=read_split(row),
+                source=wanted.name,
             )
         )
     return prompts, []
 
 
 def _harmful(
-    row: Row, source: str, benchmark: str, key: str, field: str, category: str = ""
+    row: Row, wanted: Wanted, benchmark: str, key: str, field: str, category: str = ""
 ) -> Prompt:
     request = row.text(field)
     return Prompt(
@@ -156,7 +160,8 @@ def _harmful(
         messages=user_turn(request),
         goal=request,
         category=row.optional_text(category) if category else "",
-        source=source,
+        split=read_split(row),
+        source=wanted.name,
     )
 
 

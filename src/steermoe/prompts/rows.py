@@ -5,22 +5,17 @@ A complaint always names the file, the row and the field, because that is where 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import TypeVar
+from dataclasses import dataclass, field
 
 from steermoe.errors import PromptError
-from steermoe.records import Message, Prompt
-
-ROLES = ("system", "user", "assistant")
+from steermoe.records import Label, Message, Prompt
 
 Reading = tuple[list[Prompt], list[str]]
 """The prompts of a file, and what to say aloud about them."""
-
-_StrEnumT = TypeVar("_StrEnumT", bound=StrEnum)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,72 +27,84 @@ class Row:
         number: Position in the file, counted from 1. In JSONL it is the line; in CSV the header does not
             count, and a quoted cell may hold several lines.
         values: Field names in lower case, and what they hold; None where a cell is missing.
+        columns: The field that is read for a name of ours, where it is called otherwise in this file.
     """
 
     source: str
     number: int
     values: Mapping[str, object]
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def padded_number(self) -> str:
         """The number with leading zeros, so that names made of it sort as the rows do."""
         return f"{self.number:04d}"
 
-    def error(self, field: str, problem: str) -> PromptError:
+    def column(self, name: str) -> str:
+        """The field of this file that holds what we call by that name."""
+        return self.columns.get(name, name)
+
+    def with_columns(self, columns: Mapping[str, str]) -> Row:
+        """The same row, with names of ours found under the file's own."""
+        return dataclasses.replace(self, columns=columns)
+
+    def value(self, name: str) -> object:
+        """What a field holds; None where there is none."""
+        return self.values.get(self.column(name))
+
+    def error(self, name: str, problem: str) -> PromptError:
         """The exception for a field of this row, ready to be raised."""
-        return PromptError(f"{self.source}, row {self.number}, field {field!r}: {problem}")
+        place = f"{self.source}, row {self.number}, field {self.column(name)!r}"
+        return PromptError(f"{place}: {problem}")
 
-    def has(self, field: str) -> bool:
+    def has(self, name: str) -> bool:
         """Whether the row holds anything but white space in that field."""
-        value = self.values.get(field)
-        return not is_missing(value) and not (isinstance(value, str) and not value.strip())
+        return not is_blank(self.value(name))
 
-    def text(self, field: str) -> str:
+    def text(self, name: str) -> str:
         """The text of a field that must be there."""
-        if is_missing(self.values.get(field)):
-            raise self.error(field, "is missing; every row needs it")
+        value = self.value(name)
+        if is_missing(value):
+            raise self.error(name, "is missing; every row needs it")
         try:
-            return checked_text(self.values[field])
+            return checked_text(value)
         except PromptError as error:
-            raise self.error(field, str(error)) from None
+            raise self.error(name, str(error)) from None
 
-    def optional_text(self, field: str) -> str:
+    def optional_text(self, name: str) -> str:
         """The text of a field, or the empty string."""
-        return self.text(field) if self.has(field) else ""
+        return self.text(name) if self.has(name) else ""
 
-    def identifier(self, field: str) -> str:
+    def identifier(self, name: str) -> str:
         """A name or a number, as text; the empty string if there is none.
 
         A column of whole numbers with gaps reaches us as floats, so 3.0 is read as "3".
         """
-        if not self.has(field):
+        if not self.has(name):
             return ""
-        value = self.values[field]
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
+        value = whole_number(self.value(name))
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
-        return self.text(field).strip()
+        return self.text(name).strip()
 
-    def choice(self, field: str, kind: type[_StrEnumT]) -> _StrEnumT:
-        """One of a few words, exactly as they are written."""
-        if not self.has(field):
-            raise self.error(field, "is missing; every row needs it")
-        value = self.values[field]
-        allowed = [member.value for member in kind]
-        if isinstance(value, str) and value in allowed:
-            return kind(value)
-        raise self.error(field, unknown_word(value, allowed))
 
-    def conversation(self, field: str) -> tuple[Message, ...]:
-        """Chat messages, or a text that is the only user turn."""
-        value = self.values.get(field)
-        if is_missing(value):
-            raise self.error(field, "is missing; every row needs it")
-        try:
-            return parse_conversation(value)
-        except PromptError as error:
-            raise self.error(field, str(error)) from None
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How the rows of one file are to be read, beside what they hold.
+
+    Attributes:
+        name: What the prompts name as their source.
+        label: The label of every row, where the user has given one.
+        category: The category of every row, where the user has given one of those that have a meaning.
+        words: What the user says that words of the label's column mean.
+        include_failed: Keep jailbreaks that did not succeed.
+    """
+
+    name: str
+    label: Label | None = None
+    category: str = ""
+    words: Mapping[str, Label] = field(default_factory=dict)
+    include_failed: bool = False
 
 
 def is_missing(value: object) -> bool:
@@ -105,10 +112,37 @@ def is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def is_blank(value: object) -> bool:
+    """Whether a cell holds nothing, or white space only."""
+    return is_missing(value) or (isinstance(value, str) and not value.strip())
+
+
+def whole_number(value: object) -> object:
+    """A float that is a whole number as an int; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def plain_word(value: object) -> str:
+    """A cell that holds one of a few words, in small letters: `" Unsafe "`, `1.0` and `True` are usual."""
+    return str(whole_number(value)).strip().casefold()
+
+
 def shown(value: object) -> str:
     """A value on one line, short enough for a message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def listed(names: Iterable[str], most: int = 8) -> str:
+    """Names in quotes, on one line; the first ones where they are many."""
+    every = [shown(name) for name in names]
+    more = len(every) - most
+    return ", ".join(every[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def unknown_word(value: object, allowed: Iterable[str]) -> str:
@@ -136,64 +170,12 @@ def checked_text(value: object) -> str:
     return value
 
 
-def parse_conversation(value: object) -> tuple[Message, ...]:
-    """Chat messages from text or from a list of messages.
-
-    A system message may come first; then user and assistant take turns, and the user has the last word,
-    since the reply is the model's to give.
-
-    Raises:
-        PromptError: It is none of that. The message names no place: the caller knows it.
-    """
-    if isinstance(value, str):
-        return ({"role": "user", "content": checked_text(value)},)
-    if not isinstance(value, list | tuple):
-        raise PromptError(f"must be text or a list of messages, not {shown(value)}")
-    if not value:
-        raise PromptError("is an empty list; a user message is needed")
-    messages = tuple(_message(item, position) for position, item in enumerate(value, start=1))
-    _check_turns([message["role"] for message in messages])
-    return messages
-
-
-def _message(item: object, position: int) -> Message:
-    where = f"message {position}"
-    if not isinstance(item, Mapping):
-        raise PromptError(f"{where} must hold role and content, not {shown(item)}")
-    for key in ("role", "content"):
-        if is_missing(item.get(key)):
-            raise PromptError(f"{where} has no {key}")
-    extra = [key for key in item if key not in ("role", "content") and not is_missing(item[key])]
-    if extra:
-        raise PromptError(f"{where} holds {shown(extra[0])}; only role and content are read")
-    role = item["role"]
-    if not isinstance(role, str) or role not in ROLES:
-        raise PromptError(f"role of {where}: {unknown_word(role, ROLES)}")
-    try:
-        return {"role": role, "content": checked_text(item["content"])}
-    except PromptError as error:
-        raise PromptError(f"content of {where} {error}") from None
-
-
-def _check_turns(roles: list[str]) -> None:
-    first = 1 if roles[0] == "system" else 0
-    for position, role in enumerate(roles[first:]):
-        expected = "assistant" if position % 2 else "user"
-        if role != expected:
-            raise PromptError(
-                f"message {first + position + 1} is from {role!r} where {expected!r} is due; "
-                "a system message may only come first, then user and assistant take turns"
-            )
-    if roles[-1] != "user":
-        raise PromptError(f"the last message is from {roles[-1]!r}; it must be from 'user'")
-
-
-def row_keys(rows: Sequence[Row], *fields: str) -> list[str]:
+def row_keys(rows: Sequence[Row], *names: str) -> list[str]:
     """A name for each row: the first of the fields that names them all apart, or else its number."""
-    for field in fields:
-        names = [row.identifier(field) for row in rows]
-        if all(names) and len(set(names)) == len(names):
-            return names
+    for name in names:
+        keys = [row.identifier(name) for row in rows]
+        if all(keys) and len(set(keys)) == len(keys):
+            return keys
     return [row.padded_number for row in rows]
 
 

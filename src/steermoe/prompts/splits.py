@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from steermoe.errors import ConfigError, PromptError
-from steermoe.prompts.goals import normalised_goal, seeded_rank
+from steermoe.prompts.goals import normalised_goal, plain_form, seeded_rank
 from steermoe.prompts.rows import shown
 from steermoe.records import Prompt, Split
 
@@ -22,8 +22,8 @@ def assign_splits(
 ) -> tuple[Prompt, ...]:
     """Give every prompt a split.
 
-    Prompts form a group when a chain of equal goals (but for case, spacing and punctuation at the end) and
-    equal pair ids links them. A group has one split. Where a member brings its own, the group has that;
+    Prompts form a group when a chain of equal goals (by `normalised_goal`) and equal pair ids links
+    them. A group has one split. Where a member brings its own, the group has that;
     the other groups are divided by `fractions`, separately for each kind (the labels and categories a group
     holds), so that each kind is spread. Within a kind, groups are taken largest first and equal ones in an
     order drawn from the seed; each goes where most prompts are still due. The order of the rows does not
@@ -117,7 +117,7 @@ def _divide(
     """A split for each prompt of these groups."""
 
     def order(group: Sequence[int]) -> tuple[int, bytes]:
-        return -len(group), seeded_rank(seed, min(normalised_goal(prompts[i].goal) for i in group))
+        return -len(group), seeded_rank(seed, min(plain_form(prompts[i].goal) for i in group))
 
     total = sum(map(len, groups))
     due = {split: share * total for split, share in zip(Split, fractions, strict=True)}

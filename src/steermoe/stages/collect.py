@@ -16,7 +16,7 @@ from steermoe.contracts import Engine
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.loading import describe_model, load_model, load_tokenizer, model_source
 from steermoe.prompts.batches import plan_batches
-from steermoe.prompts.formats import resolve_prompts
+from steermoe.prompts.resolve import resolve_prompts
 from steermoe.prompts.splits import assign_splits
 from steermoe.records import NO_BATCH, Label, Prompt, Sampling, Split
 from steermoe.reporter import Reporter

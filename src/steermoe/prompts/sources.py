@@ -1,0 +1,246 @@
+"""What the user writes for a prompt file: its path, and how it is to be read.
+
+    prompts.csv
+    unsafe:prompts.txt                            every row is of that label
+    prompts.csv:column=text,label=unsafe          the column of the prompt, and the label of every row
+    prompts.csv:label=is_bad,unsafe=1,safe=0      the column of the label, and what its words mean
+    builtin:starter                               the prompts that ship with the package
+
+A path that exists as it stands is that file, whatever it looks like.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from steermoe.errors import PromptError
+from steermoe.prompts.columns import Role
+from steermoe.prompts.rows import listed, plain_word, shown, unknown_word
+from steermoe.records import JAILBREAK_FORMAT, LOOK_ALIKE, PLAIN_GOAL, Label
+
+BUILTIN_STARTER = "builtin:starter"
+
+_ROLES = {"column": Role.PROMPT.value, **{role.value: role.value for role in Role}}
+_OTHER_OPTIONS = ("ignore", "format", "encoding", *Label)
+OPTIONS = (*_ROLES, *_OTHER_OPTIONS)
+"""What may be said of a file behind its path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """A prompt file as the user named it.
+
+    Attributes:
+        text: What was written.
+        path: The path, or `builtin:starter`.
+        label: The label of every row, where one is given.
+        category: The category of every row, where one of those with a meaning is given.
+        columns: Columns by our name for what they hold.
+        words: What words of the label's column mean.
+        ignored: Columns to leave out.
+        format: The layout; None to find it.
+        encoding: How the file's text is encoded; None for UTF-8.
+    """
+
+    text: str
+    path: str
+    label: Label | None = None
+    category: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    words: Mapping[str, Label] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
+    format: str | None = None
+    encoding: str | None = None
+
+    @property
+    def is_builtin(self) -> bool:
+        """Whether the prompts ship with the package."""
+        return self.path.startswith("builtin:")
+
+    @property
+    def name(self) -> str:
+        """What prompts name as their source."""
+        return self.path if self.is_builtin else Path(self.path).name
+
+    @property
+    def place(self) -> str:
+        """The same for every way to write the path of one file."""
+        return self.path if self.is_builtin else os.path.realpath(Path(self.path).expanduser())
+
+    @property
+    def how(self) -> str:
+        """How it is to be read: the same for the same options, in whatever order they were written."""
+        chosen = (
+            self.label, self.category, sorted(self.columns.items()), sorted(self.words.items()),
+            sorted(self.ignored), self.format, self.encoding,
+        )  # fmt: skip
+        return repr(chosen)
+
+    def read_bytes(self) -> bytes:
+        """The content of the file.
+
+        Raises:
+            PromptError: There is no such file, or it cannot be read.
+        """
+        return builtin_bytes(self.path) if self.is_builtin else _file_bytes(self.path)
+
+
+def parse_source(source: str | Path) -> Declaration:
+    """Take apart what the user wrote for a prompt file.
+
+    Raises:
+        PromptError: An option is unknown, given twice, or has no value.
+    """
+    text = str(source)
+    if text.startswith("builtin:") or _exists(text):
+        return Declaration(text, text)
+    label, rest = _leading_label(text)
+    path, options = _split_options(rest)
+    if not path:
+        raise PromptError(f"prompts: {shown(text)} names no file")
+    return _with_options(Declaration(text, path, label), options)
+
+
+def content_hash(source: str | Path) -> str:
+    """A hash of what a source's file holds and how it is to be read: the same for every spelling of the path.
+
+    Raises:
+        PromptError: The source cannot be read.
+    """
+    declaration = parse_source(source)
+    digest = hashlib.sha256(declaration.read_bytes())
+    if declaration.how != Declaration("", "").how:
+        digest.update(declaration.how.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def builtin_bytes(source: str) -> bytes:
+    """The content of a prompt file that ships with the package.
+
+    Raises:
+        PromptError: There is none of that name.
+    """
+    if source != BUILTIN_STARTER:
+        raise PromptError(f"prompts: {unknown_word(source, [BUILTIN_STARTER])}")
+    return (resources.files("steermoe.prompts") / "data" / "starter.jsonl").read_bytes()
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists() or Path(path).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no home directory
+        return False
+
+
+def _leading_label(text: str) -> tuple[Label | None, str]:
+    word, colon, rest = text.partition(":")
+    if colon and word in list(Label):
+        return Label(word), rest
+    return None, text
+
+
+def _split_options(text: str) -> tuple[str, list[tuple[str, str]]]:
+    r"""The path, and the options behind it.
+
+    A colon may be part of a path (`C:\x.csv`) and of a column's name. The options begin behind the first colon
+    before which a file exists; where none does, behind the first that an option follows.
+    """
+    starts = [i for i, letter in enumerate(text) if letter == ":" and _options(text[i + 1 :])]
+    existing = [i for i in starts if _exists(text[:i])]
+    if not starts or _exists(text):
+        return text, []
+    start = (existing or starts)[0]
+    return text[:start], _options(text[start + 1 :])
+
+
+def _options(text: str) -> list[tuple[str, str]]:
+    """`key=value,key=value` taken apart; nothing if it is not of that form."""
+    found = []
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or not key.strip().replace("_", "").isalpha():
+            return []
+        found.append((key.strip().casefold(), value.strip()))
+    return found
+
+
+def _with_options(declaration: Declaration, options: list[tuple[str, str]]) -> Declaration:
+    label, category = declaration.label, ""
+    columns: dict[str, str] = {}
+    words: dict[str, Label] = {}
+    ignored: list[str] = []
+    single: dict[str, str] = {}
+    for key, value in options:
+        problem = f"prompts: {shown(declaration.text)}: "
+        if key not in OPTIONS:
+            near = difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.6)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {listed(OPTIONS, 30)}"
+            raise PromptError(f"{problem}there is no option {shown(key)}; {hint}")
+        if not value:
+            raise PromptError(f"{problem}option {key!r} has no value")
+        if key == "ignore":
+            ignored.append(value.lower())
+        elif key in list(Label):
+            words[plain_word(value)] = Label(key)
+        elif key == "label" and value.casefold() in list(Label):
+            if label not in (None, Label(value.casefold())):
+                raise PromptError(f"{problem}two labels are given, {label} and {value}")
+            label = Label(value.casefold())
+        elif key == "category" and value in (LOOK_ALIKE, PLAIN_GOAL, JAILBREAK_FORMAT):
+            category = value
+        elif _ROLES.get(key, key) in (columns if key in _ROLES else single):
+            raise PromptError(f"{problem}option {key!r} is given twice")
+        elif key in _ROLES:
+            columns[_ROLES[key]] = value.lower()
+        else:
+            single[key] = value
+    if label is not None and (words or Role.LABEL in columns):
+        raise PromptError(
+            f"prompts: {shown(declaration.text)}: every row is said to be {label}, so no column and no words of "
+            "labels are read; say one or the other"
+        )
+    encoding = single.get("encoding")
+    _check_encoding(declaration, encoding)
+    return Declaration(
+        declaration.text, declaration.path, label, category, columns, words, tuple(ignored),
+        single.get("format"), encoding,
+    )  # fmt: skip
+
+
+def _check_encoding(declaration: Declaration, encoding: str | None) -> None:
+    if encoding is None:
+        return
+    try:
+        b"a".decode(encoding)
+    except UnicodeError:
+        return  # one byte is no character of it
+    except (LookupError, ValueError):
+        raise PromptError(
+            f"prompts: {shown(declaration.text)}: there is no encoding {shown(encoding)}; "
+            "cp1252, utf-8, utf-16, gb18030 and shift_jis are some"
+        ) from None
+
+
+def _file_bytes(source: str) -> bytes:
+    path = Path(source)
+    try:
+        source.encode("utf-8")
+        if not path.exists():
+            path = path.expanduser()
+        return path.read_bytes()
+    except UnicodeEncodeError:
+        raise PromptError(f"the name of {shown(source)} is not UTF-8; rename the file") from None
+    except FileNotFoundError:
+        raise PromptError(f"{source} does not exist; check the path of the prompt file") from None
+    except IsADirectoryError:
+        inside = " (its data-*.arrow)" if (path / "dataset_info.json").exists() else ""
+        raise PromptError(f"{source} is a directory; name the prompt file in it{inside}") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PromptError(f"{shown(source)} cannot be read: {reason}") from None
