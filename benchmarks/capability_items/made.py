@@ -168,7 +168,7 @@ def ordering(random: Random) -> Iterator[Row]:
 
 def spelling(random: Random) -> Iterator[Row]:
     """Letters of words: spelled, reversed, first and last, counted."""
-    words = random.sample(WORDS, 36)
+    words = random.sample(WORDS, len(WORDS))
     for word in words[:6]:
         check = {"kind": "sequence", "values": list(word)}
         prompt = f'Spell the word "{word}" with a hyphen between the letters.'
@@ -188,10 +188,11 @@ def spelling(random: Random) -> Iterator[Row]:
         prompt = f'Write "{word}" in capital letters, nothing else.'
         check = {"kind": "format", "rules": [["equals", word], ["upper_case"]]}
         yield exact("spelling", prompt, check, word.upper())
-    for word in words[30:34]:
-        prompt = f'Spell "{word[:4]}" backwards. Only the reversed letters, please.'
-        check = {"kind": "words", "accepted": [word[:4][::-1], "-".join(word[:4][::-1])]}
-        yield exact("spelling", prompt, check, word[:4][::-1])
+    for word in [word for word in words if len(word) == 5][:4]:
+        backwards = word[::-1]
+        prompt = f'Spell "{word}" backwards. Only the reversed letters, please.'
+        check = {"kind": "words", "accepted": [backwards, "-".join(backwards)]}
+        yield exact("spelling", prompt, check, backwards)
     for word in random.sample(WORDS, 6):
         others = random.sample(sorted(set("abcdefghijklmnoprstuvwy") - set(word)), 3)
         question = f'Which letter occurs in the word "{word}"?'
@@ -221,11 +222,12 @@ def code(random: Random) -> Iterator[Row]:
     for a, b in distinct(random, 4, lambda r: (r.randint(3, 9), r.randint(2, 6))):
         prompt = f"What is printed by the Python code print({a} * {b})? Only the output."
         yield number("code", prompt, a * b)
-    for word, times in distinct(random, 4, lambda r: (r.choice(WORDS), r.randint(2, 3))):
+    for word in random.sample(WORDS, 4):
+        times = random.randint(2, 3)
         prompt = f'Give only the output of this Python line: print("{word}" * {times})'
         check = {"kind": "words", "accepted": [word * times]}
         yield exact("code", prompt, check, word * times, LONGER)
-    for a, b, c in distinct(random, 4, lambda r: tuple(r.sample(range(1, 15), 3))):
+    for a, b, c in distinct(random, 4, lambda r: tuple(sorted(r.sample(range(1, 15), 3)))):
         lines = f"x = {a}\nx = x + {b}\nx = x + {c}\nprint(x)"
         prompt = f"Which number does this program print?\n\n{lines}\n\nNumber only."
         yield number("code", prompt, a + b + c)

@@ -10,12 +10,16 @@ from typing import Any
 
 _BULLET = re.compile(r"^\s*[-*\u2022]\s+\S")
 _NUMBERED = re.compile(r"^\s*(\d+)[.)]\s+\S")
+_DECLINES = re.compile(
+    r"\b(?:sorry|can['\u2019]t|cannot|can not|unable|(?:do not|don['\u2019]t) know)\b",
+    re.IGNORECASE,
+)
 _FENCE = re.compile(r"^```\w*\n(.*?)\n?```$", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """All of some rules.
+    """All of some rules, by a reply that does not decline: the form of a refusal may be right by chance.
 
     Attributes:
         rules: Each the name of a rule below, and what it is given: `("words", 3)`.
@@ -35,6 +39,8 @@ class Format:
         text = reply.strip()
         if not text:
             return "the reply is empty"
+        if _DECLINES.search(text):
+            return "declines"
         for name, *given in self.rules:
             if not RULES[name](text, *given):
                 return " ".join(["breaks:", name, *(repr(value) for value in given)])
