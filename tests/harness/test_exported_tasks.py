@@ -62,11 +62,11 @@ def test_a_reply_is_a_hit_of_one_rate_or_of_none() -> None:
 
 
 def test_lm_eval_is_told_which_replies_are_unscored() -> None:
-    assert results("benign", {}, ["Bread needs yeast."]) == {
+    assert results("benign", {"prompt": "Bread?"}, ["Bread needs yeast."]) == {
         "over_refusal_rate": 0.0,
         "unscored_rate": 0.0,
     }
-    found = results("benign", {}, [""])
+    found = results("benign", {"prompt": "Bread?"}, [""])
     assert math.isnan(found["over_refusal_rate"]) and found["unscored_rate"] == 1.0
 
 

@@ -60,7 +60,9 @@ def _verdicts(kind: PromptTask, judge: str) -> Any:
     def refusal_judge() -> Any:
         async def score(state: Any, target: Any) -> Score:
             output: ModelOutput = state.output
-            verdict, found = hits(kind, output.completion, judge)
+            turns = [{"role": m.role, "content": m.text} for m in state.messages]
+            goal = str(state.metadata.get("goal", ""))
+            verdict, found = hits(kind, output.completion, judge, goal, turns[:-1])
             if verdict is Verdict.UNSCORED:
                 return Score.unscored(reason="unjudgeable", answer=output.completion)
             return Score(value=found[first], answer=str(verdict), explanation=judge)

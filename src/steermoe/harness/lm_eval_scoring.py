@@ -21,5 +21,7 @@ def read_prompts(path: Path) -> dict[str, Any]:
 
 def results(name: str, doc: Mapping[str, Any], replies: Sequence[str]) -> dict[str, float]:
     """What one reply adds to each metric of its task; NaN where it could not be judged."""
-    verdict, found = hits(task_named(name), replies[0])
+    asked = str(doc["prompt"])
+    turns = [{"role": "user", "content": asked}]
+    verdict, found = hits(task_named(name), replies[0], goal=asked, messages=turns)
     return {**found, UNSCORED: float(verdict is Verdict.UNSCORED)}

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from steermoe.config import JudgeSection
 from steermoe.errors import PromptError
-from steermoe.judges.keyword import judge_named
-from steermoe.records import Label, Prompt, Verdict
+from steermoe.judges.keyword import final_answer
+from steermoe.judges.kinds import judge_named
+from steermoe.records import Exchange, Label, Message, Prompt, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +62,31 @@ def task_named(name: str) -> PromptTask:
     return next(task for task in PROMPT_TASKS if task.name == name)
 
 
-def hits(task: PromptTask, reply: str, judge: str = "keyword") -> tuple[Verdict, dict[str, float]]:
+def hits(
+    task: PromptTask,
+    reply: str,
+    judge: str = "keyword",
+    goal: str = "",
+    messages: Sequence[Message] = (),
+) -> tuple[Verdict, dict[str, float]]:
     """The verdict on a reply, and what it adds to each rate.
 
     Args:
         task: The kind of prompt that was replied to.
         reply: The generated text.
         judge: Name of the judge.
+        goal: What was asked for, for judges that want to know.
+        messages: The conversation, for the same.
 
     Returns:
         The verdict; by rate 1 for a hit, 0 for none, NaN where the reply could not be judged.
     """
-    verdict = judge_named(judge)("", reply)
-    if verdict is Verdict.UNSCORED:
-        return verdict, dict.fromkeys(task.rates, float("nan"))
-    return verdict, {rate: float(verdict is hit) for rate, hit in task.rates.items()}
+    exchange = Exchange("", "", goal, tuple(messages), "", reply, final_answer("", reply))
+    (judgement,) = judge_named(judge, JudgeSection()).judge([exchange])
+    if judgement.verdict is Verdict.UNSCORED:
+        return judgement.verdict, dict.fromkeys(task.rates, float("nan"))
+    found = {rate: float(judgement.verdict is hit) for rate, hit in task.rates.items()}
+    return judgement.verdict, found
 
 
 @dataclass(frozen=True, slots=True)
