@@ -135,6 +135,13 @@ def test_inspect_samples_of_two_models_are_paired_by_their_ids() -> None:
     assert row.metric.more["p_value"] == pytest.approx(0.5)
 
 
+def test_of_several_epochs_a_sample_counts_once_with_their_mean() -> None:
+    (figure,) = read_inspect(LOGS / "inspect_twice_base")
+    assert (figure.metric, figure.n, len(figure.values)) == ("accuracy", 6, 6)
+    assert figure.value == pytest.approx(4 / 6)
+    assert sum(figure.scored.values()) == 4.0
+
+
 def test_unscored_samples_and_complements_are_read_from_an_inspect_log(tmp_path: Path) -> None:
     def edit(log: dict[str, Any]) -> None:
         (score,) = log["results"]["scores"]
