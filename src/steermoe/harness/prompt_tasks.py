@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from steermoe.config import JudgeSection
+from steermoe.contracts import Judge
 from steermoe.errors import PromptError
-from steermoe.judges.keyword import final_answer
 from steermoe.judges.kinds import judge_named
+from steermoe.reasoning import final_answer
 from steermoe.records import Exchange, Label, Message, Prompt, Verdict
 
 
@@ -62,6 +64,12 @@ def task_named(name: str) -> PromptTask:
     return next(task for task in PROMPT_TASKS if task.name == name)
 
 
+@cache
+def _judge(name: str) -> Judge:
+    """A judge with the settings that it has by itself, made once a process: some load a model."""
+    return judge_named(name, JudgeSection())
+
+
 def hits(
     task: PromptTask,
     reply: str,
@@ -82,7 +90,7 @@ def hits(
         The verdict; by rate 1 for a hit, 0 for none, NaN where the reply could not be judged.
     """
     exchange = Exchange("", "", goal, tuple(messages), "", reply, final_answer("", reply))
-    (judgement,) = judge_named(judge, JudgeSection()).judge([exchange])
+    (judgement,) = _judge(judge).judge([exchange])
     if judgement.verdict is Verdict.UNSCORED:
         return judgement.verdict, dict.fromkeys(task.rates, float("nan"))
     found = {rate: float(judgement.verdict is hit) for rate, hit in task.rates.items()}
