@@ -309,9 +309,8 @@ def test_the_pages_know_every_file_of_a_run() -> None:
     assert not [name for name in files if f"`{name}`" not in architecture]
 
 
-@pytest.mark.parametrize("name", ["docs/architecture.md", "CONTRIBUTING.md"])
-def test_the_map_shows_every_room(name: str) -> None:
-    text = (ROOT / name).read_text(encoding="utf-8")
+def test_the_map_shows_every_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     package = Path(steermoe.__file__).parent
     rooms = [path.name for path in package.glob("*.py") if path.name != "__init__.py"]
     rooms += [f"{path.parent.name}/" for path in package.glob("*/__init__.py")]

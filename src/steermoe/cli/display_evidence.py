@@ -116,6 +116,12 @@ def ablation(run: Run) -> Group:
     if not run.directory.file(ABLATION).exists():
         return Group()
     found = run.directory.read_ablation()
+    if "num_possible_sets" not in found["random"]:
+        return Group(
+            Text(
+                "ablation: measured by an older steermoe, whose ranks did not hold; steermoe ablate measures it again"
+            )
+        )
     prompts = ", ".join(f"{n} {kind.replace('_', '-')}" for kind, n in found["num_prompts"].items())
     (selected,) = (entry for entry in found["sets"] if entry["set"] == "selected")
     parts: list[Any] = []

@@ -95,7 +95,9 @@ class Options:
         """The settings of a run that may not exist yet."""
         from steermoe.config import load_config
 
-        return load_config(self.config, self.settings or (), self._overrides())
+        return load_config(
+            self.config, self.settings or (), self._overrides(), note=self.reporter.note
+        )
 
     def stored_config(self) -> Config:
         """The settings stored in a run, with the ones that are given here on top.

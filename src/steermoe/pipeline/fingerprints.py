@@ -42,6 +42,11 @@ def difference(record: StepRecord, settings: Mapping[str, Any], inputs: Mapping[
         if name not in record.settings or record.settings[name] != value
     ]
     said += [
+        f"{name} was {_shown(value)} and is left as it is by default"
+        for name, value in record.settings.items()
+        if name not in settings
+    ]
+    said += [
         f"{name} changed" for name, digest in inputs.items() if record.inputs.get(name) != digest
     ]
     return "; ".join(said)

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from steermoe.config import Config
+from steermoe.config import Config, validate
 from steermoe.errors import RunDirectoryError, SteerMoEError
 from steermoe.pipeline.fingerprints import difference, fingerprint_of, inputs_of
 from steermoe.pipeline.inputs import Ledger, check_undamaged, record_of
@@ -23,6 +23,7 @@ from steermoe.pipeline.versions import package_versions
 from steermoe.reporter import Reporter, silent
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import MODEL
+from steermoe.store.old_layout import MOVED_UP
 from steermoe.store.run import Run
 from steermoe.store.state import ModelRecord, RunState, StepRecord
 
@@ -176,8 +177,21 @@ def _open(
     )
     request = _Request(Ledger(directory, config, state), before, command, force, verify, reporter)
     if before is not None:
+        _give_fingerprints(request, before)
         _check_same_replies(request, steps)
     return request
+
+
+def _give_fingerprints(request: _Request, before: RunState) -> None:
+    """Let the steps of a run that was moved up to this layout count as done with the settings that are stored."""
+    stored = Ledger(request.directory, validate(before.config), request.state)
+    steps = {step.name: step for both in COMMANDS.values() for part in both for step in part}
+    for name, record in request.state.stages.items():
+        if record.fingerprint == MOVED_UP:
+            step = steps[name]
+            record.fingerprint = fingerprint_of(stored, step)
+            record.settings = values_of(stored.config, step.settings, step.aside)
+            record.inputs = inputs_of(stored, step)
 
 
 def _check_same_model(

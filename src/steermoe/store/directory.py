@@ -43,6 +43,7 @@ from steermoe.store.names import (
     scored_of,
     shard_of,
 )
+from steermoe.store.old_layout import OLD_VERSION, move_up
 from steermoe.store.response_tables import (
     ANSWER,
     SCORED_SCHEMA,
@@ -98,6 +99,8 @@ class RunDirectory(RunFiles):
             )
         found = self.read_json(RUN_JSON)
         version = found.get("schema_version")
+        if version == OLD_VERSION and isinstance(found.get("model"), dict) and "config" in found:
+            return move_up(self, found)
         if version != SCHEMA_VERSION:
             raise RunDirectoryError(
                 f"run directory {self.path} has schema version {version}, this steermoe reads {SCHEMA_VERSION}; "
