@@ -12,6 +12,9 @@ from steermoe.pipeline.settings import values_of
 from steermoe.pipeline.steps import Step
 from steermoe.store.state import StepRecord
 
+MAX_NAMED = 5
+"""Differences that are named; the others are counted."""
+
 
 def inputs_of(ledger: Ledger, step: Step) -> dict[str, str]:
     """Hash of everything that a step reads, by name."""
@@ -49,7 +52,8 @@ def difference(record: StepRecord, settings: Mapping[str, Any], inputs: Mapping[
     said += [
         f"{name} changed" for name, digest in inputs.items() if record.inputs.get(name) != digest
     ]
-    return "; ".join(said)
+    more = [f"and {len(said) - MAX_NAMED} more"] if len(said) > MAX_NAMED else []
+    return "; ".join([*said[:MAX_NAMED], *more])
 
 
 def _shown(value: Any) -> str:

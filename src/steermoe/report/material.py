@@ -13,7 +13,15 @@ from steermoe.config import EMBEDDED_MODEL, ArgumentsSection, Config, fields_of,
 from steermoe.records import NO_BATCH, Expert, Label, Prompt, Split, Verdict
 from steermoe.report.numbers import counted, integer, is_number, number, words
 from steermoe.store.directory import RunDirectory
-from steermoe.store.names import EVALUATION, HARDENED, MODEL, RISK, RISK_PER_BATCH, UNSAFE_EXPERTS
+from steermoe.store.names import (
+    ABLATION,
+    EVALUATION,
+    HARDENED,
+    MODEL,
+    RISK,
+    RISK_PER_BATCH,
+    UNSAFE_EXPERTS,
+)
 from steermoe.store.run import Run
 from steermoe.store.selection_file import ExpertSet
 from steermoe.store.state import RunState
@@ -50,6 +58,7 @@ class Material:
         selection: `unsafe_experts.json`.
         risk: The aggregated risk table.
         per_batch: The risk tables of the batches.
+        ablation: `ablation.json`.
         is_trained: Whether there is a hardened model.
         trained_experts: What it was trained on; empty for a baseline, or without one.
     """
@@ -63,6 +72,7 @@ class Material:
     selection: ExpertSet | None
     risk: pd.DataFrame | None
     per_batch: pd.DataFrame | None
+    ablation: Mapping[str, Any] | None
     is_trained: bool
     trained_experts: list[Expert]
 
@@ -107,6 +117,7 @@ def read_material(run: RunDirectory, config: Config) -> Material:
         selection=run.read_selection() if selected else None,
         risk=table(RISK) if selected else None,
         per_batch=table(RISK_PER_BATCH),
+        ablation=run.read_ablation() if run.has(ABLATION) else None,
         is_trained=is_trained,
         trained_experts=Run(run).trained_experts if is_trained else [],
     )

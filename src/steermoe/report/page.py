@@ -36,6 +36,7 @@ from steermoe.report.material import (
     provenance,
     read_material,
 )
+from steermoe.report.trust import ablation_tables, trust_rows
 from steermoe.reporter import Reporter
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import REPORT
@@ -85,6 +86,7 @@ def render(material: Material) -> str:
     return environment.get_template("report.html.j2").render(
         **_opening(material),
         **_experts(material, figures),
+        **_trust(material),
         **_replies(material),
         **provenance(material),
         figures={figure.name: figure for figure in figures},
@@ -218,6 +220,21 @@ def _steadiness(per_batch: pd.DataFrame | None) -> dict[Expert, str]:
     return {
         Expert(int(layer), int(expert)): f"{int(above)} of {int(size)}"
         for layer, expert, above, size in counts.itertuples(index=False)
+    }
+
+
+def _trust(material: Material) -> dict[str, Any]:
+    """What stands beside a selection, and what is known of switching it off."""
+    confounded: Counter[str] = Counter()
+    if material.risk is not None and "confounded_by" in material.risk:
+        selected = set(material.experts)
+        for row in material.risk[["layer", "expert", "confounded_by"]].itertuples(index=False):
+            if (row[0], row[1]) in selected:
+                confounded.update(name for name in str(row[2]).split(" and ") if name)
+    found = trust_rows(material.state.figures_of("identify"), dict(sorted(confounded.items())))
+    return {
+        "trust": found if material.risk is not None else [],
+        "ablations": ablation_tables(material.ablation),
     }
 
 
