@@ -87,7 +87,8 @@ class MatchedSets:
         """
         generator = np.random.default_rng(seed)
         wanted = min(num_draws, self.number - 1)
-        seen, drawn = {self.selected}, []
+        seen = {self.selected}
+        drawn: list[tuple[Expert, ...]] = []
         while len(drawn) < wanted:
             experts = tuple(
                 stratum[place]
