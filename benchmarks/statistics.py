@@ -39,6 +39,7 @@ from steermoe.analysis.selection import resolve_rule
 from steermoe.analysis.stability import selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
 from steermoe.records import Expert
+from steermoe.units import gibibytes
 
 OLMOE = RoutingModel(num_layers=16, num_experts=64, top_k=8)
 QWEN3 = RoutingModel(num_layers=48, num_experts=128, top_k=8)
@@ -100,8 +101,8 @@ def speed_of(design: str, what: str) -> dict[str, object]:
         "seconds": f"{seconds:.1f}",
         "processor seconds": f"{busy:.1f}",
         "times the matrix products": f"{seconds / unavoidable:.1f}",
-        "peak memory": f"{peak / 1e6:.2f} GB",
-        "of which the counts": f"{before / 1e6:.2f} GB",
+        "peak memory": gibibytes(1024 * peak),
+        "of which the counts": gibibytes(1024 * before),
     }
 
 

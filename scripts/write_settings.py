@@ -16,8 +16,9 @@ HEADER = """\
 
 Every setting of a run, with its default. They can be given in a TOML file (`--config FILE`), one by one
 (`--set train.epochs=2`), or, from Python, to `steermoe.load_config`. The command line wins over the file, the file
-over the defaults. A key that does not exist is refused, and the nearest one that does is named. What a run used, down
-to the last default, is in its `run.json`.
+over the defaults. With no value (`--set identify.last_layer=`) a setting that may be empty is emptied. A key that does
+not exist is refused, and the nearest one that does is named. What a run used, down to the last default, is in its
+`run.json`.
 
 This page is written by `python scripts/write_settings.py` from the descriptions in `src/steermoe/config.py`.
 """
@@ -29,7 +30,6 @@ TYPES = {
     "float": "number",
     "tuple[str, ...]": "list of texts",
     "tuple[float, float, float]": "three numbers",
-    "dict[str, Any]": "table",
 }
 
 LONGEST_DEFAULT = 60
@@ -85,8 +85,14 @@ def _preset_table() -> str:
 def _kind(annotation: str) -> str:
     """A Python annotation in words; the choices themselves where there are choices."""
     kind = annotation.removesuffix(" | None")
+    if kind.startswith("Optional["):
+        kind = kind[len("Optional[") : -1]
+    if kind.startswith("tuple[Literal["):
+        return f"list of {_kind(kind.removeprefix('tuple[').removesuffix(', ...]'))}"
     if kind.startswith("Literal["):
         return ", ".join(f"`{choice.strip()[1:-1]}`" for choice in kind[8:-1].split(","))
+    if kind.startswith("dict["):
+        return "table"
     return " or ".join(TYPES[part] for part in kind.split(" | "))
 
 

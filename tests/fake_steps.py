@@ -93,7 +93,7 @@ def put_in_place(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     monkeypatch.setattr(pipeline, "COLLECT", fake["collect"])
     monkeypatch.setattr(pipeline, "TRAIN", fake["train"])
     monkeypatch.setattr(pipeline, "release_memory", lambda: None)  # nothing to release, and slow
-    monkeypatch.setattr("steermoe.pipeline.model.describe_model", lambda settings, source: None)
+    monkeypatch.setattr("steermoe.loading.describe_model", lambda settings, source: None)
     monkeypatch.setattr(pipeline, "check_layers", lambda settings, source, bounds: None)
     return made
 

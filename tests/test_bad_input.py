@@ -395,7 +395,7 @@ def test_a_run_json_that_lacks_something_is_refused_by_every_command(
     for arguments in (
         ["show", "--run", run],
         ["report", "--run", run],
-        ["identify", "--run", run, "--power"],
+        ["power", "--run", run],
         ["run", *arguments_of(checkpoint, run, small_prompts)],
     ):
         message = steermoe.refusal(*arguments)

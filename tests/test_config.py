@@ -16,6 +16,7 @@ from steermoe.config import (
     Config,
     fields_of,
     load_config,
+    old_names,
     preset,
     validate,
 )
@@ -256,3 +257,138 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     path = tmp_path / "bom.toml"
     path.write_bytes(b"\xef\xbb\xbfseed = 3\n")
     assert load_config(path).seed == 3
+
+
+# ---- settings are what they look like -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["False", "false", "FALSE"])
+def test_false_is_false_where_no_type_says_so(word: str) -> None:
+    for setting in (
+        f"model.chat_template_kwargs.enable_thinking={word}",
+        f'model.chat_template_kwargs={{"enable_thinking": {word.lower()}}}',
+        f"model.chat_template_kwargs={{enable_thinking = {word.lower()}}}",
+    ):
+        assert load_config(settings=[setting]).model.chat_template_kwargs == {
+            "enable_thinking": False
+        }
+    nested = load_config(settings=[f"model.chat_template_kwargs.a.b={word}"])
+    assert nested.model.chat_template_kwargs == {"a": {"b": False}}
+
+
+def test_true_is_true_and_a_text_stays_a_text() -> None:
+    config = load_config(
+        settings=[
+            "model.chat_template_kwargs.thinking=True",
+            "model.chat_template_kwargs.effort=low",
+            'model.chat_template_kwargs.word="False"',
+            "model.chat_template_kwargs.number=3",
+        ]
+    )
+    expected = {"thinking": True, "effort": "low", "word": "False", "number": 3}
+    assert config.model.chat_template_kwargs == expected
+    assert type(config.model.chat_template_kwargs["effort"]) is str
+
+
+@pytest.mark.parametrize("word", ["no", "off", "Yes", "None", "null"])
+def test_a_word_that_may_be_a_truth_value_is_refused(word: str) -> None:
+    message = refusal(f"model.chat_template_kwargs.enable_thinking={word}")
+    assert word in message and "true or false" in message
+    quoted = load_config(settings=[f'model.chat_template_kwargs.mode="{word}"'])
+    assert quoted.model.chat_template_kwargs == {"mode": word}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "empty"),
+    [
+        ("identify.last_layer", "12", None),
+        ("collect.num_batches", "3", None),
+        ("prompts.system_prompt", "Be kind.", None),
+        ("train.retention_tokens", "8", None),
+        ("train.report_to", '["wandb"]', ()),
+        ("model.chat_template_kwargs", "{a = 1}", {}),
+        ("run", "runs/x", None),
+    ],
+)
+def test_a_setting_without_a_value_is_emptied(
+    key: str, value: str, empty: Any, tmp_path: Path
+) -> None:
+    def read(config: Config) -> Any:
+        for part in key.split("."):
+            config = getattr(config, part)
+        return config
+
+    stored = load_config(settings=[f"{key}={value}"])
+    assert read(stored) != empty
+    base = stored.model_dump(mode="json")
+    for nothing in ("", " "):
+        assert read(load_config(settings=[f"{key}={nothing}"], base=base)) == empty
+    *sections, name = key.split(".")
+    file = write(tmp_path, "".join(f"[{part}]\n" for part in sections) + f'{name} = ""\n')
+    assert read(load_config(file, base=base)) == empty
+
+
+@pytest.mark.parametrize("key", ["train.epochs", "identify.rule", "prompts.sources", "model.id"])
+def test_a_setting_that_needs_a_value_cannot_be_emptied(key: str) -> None:
+    assert key in refusal(f"{key}=")
+
+
+def test_the_preset_of_the_embedded_model_can_be_emptied() -> None:
+    assert load_config().identify.last_layer is not None
+    assert load_config(settings=["identify.last_layer="]).identify.last_layer is None
+
+
+def test_one_text_is_a_list_of_one() -> None:
+    config = load_config(settings=["train.report_to=wandb", "prompts.sources=mine.csv"])
+    assert (config.train.report_to, config.prompts.sources) == (("wandb",), ("mine.csv",))
+
+
+def test_the_home_directory_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(
+        settings=["run=~/runs/a", "model.id=~/m", 'prompts.sources=["~/p.csv", "a~b.csv"]']
+    )
+    assert config.run_dir == Path("/home/me/runs/a") and config.model.id == "/home/me/m"
+    assert config.prompts.sources == ("/home/me/p.csv", "a~b.csv")
+    assert "~no-such-user/x" in refusal("run=~no-such-user/x")
+
+
+# ---- the judge ----------------------------------------------------------------------------------------
+
+
+def test_the_old_name_of_the_judge_is_understood_in_every_layer(tmp_path: Path) -> None:
+    file = write(tmp_path, '[collect]\njudge = "guard:one"\n')
+    assert load_config(file).judge.main == "guard:one"
+    assert load_config(None, ["collect.judge=guard:two"]).judge.main == "guard:two"
+    stored = {"judge": {"main": "keyword"}, "collect": {"batch_size": 4}}
+    asked = load_config(None, ["collect.judge=guard:two"], base=stored)
+    assert (asked.judge.main, asked.collect.batch_size) == ("guard:two", 4)
+    # What is stored in an old run gives way to what is asked for now.
+    old = {"collect": {"judge": "keyword"}}
+    assert load_config(None, ["judge.main=guard:three"], base=old).judge.main == "guard:three"
+    assert old_names(old) == ["collect.judge"] and old_names(stored) == []
+
+
+def test_both_names_of_the_judge_are_refused_where_they_differ() -> None:
+    message = refusal("collect.judge=keyword", "judge.main=guard:one")
+    assert "collect.judge" in message and "keep judge.main" in message
+    assert (
+        load_config(None, ["collect.judge=keyword", "judge.main=keyword"]).judge.main == "keyword"
+    )
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["localhost:8000", "ftp://host/v1", "http://me:hunter2@host/v1", "http://h/v1?key=hunter2"],
+)
+def test_an_address_that_is_none_or_holds_a_secret_is_refused_without_showing_it(
+    address: str,
+) -> None:
+    message = refusal(f"judge.base_url={address}")
+    assert "judge.base_url" in message and "hunter2" not in message
+
+
+def test_a_label_may_mean_only_what_a_judge_can_say() -> None:
+    config = load_config(None, overrides={"judge": {"label_map": {"LABEL_1": "refused"}}})
+    assert config.judge.label_map == {"LABEL_1": "refused"}
+    assert "label_map" in refusal(judge={"label_map": {"LABEL_1": "perhaps"}})

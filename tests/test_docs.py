@@ -22,13 +22,13 @@ from typer.main import get_command
 import steermoe
 from conftest import TinyCheckpoint
 from steermoe.cli.app import app
-from steermoe.config import EMBEDDED_MODEL, Config, fields_of, load_config, preset
+from steermoe.config import EMBEDDED_MODEL, RENAMED, Config, fields_of, load_config, preset
 from steermoe.prompts.formats import PromptFormat, read_prompts
 from steermoe.store import directory as rundir
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-PAGES_WITH_PYTHON = ("README.md", "docs/usage.md")
+PAGES_WITH_PYTHON = ("README.md", "docs/usage.md", "docs/judges.md")
 
 FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
@@ -224,7 +224,7 @@ def test_every_setting_in_a_command_is_accepted() -> None:
 
 
 def test_every_setting_that_a_page_names_exists() -> None:
-    known = {key for key, *_ in fields_of(Config)}
+    known = {key for key, *_ in fields_of(Config)} | set(RENAMED)
     free = "model.chat_template_kwargs."  # what is below it belongs to the template
     named = 0
     for page in PAGES:

@@ -11,11 +11,22 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from steermoe.errors import ConfigError
 
@@ -35,12 +46,40 @@ they begin with two words, because a greedy reply begins with the single likelie
 many and share its chance, and a refusal that has only one would be begun where it is the less likely of the two."""
 
 
+AMBIGUOUS_WORDS = ("yes", "no", "on", "off", "none", "null")
+"""What some people write for true, false or nothing, and some chat templates take as a text."""
+
+
+class Unquoted(str):
+    """A text of the command line that stood without quotes, and so may have been meant as something else."""
+
+    __slots__ = ()
+
+
+RENAMED = {"collect.judge": "judge.main"}
+"""Settings that have moved, by their old name. The old one is understood."""
+
+
 class Section(BaseModel):
     """A part of the configuration: immutable, and refusing keys it does not know."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """What a person means: nothing empties a setting, one text is a list of one."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kind, parts = get_origin(annotation), get_args(annotation)
+        if kind is dict:
+            return {} if value == "" else _untyped(value)
+        if value == "" and (NoneType in parts or kind is tuple):
+            return None if NoneType in parts else ()
+        if isinstance(value, str) and kind is tuple and parts[0] is str:
+            return (str(value),)
+        return str(value) if isinstance(value, Unquoted) else value
 
 
 class ModelSection(Section):
@@ -81,11 +120,16 @@ class ModelSection(Section):
         description="Passed to the chat template, for instance enable_thinking = false.",
     )
 
+    @field_validator("id")
+    @classmethod
+    def _in_the_home_directory(cls, model: str) -> str:
+        return expand_home(model)
+
     @property
     def name(self) -> str:
         """The model as files and pages call it: a hub id whole, a directory by its last part alone."""
         path = Path(self.id)
-        is_hub_id = self.id.count("/") == 1 and not self.id.startswith((".", "~", "/"))
+        is_hub_id = self.id.count("/") == 1 and not self.id.startswith((".", "/"))
         return self.id if is_hub_id and not path.is_dir() else path.name or self.id
 
 
@@ -110,6 +154,11 @@ class PromptsSection(Section):
         (5 / 9, 1 / 9, 3 / 9),
         description="Shares of goals for train, dev and test, where a file brings no split.",
     )
+
+    @field_validator("sources")
+    @classmethod
+    def _in_the_home_directory(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(expand_home(source) for source in sources)
 
     @model_validator(mode="after")
     def _fractions_add_up(self) -> PromptsSection:
@@ -148,12 +197,79 @@ class JudgeSection(Section):
     main: str = Field(
         "keyword",
         min_length=1,
-        description="The judge that identification, training and every rate go by: keyword, or "
-        "package.module:callable.",
+        description="The judge that identification, training and every rate go by: keyword, classifier:ID, guard:ID, "
+        "openai:MODEL, or package.module:callable.",
     )
     others: tuple[str, ...] = Field(
-        (), description="Further judges of the same replies, to compare with."
+        (), description="More judges of the same replies, to see how far they agree."
     )
+    device: str = Field(
+        "auto", description="auto, cpu, cuda, cuda:1, mps: where a judge's model runs."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Type of its weights in memory; auto keeps the checkpoint's own."
+    )
+    batch_size: int = Field(8, ge=1, description="Replies that a model judges together.")
+    label_map: dict[str, Literal["refused", "answered", "harmful", "harmless", "unscored"]] = Field(
+        default_factory=dict,
+        description="What each label of a classifier means; empty tells it by the labels' own words.",
+    )
+    classifier_reads: Literal["reply", "goal_and_reply"] = Field(
+        "reply", description="What a classifier is shown."
+    )
+    guard_kind: (
+        Literal["llama_guard", "wildguard", "shieldgemma", "granite_guardian", "harmbench"] | None
+    ) = Field(
+        None, description="Which guard a model is, where neither its config nor its name tells."
+    )
+    guard_template: str | None = Field(
+        None,
+        description="A text file with {prompt} and {reply}: what a guard is shown instead of its own template.",
+    )
+    base_url: str | None = Field(
+        None,
+        description="Address of a server that speaks OpenAI's protocol; empty is OpenAI's own.",
+    )
+    key_variable: str = Field(
+        "OPENAI_API_KEY",
+        min_length=1,
+        description="Environment variable that holds the server's key. The key itself is no setting.",
+    )
+    concurrency: int = Field(8, ge=1, le=256, description="Requests to the server at once.")
+    timeout: float = Field(
+        60.0, gt=0, description="Seconds of silence after which a request counts as lost."
+    )
+    max_retries: int = Field(
+        6, ge=0, description="Times that a request is sent again after a failure that may pass."
+    )
+    max_requests: int | None = Field(
+        None,
+        ge=1,
+        description="Most requests of one call, repeated ones included; empty is no limit.",
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens that the server may count in one call; empty is no limit.",
+    )
+    answer_tokens: int = Field(
+        1024, ge=16, description="Most tokens of one judgement, a judge's reasoning included."
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _no_secret_in_the_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("not an address such as http://localhost:8000/v1")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(
+                "must hold no user, password or query: it is written into the run; put the key into the "
+                "environment variable that judge.key_variable names"
+            )
+        return value
 
 
 class IdentifySection(Section):
@@ -165,6 +281,7 @@ class IdentifySection(Section):
     )
     rule: str = Field(
         "threshold",
+        min_length=1,
         description="Selection rule: threshold, fdr, stability, combined, lowest, random, or package.module:callable.",
     )
     threshold: float = Field(
@@ -193,6 +310,12 @@ class IdentifySection(Section):
         Field(
             "mean_over_batches", description="The estimate that the uncertainty columns belong to."
         )
+    )
+    replicate_on: tuple[Literal["dev", "test"], ...] = Field(
+        ("dev", "test"),
+        min_length=1,
+        description="Held-out goals on which the selection is looked at again: dev, test or both. Leave dev out where "
+        "settings were chosen on it.",
     )
     num_permutations: int = Field(
         2000,
@@ -394,6 +517,11 @@ class Config(Section):
     ablate: AblateSection = Field(default_factory=AblateSection)
     report: ReportSection = Field(default_factory=ReportSection)
 
+    @field_validator("run")
+    @classmethod
+    def _in_the_home_directory(cls, run: str | None) -> str | None:
+        return expand_home(run) if run is not None else None
+
     def with_model_id(self, model_id: str) -> Config:
         """The same settings, with the model named otherwise."""
         return self.model_copy(update={"model": self.model.model_copy(update={"id": model_id})})
@@ -416,7 +544,8 @@ def load_config(
 
     Args:
         config_file: A TOML file.
-        settings: `section.key=value` strings; the value is read as TOML, or else as text.
+        settings: `section.key=value` strings; the value is read as TOML, or else as text. With no value, an
+            optional setting is emptied.
         overrides: Nested mapping of a command's own options; None values are left out.
         base: What to start from instead of the defaults and the preset: the config stored in a run.
 
@@ -431,9 +560,9 @@ def load_config(
     layers.append(_without_none(overrides or {}))
     given: dict[str, Any] = {}
     for layer in layers:
-        given = _merge(given, layer)
+        given = _merge(given, by_new_names(layer))
     if base is not None:
-        start = dict(base)
+        start = by_new_names(base)
     elif _model_id(given) == EMBEDDED_MODEL:
         start = preset(EMBEDDED_MODEL)
     else:
@@ -456,9 +585,41 @@ def preset(name: str) -> dict[str, Any]:
 def validate(values: Mapping[str, Any]) -> Config:
     """Turn a nested mapping into a `Config`, with one line for the first thing that is wrong."""
     try:
-        return Config.model_validate(dict(values))
+        return Config.model_validate(by_new_names(values))
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
+
+
+def old_names(values: Mapping[str, Any]) -> list[str]:
+    """The settings of a nested mapping that go by an old name, for a note."""
+    return [old for old in RENAMED if _get(values, old) is not None]
+
+
+def by_new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested mapping in which settings that have moved go by their new names.
+
+    Raises:
+        ConfigError: It holds both names of a setting, with different values.
+    """
+    result = dict(values)
+    for old in old_names(values):
+        new, value = RENAMED[old], _get(values, old)
+        if _get(values, new) not in (None, value):
+            raise ConfigError(
+                f"setting {old} is the old name of {new}, and both are given: keep {new}"
+            )
+        section, name = old.split(".")
+        result[section] = {k: v for k, v in values[section].items() if k != name}
+        section, name = new.split(".")
+        result = _merge(result, {section: {name: value}})
+    return result
+
+
+def _get(values: Mapping[str, Any], key: str) -> Any:
+    """The value of `section.name`, None where there is none."""
+    section, name = key.split(".")
+    inside = values.get(section)
+    return inside.get(name) if isinstance(inside, Mapping) else None
 
 
 def fields_of(section: type[Section]) -> list[tuple[str, str, Any, str]]:
@@ -477,7 +638,7 @@ def fields_of(section: type[Section]) -> list[tuple[str, str, Any, str]]:
 
 def _read_toml(path: str | Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(Path(path).read_text("utf-8-sig"))
+        return tomllib.loads(Path(expand_home(str(path))).read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} is not valid TOML: {error}") from None
     except OSError as error:
@@ -492,15 +653,60 @@ def _parse_settings(settings: Iterable[str]) -> dict[str, Any]:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {setting!r} is not of the form section.key=value")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text  # a bare word is a text: quotes would have to survive the shell
-        nested: Any = value
+        nested = _value_of(text)
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
         parsed = _merge(parsed, nested)
     return parsed
+
+
+def _value_of(text: str) -> Any:
+    """A value of the command line: TOML, or JSON, which writes tables with colons; else a text.
+
+    A bare word is a text, because quotes would have to survive the shell.
+    """
+    with suppress(tomllib.TOMLDecodeError):
+        return tomllib.loads(f"value = {text}")["value"]
+    if text.startswith(("{", "[")):
+        with suppress(json.JSONDecodeError):
+            return json.loads(text)
+    return Unquoted(text if text.strip() else "")
+
+
+def _untyped(value: Any) -> Any:
+    """A value of a table whose settings have no type: a bare `False` is false, and no word that is true.
+
+    Raises:
+        ValueError: It may be meant as a truth value or as a text.
+    """
+    if isinstance(value, Mapping):
+        return {key: _untyped(entry) for key, entry in value.items()}
+    if not isinstance(value, Unquoted):
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if value.lower() in AMBIGUOUS_WORDS:
+        raise ValueError(
+            f"{value} may be a truth value or a text; write true or false, or put the text in quotes "
+            f"that reach the program: '\"{value}\"'"
+        )
+    return str(value)
+
+
+def expand_home(path: str) -> str:
+    """A path with its leading `~` replaced by the home directory.
+
+    Raises:
+        ConfigError: It is somebody's home directory that is not known here.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise ConfigError(
+            f"{path} begins with a home directory that is not known; write the path in full"
+        ) from None
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -535,6 +741,8 @@ def _explain(error: ValidationError) -> str:
     value = json.dumps(first["input"], default=str)
     if len(value) > 80:
         value = value[:77] + "..."
+    if key == "judge.base_url":
+        value = "..."  # an address may hold a password
     return f"setting {key or 'of the run'} = {value}: {first['msg'].removeprefix('Value error, ')}"
 
 

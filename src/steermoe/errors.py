@@ -30,6 +30,26 @@ class RoutingError(SteerMoEError):
     """Routed experts are missing, malformed, or too few to compute what was asked."""
 
 
+class JudgeError(SteerMoEError):
+    """A judge answers what no judgement is, or cannot go on."""
+
+
+class JudgeStopped(JudgeError):
+    """A judge stopped before it had judged every reply. What it was answered is kept.
+
+    Attributes:
+        num_replies: Replies that were to be judged.
+        num_judged: Those that were.
+        num_failed: Those that it failed on.
+    """
+
+    def __init__(self, message: str, num_replies: int, num_judged: int, num_failed: int) -> None:
+        super().__init__(message)
+        self.num_replies = num_replies
+        self.num_judged = num_judged
+        self.num_failed = num_failed
+
+
 class SelectionError(SteerMoEError):
     """A selection rule is unknown, or names experts that the model does not have."""
 

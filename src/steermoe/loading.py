@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from steermoe.chat import ensure_chat_template
 from steermoe.config import EMBEDDED_MODEL, ModelSection
+from steermoe.embedded.description import embedded_config
 from steermoe.embedded.model import embedded_model_path
 from steermoe.errors import ConfigError, ModelError
 from steermoe.moe.configs import read_config
@@ -22,11 +23,13 @@ from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.layers import (
     MoEDescription,
     auto_model_class,
+    describe_config,
     find_moe_layers,
     load_description,
 )
 from steermoe.moe.quantization import check_blocks, dequantization_arguments, forget_quantization
 from steermoe.moe.stored import local_folder
+from steermoe.units import gibibytes
 
 Report = Callable[[str], None]
 
@@ -88,6 +91,25 @@ def describe_model(settings: ModelSection, source: str) -> MoEDescription:
         trust_remote_code=settings.trust_remote_code,
         dequantize=settings.dequantize,
     )
+
+
+def describe_named(settings: ModelSection) -> MoEDescription:
+    """What the model that the settings name looks like; nothing is built, and no weights are fetched.
+
+    Raises:
+        ModelError: It is not supported, or there is no config of it here or on the hub.
+    """
+    if settings.id == EMBEDDED_MODEL:
+        return describe_config(embedded_config())
+    source = model_source(settings)
+    try:
+        return describe_model(settings, source)
+    except ModelError as error:
+        if isinstance(error.__cause__, OSError) and not Path(source).exists():
+            raise ModelError(
+                f"{error}; its config.json is enough: give a directory that holds it"
+            ) from error
+        raise
 
 
 def load_tokenizer(settings: ModelSection, source: str, report: Report | None = None) -> Any:
@@ -182,10 +204,8 @@ def _unpacking(
     if Path(source).is_dir():
         check_blocks(config, source)
     if report is not None:
-        gigabytes = description.bytes_in_bfloat16 / 2**30
-        report(
-            f"unpacking {description.quantization} weights: {gigabytes:.1f} GiB of memory in bfloat16"
-        )
+        memory = gibibytes(description.bytes_in_bfloat16)
+        report(f"unpacking {description.quantization} weights: {memory} of memory in bfloat16")
     return dequantization_arguments(description.quantization)
 
 

@@ -159,6 +159,8 @@ class Output(KeyedRecord):
             token but the last, which is never fed. `(P, L, K)` when nothing was generated. A slot that an
             expert mask leaves spare holds `NO_EXPERT`, and no count includes it.
         layer_indices: Decoder-layer index of each row of the layer axis.
+        answer: The part of the reply that is meant for the user, without its reasoning; None where the reply ended
+            inside that.
     """
 
     prompt: str
@@ -168,6 +170,7 @@ class Output(KeyedRecord):
     generated_token_ids: tuple[int, ...]
     routed_experts: IntArray
     layer_indices: tuple[int, ...] = ()
+    answer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def pilot_of(error: float, num_experts: int = 200, frequency: float = 0.1) -> pd
 
 @pytest.mark.parametrize("variation", [0.0, 1.0, 20.0])
 def test_it_is_the_textbook_sample_size_when_experts_are_alike(variation: float) -> None:
-    """n = ((z_{1 - a / 2} + z_power) sd / difference)^2, where n is large, and sd that of experts and effects."""
+    """n = ((z_{1 - a} + z_power) sd / difference)^2, where n is large, and sd that of experts and effects."""
     result = prompts_needed(
         pilot_of(0.03),
         100,
@@ -37,9 +37,21 @@ def test_it_is_the_textbook_sample_size_when_experts_are_alike(variation: float)
     )
     deviation = np.sqrt(0.03**2 * 100 + (variation * 0.02) ** 2)
     allowed = 0.05 / 200
-    n = ((stats.norm.isf(allowed / 2) + stats.norm.ppf(0.9)) * deviation / 0.02) ** 2
+    n = ((stats.norm.isf(allowed) + stats.norm.ppf(0.9)) * deviation / 0.02) ** 2
     assert result.num_prompts == pytest.approx(n, rel=0.01)
     assert result.power >= 0.9
+    # What must be shown is that a difference is greater than the threshold, so only what it has above it counts.
+    above = prompts_needed(
+        pilot_of(0.03),
+        100,
+        risk_diff=0.07,
+        threshold=0.05,
+        power=0.9,
+        num_unsafe=1,
+        effect_variation=0.0,
+    )
+    of_experts = (stats.norm.isf(allowed) + stats.norm.ppf(0.9)) * 0.3 / 0.02
+    assert above.num_prompts == pytest.approx(of_experts**2, rel=0.01)
 
 
 def test_more_unsafe_experts_larger_effects_and_less_power_need_fewer_prompts() -> None:
@@ -65,7 +77,7 @@ def test_the_named_number_is_the_smallest_that_is_enough() -> None:
 
 
 def test_power_rises_with_the_number_of_prompts_to_the_threshold_limited_end() -> None:
-    curve = power_at(pilot_of(0.02), 50, [10, 20, 40, 80, 160, 320], risk_diff=0.08)["power"]
+    curve = power_at(pilot_of(0.02), 50, [20, 40, 80, 160, 320, 1280], risk_diff=0.08)["power"]
     assert curve.is_monotonic_increasing and curve.iloc[-1] > 0.99
 
 
@@ -84,7 +96,7 @@ def test_an_expert_at_the_threshold_cannot_be_found_reliably() -> None:
 
 def test_the_largest_number_is_tried_before_it_is_said_not_to_do() -> None:
     """Doubling from 4 passes a million between 524,288 and 1,048,576."""
-    found = prompts_needed(pilot_of(1.0), 50, risk_diff=0.06)
+    found = prompts_needed(pilot_of(0.25), 50, risk_diff=0.06)
     assert 524_288 < found.num_prompts <= 1_000_000
     assert found.power >= 0.9
 
@@ -96,8 +108,9 @@ def test_the_number_of_unsafe_experts_defaults_to_those_as_large_that_the_pilot_
     pilot.loc[:6, "q_value"] = 0.01
     pilot.loc[:6, "risk_diff"] = 0.02
     assert prompts_needed(pilot, 50, risk_diff=0.1).num_unsafe == 1
-    # Three are certain and large, one of them downwards; the fourth is large and uncertain.
-    pilot.loc[4:6, "risk_diff"] = [0.1, -0.3, 0.12]
+    # Three are certain and large; the fourth is large and uncertain, and one is lower.
+    pilot.loc[4:6, "risk_diff"] = [0.1, 0.3, 0.12]
+    pilot.loc[3, "risk_diff"] = -0.3
     pilot.loc[9, "risk_diff"] = 0.5
     assert prompts_needed(pilot, 50, risk_diff=0.1).num_unsafe == 3
     assert prompts_needed(pilot, 50, risk_diff=0.2).num_unsafe == 1

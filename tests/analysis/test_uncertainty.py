@@ -187,7 +187,7 @@ def test_pools_hold_every_expert_once_and_are_ordered_by_frequency() -> None:
 
 def test_q_values_are_benjamini_and_hochbergs_over_all_layers() -> None:
     table = uncertainty_of(simulate_run(TINY, 30, 5, planted=[(1, 3)], risk_diff=0.2))
-    p = table["p_value"].to_numpy()
+    p = table["p_above"].to_numpy()
     expected = [min(min(1.0, q * len(p) / (p <= q).sum()) for q in p[p >= value]) for value in p]
     assert table["q_value"].to_numpy() == pytest.approx(expected, rel=1e-5)
 
@@ -196,7 +196,7 @@ def test_experts_that_cannot_be_selected_take_no_part_in_the_q_values() -> None:
     run = simulate_run(TINY, 30, 5, planted=[(1, 3)], risk_diff=0.2)
     table = uncertainty_of(run, layers=[1])
     for layer in (0, 1):
-        p = table["p_value"][table["layer"] == layer].to_numpy()
+        p = table["p_above"][table["layer"] == layer].to_numpy()
         expected = [min(min(1.0, q * 16 / (p <= q).sum()) for q in p[p >= value]) for value in p]
         q_value = table["q_value"][table["layer"] == layer]
         assert q_value.to_numpy() == pytest.approx(expected, rel=1e-5)
@@ -363,7 +363,10 @@ def test_odd_cases_give_finite_and_sensible_figures(name: str, estimator: str) -
     numbers = table.drop(columns="estimator").to_numpy(dtype=float)
     assert np.isfinite(numbers).all()
     assert table["p_value"].between(0, 1, inclusive="right").all()
-    assert (table["q_value"] >= table["p_value"]).all()
+    assert (table["q_value"] >= table["p_above"]).all()
+    assert (table["p_above"] == table["p_higher"]).all()  # the threshold is 0
+    assert table["local_fdr"].between(0, 1).all()
+    assert (table["shrunken"].abs() <= table["estimate"].abs()).all()
     assert ((table["ci_low"] >= -1) & (table["ci_high"] <= 1)).all()
     assert (table["ci_low"] <= table["ci_high"]).all()
 

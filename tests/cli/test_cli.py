@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import re
 import signal
@@ -13,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 from steermoe.store.run import load_run
@@ -22,15 +19,15 @@ from tiny import (
     CommandLine,
     arguments_of,
     contents,
-    copy_of,
     files_of,
     tiny_config,
 )
 
-COMMANDS = (
-    *("run", "collect", "identify", "train", "evaluate", "report"),
-    *("ablate", "show", "export", "models"),
+ON_A_RUN = (
+    *("run", "collect", "identify", "train", "evaluate", "ablate", "report"),
+    *("plan", "power"),
 )
+COMMANDS = (*ON_A_RUN, "show", "export", "apply", "models")
 
 
 @pytest.fixture
@@ -67,9 +64,11 @@ def test_every_command_has_help(steermoe: CommandLine, command: str) -> None:
     assert steermoe(command, "--help") == 0
     assert "--debug" in steermoe.out
     assert "Usage: " in steermoe.out
-    if command not in ("show", "export", "models"):
-        for option in ("--config", "--set", "--run", "--model", "--seed", "--quiet"):
+    if command in ON_A_RUN:
+        for option in ("--config", "--set", "--run", "--model", "--prompts", "--seed", "--quiet"):
             assert option in steermoe.out, option
+    for old in ("--plan", "--power", "--apply"):  # which have commands of their own now
+        assert old not in steermoe.out
 
 
 @pytest.mark.parametrize(
@@ -78,7 +77,9 @@ def test_every_command_has_help(steermoe: CommandLine, command: str) -> None:
         ("run", ["runs/<model name>", "smollm2-moe", "0"]),
         ("train", ["runs/<model name>", "smollm2-moe", "0"]),
         ("show", ["runs/<model name>"]),
-        ("export", ["<run>/export", "the one that the delta names", "the delta's"]),
+        ("export", ["<run>/export"]),
+        ("apply", ["the one that the delta names", "the delta's"]),
+        ("power", ["multiples of the threshold, or of the run's largest"]),
     ],
 )
 def test_help_says_the_defaults(steermoe: CommandLine, command: str, defaults: list[str]) -> None:
@@ -237,235 +238,15 @@ def test_the_default_directory_is_named_after_the_model(
     assert (tmp_path / "runs" / checkpoint.name / "responses.parquet").exists()
 
 
-@pytest.mark.parametrize("command", ["identify", "train", "evaluate", "report", "show", "export"])
+@pytest.mark.parametrize(
+    "command", ["identify", "train", "evaluate", "ablate", "report", "power", "show", "export"]
+)
 def test_a_stage_without_a_run_is_refused_and_creates_none(
     steermoe: CommandLine, tmp_path: Path, command: str
 ) -> None:
     message = steermoe.refusal(command, "--run", tmp_path / "none")
     assert "no run in" in message and "steermoe run" in message
     assert not (tmp_path / "none").exists()
-
-
-def test_a_plan_prints_costs_and_does_nothing(
-    steermoe: CommandLine, checkpoint: Path, small_prompts: Path, tmp_path: Path
-) -> None:
-    # From the config alone: there are no weights to load.
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    (bare / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
-    arguments = arguments_of(bare, tmp_path / "run", small_prompts)
-    assert steermoe("run", *arguments, "--plan") == 0, steermoe.err
-    assert not (tmp_path / "run").exists()
-    for text in ("memory", "disk", "training steps", "3 of 8", "20 safe, 20 unsafe, 20 benign"):
-        assert text in steermoe.out, text
-    assert re.search(r"training steps\s+6\b", steermoe.out), "3 batches, 2 epochs"
-    settings = ["--set", "train.batch_size=3", "--set", "train.gradient_accumulation_steps=2"]
-    first = steermoe.out
-    assert steermoe("run", *arguments, "--plan", *settings) == 0, steermoe.err
-    assert re.search(r"training steps\s+10\b", steermoe.out), "9 parts of at most 3 of 8, in twos"
-    assert steermoe("run", *arguments, "--plan") == 0 and steermoe.out == first
-    assert re.search(r"trained experts\s+at most 4 of 16", steermoe.out)
-    # 60 replies and 12 held-out ones again, of at most 6 tokens.
-    assert "432" in steermoe.out
-
-
-@pytest.mark.parametrize(
-    ("settings", "shown"),
-    [
-        # Of 16 experts, each of three batches may choose four others; a rule of one's own, all.
-        (["train.experts=union"], r"trained experts\s+at most 12 of 16"),
-        (["identify.rule=json:dumps"], r"trained experts\s+at most 16 of 16"),
-        # Eight of the 16 are in the upper of the two layers.
-        (["train.experts=union", "identify.first_layer=1"], r"trained experts\s+at most 8 of 16"),
-        (
-            ["identify.rule=json:dumps", "identify.last_layer=0"],
-            r"trained experts\s+at most 8 of 16",
-        ),
-        (["train.parameters=routers"], r"trained\s+routers, a baseline"),
-        (["train.parameters=everything"], r"trained\s+everything, a baseline"),
-    ],
-    ids=str,
-)
-def test_a_plan_knows_what_is_trained(
-    steermoe: CommandLine,
-    checkpoint: Path,
-    small_prompts: Path,
-    tmp_path: Path,
-    settings: list[str],
-    shown: str,
-) -> None:
-    arguments = arguments_of(checkpoint, tmp_path / "run", small_prompts)
-    more = [text for setting in settings for text in ("--set", setting)]
-    assert steermoe("run", *arguments, "--plan", *more) == 0, steermoe.err
-    assert re.search(shown, steermoe.out), steermoe.out
-
-
-@pytest.mark.parametrize("plan", [["--plan"], []], ids=["plan", "run"])
-def test_a_first_layer_above_the_model_is_refused_before_anything_is_collected(
-    steermoe: CommandLine,
-    checkpoint: Path,
-    small_prompts: Path,
-    tmp_path: Path,
-    plan: list[str],
-) -> None:
-    arguments = arguments_of(checkpoint, tmp_path / "run", small_prompts)
-    assert steermoe("run", *arguments, "--set", "identify.first_layer=2", *plan) == 1
-    assert "identify.first_layer is 2, but the MoE layers are 0 .. 1; leave one" in steermoe.err
-    assert not (tmp_path / "run" / "prompts.jsonl").exists()
-
-
-# ---- show ---------------------------------------------------------------------------------------------
-
-
-def test_show_prints_the_experts_with_their_frequencies(
-    steermoe: CommandLine, finished: Path
-) -> None:
-    assert steermoe("show", "--run", finished, "--top", "5") == 0
-    lines = [line for line in steermoe.out.splitlines() if re.match(r"L\d\d_E\d\d ", line)]
-    table = load_run(finished).risk_diff.head(5)
-    assert len(lines) == 5
-    for line, row in zip(lines, table.to_dict("records"), strict=True):
-        label, risk_diff, a_safe, a_unsafe = line.split()[:4]
-        assert label == row["Layer_Expert"]
-        assert float(risk_diff) == pytest.approx(row["risk_diff"], abs=1e-4)
-        assert float(a_safe) == pytest.approx(row["a_safe_n"], abs=1e-4)
-        assert float(a_unsafe) == pytest.approx(row["a_unsafe_n"], abs=1e-4)
-    starred = [line.split()[0] for line in lines if " *" in line]
-    selected = {(x, e) for x, e in load_run(finished).unsafe_experts}
-    expected = table[
-        [(x, e) in selected for x, e in zip(table["layer"], table["expert"], strict=True)]
-    ]
-    assert starred == expected["Layer_Expert"].tolist()
-
-
-def test_show_prints_any_layer(steermoe: CommandLine, finished: Path) -> None:
-    assert steermoe("show", "--run", finished, "--layer", "1") == 0
-    labels = re.findall(r"^L\d\d_E\d\d", steermoe.out, re.MULTILINE)
-    assert labels == [f"L01_E{e:02d}" for e in range(8)]
-    assert "0-1" in steermoe.refusal("show", "--run", finished, "--layer", "9")
-
-
-def test_show_prints_batches_and_the_counts_of_one(steermoe: CommandLine, finished: Path) -> None:
-    assert steermoe("show", "--run", finished, "--batches") == 0
-    rows = [line.split() for line in steermoe.out.splitlines()[1:] if line.strip()]
-    assert [row[:3] for row in rows] == [[str(i), "4", "4"] for i in range(3)]
-    assert steermoe("show", "--run", finished, "--batch", "1", "--top", "3") == 0
-    run = load_run(finished)
-    table = run.risk_diff_per_batch
-    first = table[table["batch_idx"] == 1].nlargest(1, "risk_diff").to_dict("records")[0]
-    assert f"safe {first['a_safe']} of {first['n_safe']}" in steermoe.out
-    assert f"unsafe {first['a_unsafe']} of {first['n_unsafe']}" in steermoe.out
-    prompts = run.responses[run.responses["batch_idx"] == 1]
-    for messages in prompts["messages"]:
-        assert messages[-1]["content"] in steermoe.out
-    for absent in ("7", "-1"):  # -1 marks what is in no batch
-        assert "batches 0 to 2" in steermoe.refusal("show", "--run", finished, "--batch", absent)
-
-
-@pytest.mark.parametrize("missing", ["risk_diff.parquet", "unsafe_experts.json"])
-def test_show_tells_what_a_run_does_not_have_yet(
-    steermoe: CommandLine, finished: Path, tmp_path: Path, missing: str
-) -> None:
-    run = copy_of(finished, tmp_path / "run")
-    (run / missing).unlink()
-    assert missing in steermoe.refusal("show", "--run", run, "--layer", "0")
-
-
-def test_show_leaves_markup_in_prompts_alone(
-    steermoe: CommandLine, finished: Path, tmp_path: Path
-) -> None:
-    run = copy_of(finished, tmp_path / "run")
-    table = pd.read_parquet(run / "responses.parquet")
-    at = table.index[table["batch_idx"] == 0][0]
-    table.at[at, "messages"] = [{"role": "user", "content": "[red]x[/red] [/] \\[b]"}]
-    load_run(run).directory.write_table("responses.parquet", table)
-    assert steermoe("show", "--run", run, "--batch", "0") == 0
-    assert "[red]x[/red] [/]" in steermoe.out
-
-
-# ---- export and models --------------------------------------------------------------------------------
-
-
-def test_export_writes_the_tables(steermoe: CommandLine, finished: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    assert (
-        steermoe("export", "--run", finished, "--format", "csv", "--format", "jsonl", "-o", out)
-        == 0
-    )
-    written = [Path(line) for line in steermoe.out.split()]
-    assert {path.name for path in written} == {path.name for path in out.iterdir()}
-    table = load_run(finished).risk_diff
-    with (out / "risk_diff.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["Layer_Expert"] for row in rows] == table["Layer_Expert"].tolist()
-    assert [float(row["risk_diff"]) for row in rows] == pytest.approx(table["risk_diff"].tolist())
-    lines = (out / "responses.jsonl").read_text("utf-8").splitlines()
-    first = json.loads(lines[0])
-    response = load_run(finished).responses.iloc[0]
-    assert first["generated_text"] == response["generated_text"]
-    assert first["messages"] == [dict(m) for m in response["messages"]]
-    with (out / "responses.csv").open(newline="", encoding="utf-8") as file:
-        cell = next(csv.DictReader(file))["messages"]
-    assert json.loads(cell) == first["messages"], "messages can be read back from the CSV too"
-
-
-def test_export_and_apply_a_delta(
-    steermoe: CommandLine, finished: Path, checkpoint: Path, tmp_path: Path
-) -> None:
-    assert steermoe("export", "--run", finished, "--format", "delta", "-o", tmp_path / "d") == 0
-    (delta,) = (tmp_path / "d").iterdir()
-    assert delta.stat().st_size < (finished / "model" / "model.safetensors").stat().st_size / 2
-    hardened = tmp_path / "hardened"
-    arguments = ["--apply", delta, "--model", checkpoint, "-o", hardened]
-    assert steermoe("export", *arguments) == 0, steermoe.err
-    from safetensors.torch import load_file
-
-    mine, theirs = (load_file(p / "model.safetensors") for p in (hardened, finished / "model"))
-    assert mine.keys() == theirs.keys()
-    assert all(bool((mine[name] == tensor).all()) for name, tensor in theirs.items())
-    assert "not empty" in steermoe.refusal("export", *arguments)
-    assert "--output" in steermoe.refusal("export", "--apply", delta)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (["--format", "xlsx"], "xlsx"),
-        (["--apply", "missing.safetensors", "-o", "out"], "missing.safetensors"),
-    ],
-)
-def test_an_export_that_cannot_be_is_refused(
-    steermoe: CommandLine, finished: Path, arguments: list[str], word: str
-) -> None:
-    assert word in steermoe.refusal("export", "--run", finished, *arguments)
-
-
-def test_export_without_a_hardened_model_names_the_stage(
-    steermoe: CommandLine, finished: Path, tmp_path: Path
-) -> None:
-    import shutil
-
-    run = copy_of(finished, tmp_path / "run")
-    shutil.rmtree(run / "model")
-    assert "steermoe train" in steermoe.refusal("export", "--run", run, "--format", "delta")
-    (tmp_path / "file").write_text("x")
-    assert "cannot be written" in steermoe.refusal(
-        "export", "--run", run, "-o", tmp_path / "file" / "below"
-    )
-
-
-def test_models_lists_architectures_and_describes_one(
-    steermoe: CommandLine, checkpoint: Path
-) -> None:
-    assert steermoe("models") == 0
-    for name in ("olmoe", "mixtral", "qwen3_moe", "gpt_oss", "llama4"):
-        assert re.search(rf"\b{name}\b", steermoe.out), name
-    assert int(re.search(r"(\d+) supported architectures", steermoe.out)[1]) >= 40
-    assert steermoe("models", str(checkpoint)) == 0
-    assert re.search(r"experts of a layer\s+8, of which 2", steermoe.out)
-    assert "MixtralForCausalLM" in steermoe.out
-    assert "1,536" in steermoe.out, "3 matrices of 32 x 16"
-    assert "/no/model" in steermoe.refusal("models", "/no/model")
 
 
 def test_the_settings_used_here_are_all_known(tmp_path: Path, checkpoint: Path) -> None:

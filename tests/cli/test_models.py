@@ -33,6 +33,20 @@ def steermoe(steermoe: CommandLine, monkeypatch: pytest.MonkeyPatch) -> CommandL
     return steermoe
 
 
+def test_models_lists_architectures_and_describes_one(
+    steermoe: CommandLine, checkpoint: Path
+) -> None:
+    assert steermoe("models") == 0
+    for name in ("olmoe", "mixtral", "qwen3_moe", "gpt_oss", "llama4"):
+        assert re.search(rf"\b{name}\b", steermoe.out), name
+    assert int(re.search(r"(\d+) supported architectures", steermoe.out)[1]) >= 40
+    assert steermoe("models", str(checkpoint)) == 0
+    assert re.search(r"experts of a layer\s+8, of which 2", steermoe.out)
+    assert "MixtralForCausalLM" in steermoe.out
+    assert "1,536" in steermoe.out, "3 matrices of 32 x 16"
+    assert "/no/model" in steermoe.refusal("models", "/no/model")
+
+
 def folder_with(path: Path, config: bytes | object) -> Path:
     """A folder whose `config.json` holds the bytes, or the object as JSON."""
     path.mkdir()
@@ -97,7 +111,7 @@ def test_packed_weights_are_described_with_what_unpacking_them_takes(
     assert described["weights are packed as"] == f"{method}; packed experts cannot be trained"
     setting, _, memory = described["to unpack them"].partition(", with ")
     assert setting == "model.dequantize=true"
-    gibibytes = float(memory.removesuffix(" GiB of memory for all"))
+    gibibytes = float(memory.removesuffix(" GiB of memory for all").replace(",", ""))
     assert gibibytes == pytest.approx(billions * 1e9 * 2 / 2**30, rel=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""`steermoe identify --power`: what it counts in a pilot run, and whether as many prompts as it names are enough."""
+"""`steermoe power`: what it counts in a pilot run, and whether as many prompts as it names are enough."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ import pandas as pd
 import pytest
 from benchmarks.validity.simulate import RoutingModel, SimulatedRun, simulate_run
 from safetensors.numpy import save_file
+from scipy import stats
 
 from steermoe.analysis.power import prompts_needed, risk_diffs_to_find
 from steermoe.analysis.uncertainty import estimate_risk_diff, estimate_uncertainty
+from steermoe.cli.power import power_table
 from steermoe.config import Config, validate
 from steermoe.errors import RoutingError
 from steermoe.records import Judgement, Label, Prompt, Split, Verdict
 from steermoe.reporter import Reporter
-from steermoe.stages.identify import identify, power_table
+from steermoe.stages.identify import identify
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import RESPONSES, RISK, ROUTING
+from steermoe.store.run import load_run
 from tiny import CommandLine, copy_of, finished_run
 
 MODEL = RoutingModel(num_layers=4, num_experts=32, top_k=4)
@@ -35,7 +38,7 @@ def run_of(folder: Path, simulated: SimulatedRun) -> RunDirectory:
     """A run directory that holds simulated routing, as collecting would leave it."""
     run = RunDirectory(folder)
     run.create()
-    rows, prompts = [], []
+    rows, prompts, verdicts = [], [], {}
     for i, (goal, unsafe) in enumerate(zip(simulated.goals, simulated.is_unsafe, strict=True)):
         label = Label.UNSAFE if unsafe else Label.SAFE
         prompts.append(Prompt(f"p{i}", label, (), goal, split=Split.TRAIN))
@@ -47,11 +50,10 @@ def run_of(folder: Path, simulated: SimulatedRun) -> RunDirectory:
                 "batch_idx": simulated.batch_idx[i],
             }
         )
+        verdicts[("base", f"p{i}", "keyword")] = Judgement(Verdict.ANSWERED)
     run.write_prompts(prompts)
     run.write_table(RESPONSES, pd.DataFrame(rows))
-    run.write_verdicts(
-        {("base", p.prompt_id, "keyword"): Judgement(Verdict.ANSWERED) for p in prompts}, ["base"]
-    )
+    run.write_verdicts(verdicts, ["base"])
     counts = simulated.counts
     save_file(
         {
@@ -132,8 +134,9 @@ def test_as_many_prompts_as_the_command_names_find_the_expert(tmp_path: Path, de
     pilot = simulate_run(model, 160, 500, planted=little, risk_diff=0.03, design=design)
     run = run_of(tmp_path, pilot)
     config = settings(num_permutations=1000, num_bootstrap=1000)
-    figures = identify(run, config, Reporter(quiet=True))
-    assert figures["num_experts_below_max_q_value"] >= 3, "small differences that are certain"
+    identify(run, config, Reporter(quiet=True))
+    certain = stats.false_discovery_control(run.read_table(RISK)["p_higher"]) <= 0.05
+    assert certain.sum() >= 3, "small differences that are certain"
     num_prompts = int(named(run, config)[0.1])
     found = []
     for seed in range(100):
@@ -143,7 +146,13 @@ def test_as_many_prompts_as_the_command_names_find_the_expert(tmp_path: Path, de
             model, num_prompts, seed, planted=[expert], risk_diff=0.1, design=design
         )
         table = estimate_uncertainty(
-            drawn.counts, drawn.is_unsafe, drawn.goals, drawn.batch_idx, num_bootstrap=2, seed=seed
+            drawn.counts,
+            drawn.is_unsafe,
+            drawn.goals,
+            drawn.batch_idx,
+            num_bootstrap=2,
+            seed=seed,
+            threshold=config.identify.threshold,
         ).merge(estimate_risk_diff(drawn.counts, drawn.is_unsafe, drawn.batch_idx))
         row = table[(table["layer"] == expert[0]) & (table["expert"] == expert[1])].iloc[0]
         found.append(bool(row["q_value"] <= 0.05 and row["risk_diff"] >= 0.05))
@@ -181,11 +190,11 @@ def test_the_command_prints_the_sizes_that_are_asked_for(
     steermoe: CommandLine, pilot_path: Path
 ) -> None:
     asked = ["--risk-diff", "0.3", "--risk-diff", "0.25"]
-    assert steermoe("identify", "--power", "--run", pilot_path, *asked) == 0, steermoe.err
+    assert steermoe("power", "--run", pilot_path, *asked) == 0, steermoe.err
     rows = numbers_in(steermoe.out)
     assert list(rows) == [0.3, 0.25]
     run = RunDirectory(pilot_path)
-    config = validate(run.read_state().config)
+    config = load_run(pilot_path).config
     table = power_table(run, config, [0.3, 0.25])
     for row in table.to_dict("records"):
         shown = rows[row["risk_diff"]]
@@ -210,19 +219,16 @@ def test_an_effect_that_varies_more_takes_more_prompts_and_the_assumption_is_sai
 def test_without_a_threshold_the_command_asks_about_the_largest_difference(
     steermoe: CommandLine, pilot_path: Path
 ) -> None:
-    assert steermoe("identify", "--power", "--run", pilot_path) == 0, steermoe.err
+    assert steermoe("power", "--run", pilot_path) == 0, steermoe.err
     largest = RunDirectory(pilot_path).read_table(RISK)["risk_diff"].max()
     rows = numbers_in(steermoe.out)
     assert len(rows) >= 3 and float(f"{largest:.2g}") in rows
-    assert (
-        steermoe("identify", "--power", "--run", pilot_path, "--set", "identify.threshold=0.15")
-        == 0
-    )
+    assert steermoe("power", "--run", pilot_path, "--set", "identify.threshold=0.15") == 0
     assert list(numbers_in(steermoe.out)) == [0.18, 0.24, 0.3, 0.45, 0.6, 0.9]
 
 
 def test_what_cannot_be_found_is_said(steermoe: CommandLine, pilot_path: Path) -> None:
-    power = ["identify", "--power", "--run", pilot_path]
+    power = ["power", "--run", pilot_path]
     assert steermoe(*power, "--risk-diff", "0.999") == 0
     assert "none is enough" in steermoe.out
     assert "no expert of the pilot has room for a risk difference of 0.999" in steermoe.out
@@ -230,12 +236,26 @@ def test_what_cannot_be_found_is_said(steermoe: CommandLine, pilot_path: Path) -
     assert "0.1 is not above the threshold 0.1" in at_threshold
     assert "give one between 0 and 1" in steermoe.refusal(*power, "--risk-diff", "1.5")
     assert "--risk-diff" in steermoe.refusal(*power, "--set", "identify.threshold=0.95")
+    assert steermoe(*power, "--risk-diff", "0.3") == 0
+    printed = steermoe.out
+    old = ["identify", "--power", "--run", pilot_path]
+    assert steermoe(*old, "--risk-diff", "0.3") == 0 and steermoe.out == printed
     for option in (["--risk-diff", "0.1"], ["--effect-cv", "1"]):
         assert "goes with --power" in steermoe.refusal("identify", "--run", pilot_path, *option)
     assert "give 0 or more" in steermoe.refusal(*power, "--effect-cv", "-1")
 
 
+def test_what_is_the_pilots_own_is_said(steermoe: CommandLine, pilot_path: Path) -> None:
+    power = ["power", "--run", pilot_path, "--risk-diff", "0.3", "--set", "identify.top_k=3"]
+    assert steermoe(*power) == 0
+    assert "note" not in steermoe.err
+    printed = steermoe.out
+    assert steermoe(*power, "--set", "identify.segment=prompt") == 0
+    assert "note: identify.segment = 'prompt' has no effect here" in steermoe.err
+    assert steermoe.out == printed
+
+
 def test_a_pilot_without_errors_is_refused(steermoe: CommandLine, pilot_path: Path) -> None:
     without = ["--set", "identify.num_permutations=0", "--quiet"]
     assert steermoe("identify", "--run", pilot_path, *without) == 0
-    assert "no standard errors" in steermoe.refusal("identify", "--power", "--run", pilot_path)
+    assert "no standard errors" in steermoe.refusal("power", "--run", pilot_path)

@@ -2,8 +2,9 @@ import pytest
 
 from steermoe.config import DEFAULT_REFUSALS, JudgeSection
 from steermoe.errors import ConfigError
-from steermoe.judges.keyword import final_answer, keyword_judge
+from steermoe.judges.keyword import keyword_judge
 from steermoe.judges.kinds import judge_named
+from steermoe.reasoning import final_answer
 from steermoe.records import Verdict
 
 REFUSALS = [

@@ -384,12 +384,12 @@ def test_settings_and_files_of_a_finished_run_stay(fakes: Fakes, config: Make) -
 def test_a_local_model_is_hashed_once_and_again_when_it_was_touched(
     fakes: Fakes, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from steermoe.pipeline import model
+    from steermoe.moe import stored
 
     hashed: list[Any] = []
-    real = model.hash_checkpoint
+    real = stored.hash_checkpoint
     monkeypatch.setattr(
-        model, "hash_checkpoint", lambda source: hashed.append(source) or real(source)
+        stored, "hash_checkpoint", lambda source: hashed.append(source) or real(source)
     )
     for _ in range(3):
         run_pipeline(config())

@@ -113,10 +113,8 @@ def test_a_hub_model_is_known_by_its_commit(
     fakes: Fakes, config: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commits = iter(["aaa", "aaa", "bbb"])
-    monkeypatch.setattr(pipeline, "model_source", lambda settings, report: settings.id)
-    monkeypatch.setattr(
-        "steermoe.pipeline.model.hub_commit", lambda settings, source: next(commits)
-    )
+    monkeypatch.setattr("steermoe.loading.model_source", lambda settings, report: settings.id)
+    monkeypatch.setattr("steermoe.loading.hub_commit", lambda settings, source: next(commits))
     hub = {"model": {"id": "owner/name"}}
     assert run_pipeline(config(**hub)).state.model.commit == "aaa"
     run_pipeline(config(**hub))

@@ -876,7 +876,7 @@ def test_the_training_curve_has_a_panel_for_each_loss_that_was_logged() -> None:
         (duration(3725.2), "1 h 2 min 5 s"),
         (duration(60), "1 min"),
         (duration(59.94), "59.9 s"),
-        (memory(3_210_000_000), "3.21 GB"),
+        (memory(3_210_000_000), "2.99 GiB"),
         (model_name("/models/own-moe/"), "own-moe"),
         (model_name("Qwen/Qwen3-30B-A3B"), "Qwen/Qwen3-30B-A3B"),
     ],
@@ -942,7 +942,7 @@ def test_how_it_was_made(usual: Page) -> None:
     assert stages["collect"][:3] == [
         "done",
         "3 min 23 s",
-        "3.21 GB",
+        "2.99 GiB",
     ]
     assert "report" not in stages
     assert "3fd2" * 16 in usual.text and "torch 2.13.0" in usual.text

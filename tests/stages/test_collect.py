@@ -273,12 +273,15 @@ def test_counts_agree_with_tokens_and_replies(finished: Path) -> None:
     run = load_run(finished)
     num_tokens = run.counts.num_tokens
     responses = run.responses
-    assert (num_tokens[:, 0] == responses["num_prompt_tokens"]).all()
+    metadata = run.directory.routing_metadata()
+    shared = sum(json.loads(metadata["shared_prompt_tokens"]))
+    # "<|im_start|>user\n" before what is asked, "<|im_end|>\n<|im_start|>assistant\n" after it, a token a letter.
+    assert shared == (1 + 5) + (1 + 1 + 1 + 10)
+    assert (num_tokens[:, 0] == responses["num_prompt_tokens"] - shared).all()
     assert (num_tokens[:, 1] == responses["num_generated_tokens"] - 1).all()
     assert responses["num_generated_tokens"].between(1, 6).all()
     # Top-2 of 8 experts: each layer's counts sum to twice the tokens.
     assert (run.counts.active.sum(axis=-1) == 2 * num_tokens[..., None]).all()
-    metadata = run.directory.routing_metadata()
     assert json.loads(metadata["layer_indices"]) == [0, 1] and metadata["top_k"] == "2"
 
 

@@ -235,6 +235,7 @@ class ByKind:
     """A judge that knows the prompts, and says of each what it is told for its kind."""
 
     def __init__(self, base: dict[str, str], hardened: dict[str, str]) -> None:
+        self.name = "keyword"
         self.verdicts = {"base": base, "hardened": hardened}
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
@@ -270,7 +271,7 @@ def judged(
             "benign test 3": "refused",
         },
     )
-    monkeypatch.setattr("steermoe.stages.judge.judge_named", lambda name, settings: judge)
+    monkeypatch.setattr("steermoe.stages.judge.judges_named", lambda settings, answers: [judge])
     run = RunDirectory(config.run_dir)
     for name in ("collect", "identify"):
         run_pipeline(config, only=name)

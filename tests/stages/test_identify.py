@@ -25,7 +25,7 @@ from steermoe.records import (
     Split,
     Verdict,
 )
-from steermoe.stages.evidence import pairs_without_contrast
+from steermoe.stages.contrast import pairs_without_contrast
 from steermoe.stages.identify import identify
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import RISK, RISK_PER_BATCH, UNSAFE_EXPERTS
@@ -244,6 +244,95 @@ def test_the_filter_can_be_switched_off(tmp_path: Path) -> None:
     figures = identify(run, settings(filter_by_verdict=False), Listener())
     assert figures["num_pairs_left_out_by_verdict"] == 0
     assert figures["num_unsafe_responses"] == 1
+
+
+def many_pairs(split: Split = Split.TRAIN) -> list[Reply]:
+    """Refusals go to expert 1, answers to expert 0, whichever side they are on; half of either side refuses.
+
+    Replies of four tokens in a position-wise alike way, so that neither length nor position makes a difference.
+    """
+    replies = []
+    for number in range(16):
+        for label in (SAFE, UNSAFE):
+            refuses = (number // (1 if label is SAFE else 2)) % 2 == 0
+            replies.append(
+                Reply(
+                    label,
+                    number // 4 if split is Split.TRAIN else -1,
+                    [1, 1, 1, 2] if refuses else [0, 0, 0, 2],
+                    split=split,
+                    verdict=REFUSED if refuses else ANSWERED,
+                    pair_id=f"{split} {number}",
+                    category=PLAIN_GOAL if label is SAFE else "",
+                )
+            )
+    return replies
+
+
+def test_what_the_filter_makes_is_not_there_in_all_pairs_nor_among_replies_of_one_verdict(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path, [*many_pairs(), *many_pairs(Split.TEST)])
+    drawn = {"num_permutations": 100, "num_bootstrap": 100}
+    figures = identify(run, settings(**drawn), Listener())
+    row = rows_of(run.read_table(RISK))[0]
+    assert row["expert"] == 0 and figures["num_pairs_left_out_by_verdict"] == 12
+    assert row["risk_diff"] == 0.75, "the filter keeps refused plain goals and answered jailbreaks"
+    assert row["estimate_unfiltered"] == 0 and row["at_same_verdict"] == 0
+    assert row["refusal_text_diff"] == 0.75 and row["length_diff"] == 0
+    assert row["confounded_by"] == "refusal_text"
+    assert figures["refusal_rates"] == {"safe": 1.0, "unsafe": 0.0}
+    replication = figures["replication"]
+    assert replication["splits"] == ["dev", "test"] and replication["num_goals"] == 16
+    assert replication["filtered_by_verdict"] is False
+    assert replication["shrinkage"] == 0, "the filter would find the same difference again"
+
+
+def test_replication_is_on_the_goals_that_are_asked_for(tmp_path: Path) -> None:
+    held_out = [
+        Reply(label, -1, experts, split=split)
+        for split, unsafe in ((Split.DEV, [0, 0, 2]), (Split.TEST, [0, 2, 1]))
+        for label, experts in ((SAFE, [1, 2, 1]), (UNSAFE, unsafe))
+    ]
+    run = make_run(tmp_path, [*TWO_BATCHES, *held_out])
+    found = {}
+    for splits in (["dev"], ["test"], ["dev", "test"]):
+        config = settings(replicate_on=splits, threshold=0.3)
+        found[tuple(splits)] = identify(run, config, Listener())["replication"]
+        assert found[tuple(splits)]["splits"] == splits
+    # Selected are experts 0 and 2: pooled 14/19 and 4/19, less 1/6 and 0. Held out 2/3 and 0 on dev, 1/3 and 0 on test.
+    train = (14 / 19 - 1 / 6 + 4 / 19) / 2
+    assert found[("dev",)]["shrinkage"] == pytest.approx((2 / 3) / 2 / train)
+    assert found[("test",)]["shrinkage"] == pytest.approx((1 / 3) / 2 / train)
+
+
+def test_other_estimators_stand_beside_without_p_values(tmp_path: Path) -> None:
+    run = make_run(tmp_path, TWO_BATCHES)
+    figures = identify(run, settings(num_permutations=20, num_bootstrap=20), Listener())
+    table = run.read_table(RISK)
+    row = rows_of(table)[0]
+    assert (row["Layer_Expert"], row["by_pooled"]) == (
+        "L07_E00",
+        pytest.approx(14 / 19 - 1 / 6, abs=1e-5),
+    )
+    assert row["by_mean_over_responses"] == pytest.approx(2.7 / 4 - 1 / 9, abs=1e-5)
+    assert row["in_prompt"] == 0
+    assert not [n for n in table.columns if n.startswith(("by_", "in_")) and n.endswith("_q")]
+    assert figures["fixed_before"] == {"estimator": "mean_over_batches", "segment": "generation"}
+    assert figures["sensitivity"]["risk_diff"]["mean"] == pytest.approx((0.35 + 0.4) / 2)
+    assert figures["sensitivity"]["by_pooled"]["share_positive"] == 1.0
+
+
+def test_a_selection_says_how_many_of_it_are_false_and_warns(tmp_path: Path) -> None:
+    run = make_run(tmp_path, TWO_BATCHES)
+    listener = Listener()
+    figures = identify(run, settings(num_permutations=50, num_bootstrap=50), listener)
+    chosen = run.read_selection().as_json()
+    assert figures["expected_false_share"] == chosen["expected_false_share"] > 0.25, "three goals"
+    assert "of the selected experts are expected not to fire more often" in listener.text
+    assert {"shrunken", "fcr_low", "fcr_high", "local_fdr"} <= chosen["after_selection"][0].keys()
+    unknown = identify(run, settings(), Listener())
+    assert unknown["expected_false_share"] is None
 
 
 def test_a_filter_that_leaves_nothing_is_told_in_one_line(tmp_path: Path) -> None:

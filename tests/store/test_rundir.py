@@ -394,22 +394,25 @@ def test_responses_and_counts_are_those_of_the_outputs(directory: RunDirectory) 
         "active": (np.dtype("int32"), (4, 2, 2, 4)),
         "num_tokens": (np.dtype("int32"), (4, 2)),
     }
+    assert {out.prompt_token_ids[0] for out in outputs} == {0}  # all prompts begin alike
     for i, out in enumerate(outputs):
         num_prompt = len(out.prompt_token_ids)
         expected = np.zeros((2, 2, 4), dtype=int)
         for row, routes in enumerate(out.routed_experts):
+            if row == 0:
+                continue
             for layer, experts in enumerate(routes):
                 for expert in experts:
                     expected[int(row >= num_prompt), layer, expert] += 1
         assert (tensors["active"][i] == expected).all()
         assert tensors["num_tokens"][i].tolist() == [
-            num_prompt,
+            num_prompt - 1,
             max(len(out.generated_token_ids) - 1, 0),
         ]
     counts = directory.read_counts()
     assert counts.layer_indices == (1, 3)
     assert (counts.active == tensors["active"]).all()
-    assert directory.routing_metadata() == METADATA
+    assert directory.routing_metadata() == METADATA | {"shared_prompt_tokens": "[1, 0]"}
 
 
 def test_outputs_read_back_as_they_were(directory: RunDirectory) -> None:

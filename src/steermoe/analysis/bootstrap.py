@@ -90,6 +90,25 @@ def errors_and_half_widths(
 ) -> tuple[FloatArray, FloatArray]:
     """Standard error of every expert's risk difference, and half the width of its interval.
 
+    Returns:
+        Two arrays `(L * E,)`, as `errors_and_freedom` and `half_widths`.
+    """
+    error, freedom = errors_and_freedom(contrast, num_draws, generator)
+    return error, half_widths(error, freedom, confidence)
+
+
+def half_widths(error: FloatArray, freedom: float, confidence: float) -> FloatArray:
+    """Half the width of Student's intervals; 2, which rules nothing out, without degrees of freedom."""
+    if freedom == 0:
+        return np.full(error.shape, 2.0)
+    return np.asarray(error * stats.t.ppf((1 + confidence) / 2, freedom))
+
+
+def errors_and_freedom(
+    contrast: Contrast, num_draws: int, generator: np.random.Generator
+) -> tuple[FloatArray, float]:
+    """Standard error of every expert's risk difference, and the degrees of freedom of all of them.
+
     C clusters that are resampled vary less than C new ones, by C / (C - 1) for each kind of clusters (paired, unsafe
     only, safe only), and they are compared with all of their class rather than with their stratum. So the bootstrap
     variance is multiplied by the ratio of the linearised difference's variance with these corrections
@@ -101,13 +120,13 @@ def errors_and_half_widths(
     only shows no spread of its own; the spread shared by both classes stands in.
 
     Returns:
-        Two arrays `(L * E,)`. Where every kind has one cluster only, nothing is known of the spread:
-        the error is 1, which no risk difference can exceed, and the half-width 2, which rules none out.
+        Errors `(L * E,)` and the degrees of freedom. Where every kind has one cluster only, nothing is known of the
+        spread: the error is 1, which no risk difference can exceed, and there are 0 degrees of freedom.
     """
     groups = cluster_groups(contrast)
     number = contrast.num_clusters
     if number == len(groups):
-        return np.ones(contrast.num_experts), np.full(contrast.num_experts, 2.0)
+        return np.ones(contrast.num_experts), 0.0
     variance = bootstrap_variances(contrast, num_draws, generator)
     alone = [int(group[0]) for group in groups if len(group) == 1]
     rate = contrast.overall_rate()
@@ -125,5 +144,4 @@ def errors_and_half_widths(
         total = parts.sum(axis=0)
         shares += np.sum(parts / np.where(total > 0, total, 1.0), axis=1)
     error = np.sqrt(variance)
-    freedom = degrees_of_freedom(contrast, shares[:, None])
-    return error, error * stats.t.ppf((1 + confidence) / 2, freedom)
+    return error, float(degrees_of_freedom(contrast, shares[:, None])[0])

@@ -9,7 +9,7 @@ tokens, L MoE layers, E experts, K top-k.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -35,7 +35,8 @@ class RoutingCounts:
 
     Attributes:
         active: `(N, 2, L, E)` tokens of the segment for which the expert is among the top-k.
-        num_tokens: `(N, 2)` tokens of the segment.
+        num_tokens: `(N, 2)` tokens of the segment; of a run's prompts, those that not every prompt has
+            (`find_shared_tokens`).
         layer_indices: Decoder-layer index of each row of the layer axis.
 
     Raises:
@@ -144,8 +145,68 @@ def count_active(routed_experts: IntArray, num_experts: int) -> IntArray:
     return counts.reshape(num_layers, num_experts)
 
 
+@dataclass(frozen=True, slots=True)
+class SharedTokens:
+    """How many tokens all prompts of a run begin with, and how many they end with.
+
+    Attributes:
+        leading: The chat template's beginning, a system turn.
+        trailing: The end of the user's turn, and what begins the model's.
+    """
+
+    leading: int = 0
+    trailing: int = 0
+
+
+def find_shared_tokens(prompts: Iterable[Sequence[int]]) -> SharedTokens:
+    """Find the tokens that all prompts of a run share at either end.
+
+    They are the same on both sides of every contrast, so they are no part of the segment `prompt`. Equal ids count:
+    a model that looks back routes shared trailing tokens by what comes before them, but they are the template's all
+    the same.
+
+    Args:
+        prompts: Token ids of each prompt, in any order; read once.
+
+    Returns:
+        The two numbers. Leading tokens are found first, and no token counts for both. Nothing is shared where all
+        prompts are the same, one prompt only among them: what is template and what is content cannot be told there.
+        A prompt may hold nothing but shared tokens; then it has no token of its own.
+
+    Example:
+        >>> find_shared_tokens([[1, 2, 7, 8, 9], [1, 2, 9], [1, 2, 5, 9]])
+        SharedTokens(leading=2, trailing=1)
+    """
+    first: npt.NDArray[np.int64] | None = None
+    leading = trailing = shortest = 0
+    differ = False
+    for ids in prompts:
+        prompt = np.asarray(ids, dtype=np.int64)
+        if first is None:
+            first = prompt
+            leading = trailing = shortest = len(prompt)
+            continue
+        differ = differ or not np.array_equal(prompt, first)
+        shortest = min(shortest, len(prompt))
+        leading = _num_equal(first[:leading], prompt)
+        trailing = _num_equal(first[len(first) - trailing :][::-1], prompt[::-1])
+    if not differ:
+        return SharedTokens()
+    return SharedTokens(leading, min(trailing, shortest - leading))
+
+
+def _num_equal(first: IntArray, second: IntArray) -> int:
+    """How many elements two arrays have in common at their beginning."""
+    number = min(len(first), len(second))
+    unequal = np.flatnonzero(first[:number] != second[:number])
+    return int(unequal[0]) if len(unequal) else number
+
+
 def count_response(
-    routed_experts: IntArray, num_prompt_tokens: int, num_experts: int
+    routed_experts: IntArray,
+    num_prompt_tokens: int,
+    num_experts: int,
+    shared: SharedTokens | None = None,
 ) -> tuple[IntArray, IntArray]:
     """Count one response, its prompt and its generated tokens apart.
 
@@ -154,14 +215,23 @@ def count_response(
             token has none. `(P, L, K)` when nothing was generated.
         num_prompt_tokens: P.
         num_experts: E.
+        shared: Tokens at the prompt's ends that are left out, because every prompt has them (`find_shared_tokens`).
 
     Returns:
         Counts `(2, L, E)` int32 and tokens counted `(2,)` int32; segments as in `SEGMENTS`.
 
     Raises:
-        RoutingError: As `count_active`, or if there are fewer rows than prompt tokens.
+        RoutingError: As `count_active`, or if there are fewer rows than prompt tokens, or fewer prompt tokens than
+            shared ones.
     """
     prompt, generation = _split(np.asarray(routed_experts), num_prompt_tokens)
+    ends = shared or SharedTokens()
+    if ends.leading + ends.trailing > num_prompt_tokens:
+        raise RoutingError(
+            f"a prompt has {num_prompt_tokens} tokens, but {ends.leading} + {ends.trailing} are said to be shared by "
+            "all; find the shared tokens of all prompts that are counted"
+        )
+    prompt = prompt[ends.leading : num_prompt_tokens - ends.trailing]
     active = np.stack([count_active(part, num_experts) for part in (prompt, generation)])
     num_tokens = np.array([len(prompt), len(generation)], dtype=np.int32)
     return active.astype(np.int32), num_tokens

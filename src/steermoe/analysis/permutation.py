@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import comb, log2
 
 import numpy as np
+import numpy.typing as npt
 
 from steermoe.analysis.bootstrap import blocks_of_draws
 from steermoe.analysis.estimators import Contrast
@@ -22,6 +23,8 @@ from steermoe.analysis.variance import (
     variance_terms,
 )
 from steermoe.records import BoolArray, FloatArray, IntArray
+
+Float32Array = npt.NDArray[np.float32]
 
 NUM_POOLS = 10
 """An expert's null distribution is pooled over the tenth of all experts nearest to it in frequency."""
@@ -107,7 +110,7 @@ class NullModel:
         return Relabelling(signs, permuted, variance_terms(self.contrast, whole))
 
     def statistics(
-        self, values: FloatArray, rate: FloatArray, relabelling: Relabelling
+        self, values: FloatArray, rate: FloatArray, relabelling: Relabelling, above: float = 0.0
     ) -> FloatArray:
         """Studentised risk differences.
 
@@ -115,12 +118,16 @@ class NullModel:
             values: `(N, M)` x of some experts.
             rate: `(M,)` their overall activation frequency.
             relabelling: R relabellings.
+            above: What the risk difference is compared with. So much is taken off every unsafe response first.
 
         Returns:
             `(R, M)`; 0 where an expert's scores are all 0.
         """
         contrast = self.contrast
         scores = values - contrast.size[:, None] * rate  # (N, M)
+        if above:
+            share = contrast.size[contrast.is_unsafe].sum() / contrast.size.sum()
+            scores -= (above * contrast.size * (contrast.is_unsafe - share))[:, None]
         flipped = self.flipped.sums(scores * self.coefficients[:, None])  # (F, M)
         difference = relabelling.signs @ flipped
         own = np.sum(flipped**2, axis=0, keepdims=True)
@@ -139,6 +146,16 @@ class NullModel:
         difference /= np.sqrt(np.where(variance > noise, variance, np.inf))
         return np.asarray(difference)
 
+    def differences(
+        self, values: FloatArray, rate: FloatArray, relabelling: Relabelling
+    ) -> FloatArray:
+        """Risk differences themselves, `(R, M)`; arguments as in `statistics`."""
+        scores = values - self.contrast.size[:, None] * rate
+        drawn = relabelling.signs @ self.flipped.sums(scores * self.coefficients[:, None])
+        if len(self.permuted):
+            drawn += relabelling.coefficients @ scores[self.permuted.rows]
+        return np.asarray(drawn)
+
     def _shuffled(self, num_draws: int, generator: np.random.Generator) -> BoolArray:
         """Labels of all clusters `(R, C)`, those of permuted ones shuffled within their blocks."""
         members = np.flatnonzero(self.block >= 0)
@@ -150,35 +167,90 @@ class NullModel:
         return labels
 
 
+@dataclass(frozen=True, slots=True)
+class PValues:
+    """P-values of every expert, `(L * E,)` each.
+
+    Attributes:
+        differs: Two-sided: the risk difference is not 0.
+        is_higher: One-sided: it is above 0.
+        is_above: One-sided: it is above the bound asked for.
+    """
+
+    differs: FloatArray
+    is_higher: FloatArray
+    is_above: FloatArray
+
+
 def permutation_p_values(
     contrast: Contrast, num_draws: int, generator: np.random.Generator
 ) -> FloatArray:
-    """Two-sided p-value of every expert, `(L * E,)`.
+    """Two-sided p-value of every expert, `(L * E,)`; `p_values_of` gives the one-sided ones of the same draws too."""
+    return p_values_of(contrast, num_draws, generator).differs
+
+
+def p_values_of(
+    contrast: Contrast, num_draws: int, generator: np.random.Generator, bound: float = 0.0
+) -> PValues:
+    """P-values of every expert.
 
     The observed statistic is compared with the drawn ones of all experts of its pool, which resolves
-    p-values far below 1 / num_draws.
+    p-values far below 1 / num_draws. Whether a difference is above a bound is asked of the same draws: what
+    the difference has above the bound, divided by its standard error, has their distribution if it has nothing.
+
+    Args:
+        contrast: The responses.
+        num_draws: Relabellings.
+        generator: Draws them.
+        bound: For `PValues.is_above`.
     """
     null = NullModel(contrast)
     rate = contrast.overall_rate()
     pools = frequency_pools(rate)
     drawn = np.empty((num_draws, contrast.num_experts), dtype=np.float32)
     observed = np.empty(contrast.num_experts)
+    beyond = np.empty(contrast.num_experts)
     start = 0
     for number in blocks_of_draws(num_draws, len(contrast)):
         relabelling = null.draw(number, generator)
         for pool in pools:
             values = contrast.values(pool)
             statistics = null.statistics(values, rate[pool], relabelling)
-            drawn[start : start + number, pool] = np.abs(statistics)
+            drawn[start : start + number, pool] = statistics
             if start == 0:
-                observed[pool] = np.abs(null.statistics(values, rate[pool], null.as_observed)[0])
+                observed[pool] = null.statistics(values, rate[pool], null.as_observed)[0]
+                beyond[pool] = observed[pool]
+                if bound:
+                    beyond[pool] = null.statistics(values, rate[pool], null.as_observed, bound)[0]
         start += number
-    p_value = np.empty(contrast.num_experts)
+    found = PValues(*(np.empty(contrast.num_experts) for _ in range(3)))
     for pool in pools:
         pooled = np.sort(drawn[:, pool], axis=None)
-        below = np.searchsorted(pooled, observed[pool] * (1 - TIE) - TIE)
-        p_value[pool] = (1 + len(pooled) - below) / (1 + len(pooled))
-    return np.maximum(p_value, null.smallest_p_value())
+        size = len(pooled)
+        least = np.abs(observed[pool]) * (1 - TIE) - TIE
+        extreme = np.minimum(size, _at_least(pooled, least) + _at_most(pooled, -least))
+        found.differs[pool] = (1 + extreme) / (1 + size)
+        found.is_higher[pool] = (1 + _at_least(pooled, _just_below(observed[pool]))) / (1 + size)
+        found.is_above[pool] = (1 + _at_least(pooled, _just_below(beyond[pool]))) / (1 + size)
+    smallest = null.smallest_p_value()
+    return PValues(
+        np.maximum(found.differs, smallest),
+        np.maximum(found.is_higher, smallest / 2 if smallest < 1 else 1.0),
+        np.maximum(found.is_above, smallest / 2 if smallest < 1 else 1.0),
+    )
+
+
+def _just_below(statistic: FloatArray) -> FloatArray:
+    """What a drawn statistic must reach to count as at least as large."""
+    return np.asarray(statistic - TIE * np.abs(statistic) - TIE)
+
+
+def _at_least(ascending: Float32Array, value: FloatArray) -> npt.NDArray[np.int64]:
+    return np.asarray(len(ascending) - np.searchsorted(ascending, value), dtype=np.int64)
+
+
+def _at_most(ascending: Float32Array, value: FloatArray) -> npt.NDArray[np.int64]:
+    return np.asarray(np.searchsorted(ascending, value, side="right"), dtype=np.int64)
 
 
 def frequency_pools(rate: FloatArray) -> list[IntArray]:

@@ -1,7 +1,7 @@
 """Power: how many prompts does it take to find an expert of a given risk difference?
 
-From a pilot run's standard errors. An expert counts as found if the rule `fdr` selects it: its q-value is
-small enough and its estimated risk difference reaches the threshold.
+From a pilot run's standard errors. An expert counts as found if the rule `fdr` selects it: the q-value of its risk
+difference being greater than the threshold is small enough.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def prompts_needed(
         max_q_value: As in the selection rule.
         threshold: As in the selection rule.
         num_unsafe: Experts assumed to have a difference of that size; by default as many as the pilot
-            finds at `max_q_value` with at least that difference, up or down, and at least one. Small
+            finds at `max_q_value` with at least that difference, and at least one. Small
             differences that are certain in the pilot say nothing of how many large ones there are.
         paired: Whether goals have a safe and an unsafe prompt, so that there are only half as many
             goals as prompts.
@@ -95,7 +95,7 @@ def prompts_needed(
     if not 0 < power < 1:
         raise RoutingError(f"power is {power}; give a number between 0 and 1")
     if num_unsafe is None:
-        as_large = (pilot["q_value"] <= max_q_value) & (pilot["risk_diff"].abs() >= risk_diff)
+        as_large = (pilot["q_value"] <= max_q_value) & (pilot["risk_diff"] >= risk_diff)
         num_unsafe = max(1, int(as_large.sum()))
     spread = _spread_at(pilot, num_prompts, risk_diff, effect_variation)
     alone = max_q_value / len(pilot)  # What Bonferroni would allow.
@@ -242,14 +242,14 @@ def _power(
     num_unsafe: int,
     paired: bool,
 ) -> float:
-    """Mean over experts of the chance that the estimate passes both the test and the threshold."""
+    """Mean over experts of the chance that the estimate is found to be greater than the threshold."""
     error = spread / np.sqrt(number)
     freedom = number - 1 if paired else 2 * number - 2
     reached = 1.0
     # The allowed p-value depends on how many are found, and that on the p-value: a few rounds settle it.
     for _ in range(20):
         allowed = allowed_alone * max(1.0, num_unsafe * reached)
-        critical = np.maximum(stats.t.isf(allowed / 2, freedom), threshold / error)
-        found = stats.nct.sf(critical, freedom, risk_diff / error)
+        critical = stats.t.isf(allowed, freedom)
+        found = stats.nct.sf(critical, freedom, (risk_diff - max(threshold, 0.0)) / error)
         reached = float(np.mean(found))
     return reached

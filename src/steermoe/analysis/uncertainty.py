@@ -9,11 +9,12 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from steermoe.analysis.bootstrap import errors_and_half_widths
+from steermoe.analysis.bootstrap import errors_and_freedom, half_widths
 from steermoe.analysis.clusters import find_clusters
 from steermoe.analysis.counts import RoutingCounts, Segment
 from steermoe.analysis.estimators import Estimator, build_contrast
-from steermoe.analysis.permutation import permutation_p_values
+from steermoe.analysis.permutation import p_values_of
+from steermoe.analysis.shrinkage import shrink
 from steermoe.errors import RoutingError
 from steermoe.records import BoolArray, FloatArray
 
@@ -22,9 +23,14 @@ UNCERTAINTY_COLUMNS = [
     "ci_low",
     "ci_high",
     "p_value",
+    "p_higher",
+    "p_above",
     "q_value",
     "estimator",
     "estimate",
+    "degrees_of_freedom",
+    "local_fdr",
+    "shrunken",
 ]
 
 DIGITS = 6
@@ -45,13 +51,15 @@ def estimate_uncertainty(
     seed: int = 0,
     clusters: npt.ArrayLike | None = None,
     layers: Iterable[int] | None = None,
+    threshold: float = 0.0,
 ) -> pd.DataFrame:
-    """Standard error, 95 % interval, p-value and q-value of every expert's risk difference.
+    """Standard error, 95 % interval, p-values and q-value of every expert's risk difference.
 
     The response is the unit and goals are clusters. Errors are from a bootstrap over clusters; p-values
-    are two-sided, from relabelled clusters (`permutation.NullModel`); q-values are Benjamini and
-    Hochberg's over all experts that may be selected, of whatever layer. Those that may not are a family of their
-    own: neither family's q-values depend on the other.
+    are from relabelled clusters (`permutation.NullModel`). A q-value is of the question that a selection answers: is
+    the difference greater than the threshold? It is Benjamini and Hochberg's over the one-sided p-values of all experts
+    that may be selected, of whatever layer. Those that may not are a family of their own: neither family's q-values
+    depend on the other.
 
     Args:
         counts: Counts of N safe and unsafe responses (no benign ones).
@@ -67,10 +75,13 @@ def estimate_uncertainty(
         clusters: `(N,)` integers to use instead of goals, as where look-alike pairs share a `pair_id`
             but not a goal (`clusters.find_clusters`).
         layers: Decoder layers to select from; by default all.
+        threshold: What `p_above` and `q_value` compare the difference with; 0 where it is negative.
 
     Returns:
         One row an expert in the order of layer and expert, with `layer, expert` and
-        `UNCERTAINTY_COLUMNS`; `estimate` is the risk difference by the estimator. Nothing is ever NaN:
+        `UNCERTAINTY_COLUMNS`; `estimate` is the risk difference by the estimator, `p_value` two-sided, `p_higher`
+        that it is above 0, `p_above` that it is above the threshold; `local_fdr` and `shrunken` are
+        `shrinkage`'s. Nothing is ever NaN:
         with one cluster of each kind the error is 1, the interval [-1, 1] and the p-value 1; an expert
         that is never active has error 0 and p-value 1.
 
@@ -88,19 +99,30 @@ def estimate_uncertainty(
     # Each part has its own stream, so that one's number of draws does not change the other.
     for_bootstrap, for_null = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(2))
     difference = contrast.difference()
-    error, half_width = errors_and_half_widths(contrast, num_bootstrap, for_bootstrap)
-    p_value = permutation_p_values(contrast, num_permutations, for_null)
+    error, freedom = errors_and_freedom(contrast, num_bootstrap, for_bootstrap)
+    half_width = half_widths(error, freedom, 0.95)
+    p_values = p_values_of(contrast, num_permutations, for_null, max(threshold, 0.0))
     low, high = difference - half_width, difference + half_width
+    chosen = of_layers(counts, layers)
+    false_rate, left = np.ones_like(difference), np.zeros_like(difference)
+    for family in (chosen, ~chosen):
+        found = shrink(p_values.is_higher[family])
+        false_rate[family], left[family] = found.local_fdr, found.left
     return expert_frame(
         counts,
         {
             "risk_diff_se": round_significant(error),
             "ci_low": round_significant(np.clip(low, -1, 1)),
             "ci_high": round_significant(np.clip(high, -1, 1)),
-            "p_value": round_significant(p_value),
-            "q_value": round_significant(_q_values(p_value, of_layers(counts, layers))),
+            "p_value": round_significant(p_values.differs),
+            "p_higher": round_significant(p_values.is_higher),
+            "p_above": round_significant(p_values.is_above),
+            "q_value": round_significant(q_values(p_values.is_above, chosen)),
             "estimator": estimator,
             "estimate": round_significant(difference),
+            "degrees_of_freedom": round_significant(np.full_like(difference, freedom)),
+            "local_fdr": round_significant(false_rate),
+            "shrunken": round_significant(difference * left),
         },
     )
 
@@ -133,7 +155,7 @@ def estimate_risk_diff(
     return expert_frame(counts, {"risk_diff": contrast.difference(), "estimator": estimator})
 
 
-def _q_values(p_value: FloatArray, may_be_selected: BoolArray) -> FloatArray:
+def q_values(p_value: FloatArray, may_be_selected: BoolArray) -> FloatArray:
     """Benjamini and Hochberg's adjusted p-values, of either family of experts."""
     adjusted = np.empty_like(p_value)
     for family in (may_be_selected, ~may_be_selected):

@@ -1,8 +1,8 @@
-"""What the command line prints of a run and of a model."""
+"""What the command line prints of a run. Nothing here needs torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import pandas as pd
@@ -10,33 +10,21 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from steermoe.analysis.power import EFFECT_VARIATION
-from steermoe.analysis.risk import expert_label
 from steermoe.cli.display_evidence import (
     HELD_OUT,
     ablation,
     replication_table,
+    selection_lines,
     stability_line,
     with_held_out,
 )
-from steermoe.config import Config, load_config
 from steermoe.errors import RunDirectoryError
-from steermoe.loading import describe_model, model_source
-from steermoe.moe.support import supported_architectures
+from steermoe.measures import MEASURES
 from steermoe.records import NO_BATCH, Expert
-from steermoe.stages.identify import power_table
-from steermoe.store.directory import RunDirectory
+from steermoe.report.numbers import ranges
 from steermoe.store.names import ABLATION, EVALUATION, MODEL, REPORT, RISK
 from steermoe.store.run import Run
-
-RATE_NAMES = {
-    "refusal_rate": "refusal of harmful requests",
-    "attack_success_rate": "attack success rate",
-    "over_refusal_rate": "over-refusal, benign",
-    "over_refusal_rate_look_alike": "over-refusal, look-alikes",
-}
-TRAINED_COSTS = 50
-"""How many trained experts `steermoe models` gives the cost of."""
+from steermoe.units import gibibytes
 
 
 def summary(run: Run) -> Group:
@@ -60,7 +48,8 @@ def overview(run: Run, top: int) -> Group:
         parts.append(_figures_table(run))
     if run.directory.file(RISK).exists():
         parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
-    parts += [part for part in (stability_line(run), replication_table(run)) if part is not None]
+    evidence = (selection_lines(run), stability_line(run), replication_table(run))
+    parts += [part for part in evidence if part is not None]
     if run.directory.file(ABLATION).exists():
         parts.append(ablation(run))
     return Group(*parts)
@@ -73,7 +62,7 @@ def one_layer(run: Run, layer: int) -> Text:
     if table.empty:
         known = sorted({int(i) for i in run.risk_diff["layer"]})
         raise RunDirectoryError(
-            f"layer {layer} has no experts in this run; its MoE layers are {_ranges(known)}"
+            f"layer {layer} has no experts in this run; its MoE layers are {ranges(known)}"
         )
     return expert_lines(table.sort_values("expert"), set(run.unsafe_experts))
 
@@ -115,13 +104,13 @@ def one_batch(run: Run, batch_idx: int, top: int) -> Group:
     lines = Text()
     for row in table.head(top).to_dict("records"):
         lines.append(
-            f"{expert_label(row['layer'], row['expert'])}  {row['risk_diff']:+.4f}  "
+            f"{Expert(row['layer'], row['expert']).label}  {row['risk_diff']:+.4f}  "
             f"safe {row['a_safe']} of {row['n_safe']}  unsafe {row['a_unsafe']} of {row['n_unsafe']}\n"
         )
     return Group(prompts, Text(), lines)
 
 
-def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
+def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) -> Text:
     """`L08_E42  risk_diff  a_safe_n  a_unsafe_n`, one expert a line; selected ones are starred."""
     extra = [
         name
@@ -132,6 +121,9 @@ def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
             "stability",
             "topic_diff",
             "format_diff",
+            "length_diff",
+            "estimate_unfiltered",
+            "at_same_verdict",
             HELD_OUT,
         )
         if name in table.columns
@@ -140,108 +132,23 @@ def expert_lines(table: pd.DataFrame, selected: set[Expert]) -> Text:
         extra.insert(0, "estimate")  # The interval is not that of the column risk_diff.
     text = Text(
         f"{'expert':<9} {'risk_diff':>9}  {'a_safe_n':>8}  {'a_unsafe_n':>10}"
-        + "".join(f"  {name:>9}" for name in extra)
+        + "".join(f"  {name:>{max(9, len(name))}}" for name in extra)
         + "\n"
     )
     for row in table.to_dict("records"):
         star = " *" if (row["layer"], row["expert"]) in selected else ""
         numbers = f"{row['risk_diff']:+9.4f}  {row['a_safe_n']:8.4f}  {row['a_unsafe_n']:10.4f}"
-        more = "".join(f"  {row[name]:9.4f}" for name in extra)
+        more = "".join(f"  {row[name]:{max(9, len(name))}.4f}" for name in extra)
         confound = f" {row['confounded_by']}" if row.get("confounded_by") else ""
         text.append(f"{row['Layer_Expert']:<9} {numbers}{more}{star}{confound}\n")
     notes = ["* selected"] if selected else []
     if table.get("confounded_by", pd.Series(dtype=str)).any():
-        notes.append("topic, format: at least half of the risk difference may be that")
+        replies = ("length", "refusal_text")
+        named = [name for name in replies if table["confounded_by"].str.contains(name).any()]
+        names = ", ".join(["topic", "format", *named])
+        notes.append(f"{names}: at least half of the risk difference may be that")
     text.append("; ".join(notes))
     return text
-
-
-def power_of(
-    config: Config, risk_diffs: Sequence[float] = (), effect_cv: float | None = None
-) -> Group:
-    """Prompts a class that are needed to find an expert with a chance of 90 %, by its true risk difference."""
-    variation = EFFECT_VARIATION if effect_cv is None else effect_cv
-    found = power_table(RunDirectory(config.run_dir), config, risk_diffs, variation)
-    table = Table(
-        "true risk_diff",
-        "prompts a class",
-        "power",
-        "experts like it",
-        title="the run as a pilot",
-        box=None,
-    )
-    for row in found.to_dict("records"):
-        numbers = ["none is enough"]
-        if not row["note"]:
-            numbers = [
-                f"{int(row['num_prompts']):,}",
-                f"{row['power']:.2f}",
-                str(int(row["num_unsafe"])),
-            ]
-        table.add_row(f"{row['risk_diff']:g}", *numbers)
-    assumed = (
-        f"if the effect varies between prompts by {variation:g} of its size (--effect-cv); the more it varies, "
-        "the more prompts it takes"
-    )
-    return Group(table, *(Text(note) for note in [*found["note"], assumed] if note))
-
-
-def all_models() -> Group:
-    """Every architecture, supported or refused with its reason."""
-    known = supported_architectures()
-    supported = [entry for entry in known if entry.is_supported]
-    table = Table(
-        "architecture", "class", title=f"{len(supported)} supported architectures", box=None
-    )
-    for entry in supported:
-        table.add_row(entry.model_type, entry.class_name)
-    refused = Table("architecture", "why not", title="refused", box=None)
-    for entry in known:
-        if not entry.is_supported:
-            refused.add_row(entry.model_type, entry.reason)
-    return Group(table, Text(), refused)
-
-
-def one_model(model: str, revision: str | None) -> Table:
-    """What a model looks like, from its config alone."""
-    own = {"id": model, "revision": revision, "dequantize": True}
-    settings = load_config(overrides={"model": own}).model
-    description = describe_model(settings, model_source(settings))
-    layers = description.layers
-    table = Table(
-        title=Text(f"{model} ({description.architecture})"),
-        title_justify="left",
-        show_header=False,
-        box=None,
-    )
-    table.add_row(
-        "MoE layers", f"{len(layers)} (decoder layers {_ranges(list(description.layer_indices))})"
-    )
-    table.add_row(
-        "experts of a layer",
-        f"{description.num_experts}, of which {description.top_k} run for a token",
-    )
-    shares = any(layer.has_shared_experts for layer in layers)
-    table.add_row("shared experts", "yes" if shares else "no")
-    table.add_row("parameters of an expert", f"{description.parameters_per_expert:,}")
-    unpacked = gigabytes(description.bytes_in_bfloat16)
-    table.add_row("all weights in bfloat16", unpacked)
-    if description.quantization is not None:
-        table.add_row(
-            "weights are packed as", f"{description.quantization}; packed experts cannot be trained"
-        )
-        table.add_row("to unpack them", f"model.dequantize=true, with {unpacked} of memory for all")
-    cost = description.bytes_to_train(TRAINED_COSTS)
-    table.add_row(
-        f"{TRAINED_COSTS} trained experts",
-        f"{gigabytes(cost)} beyond the weights (masters, gradients, Adam)",
-    )
-    return table
-
-
-def gigabytes(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def percent(metric: dict[str, Any]) -> str:
@@ -270,20 +177,19 @@ def _figures_table(run: Run) -> Table:
     evaluation = run.evaluation
     for name in (f"{evaluation['split']} prompts", "before", "after", "p"):
         table.add_column(name)
-    for key, title in RATE_NAMES.items():
-        p_value = evaluation["paired"][key]["p_value"]
-        table.add_row(
-            title,
-            percent(evaluation["base"][key]),
-            percent(evaluation["hardened"][key]),
-            "" if p_value is None else f"{p_value:.2g}",
+    for measure in MEASURES:
+        before, after, change = (
+            evaluation[side].get(measure.name) for side in ("base", "hardened", "paired")
         )
-    divergence = evaluation["paired"]["kl_per_token"]
-    if divergence["value"] is not None:
-        low, high = divergence["ci_low"], divergence["ci_high"]
-        interval = "" if low is None else f" [{low:.4f}, {high:.4f}]"
-        shown = f"{divergence['value']:.4f}{interval} nats n={divergence['n']}"
-        table.add_row("KL per token, benign", "", shown)
+        if measure.unit == "share" and before and after:
+            p_value = (change or {}).get("p_value")
+            shown = "" if p_value is None else f"{p_value:.2g}"
+            table.add_row(measure.title, percent(before), percent(after), shown)
+        elif measure.unit != "share" and change and change["value"] is not None:
+            low, high = change["ci_low"], change["ci_high"]
+            interval = "" if low is None else f" [{low:.4f}, {high:.4f}]"
+            figure = f"{change['value']:.4f}{interval} {measure.unit} n={change['n']}"
+            table.add_row(measure.title, "", figure, "")
     if trained:
         of_all = run.state.figures_of("identify")["num_experts_in_all"]
         table.add_row("experts trained", "", f"{trained} of {of_all}")
@@ -309,7 +215,7 @@ def _cost_table(run: Run) -> Table:
             name,
             stage.status,
             f"{stage.seconds:.1f}" if done else "",
-            gigabytes(stage.peak_memory_bytes or 0) if done else "",
+            gibibytes(stage.peak_memory_bytes or 0) if done else "",
             _work(stage.figures),
         )
     table.add_row("all", "", f"{seconds:.1f}", "", "")
@@ -327,17 +233,3 @@ def _work(figures: dict[str, Any]) -> str:
     return ", ".join(
         f"{figures[key]:,} {word}" for key, word in words.items() if figures.get(key) is not None
     )
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`0-3, 5` for 0, 1, 2, 3, 5."""
-    parts: list[str] = []
-    start = previous = None
-    for number in [*numbers, None]:
-        if previous is not None and number != previous + 1:
-            parts.append(str(start) if start == previous else f"{start}-{previous}")
-            start = number
-        elif previous is None:
-            start = number
-        previous = number
-    return ", ".join(parts)

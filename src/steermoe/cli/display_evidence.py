@@ -9,19 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from steermoe.measures import MEASURES
 from steermoe.store.names import ABLATION, RISK_HELD_OUT
 from steermoe.store.run import Run
 
-METRIC_NAMES = {
-    "refusal_log_prob": "log p refusal, unsafe",
-    "reply_log_prob_unsafe": "log p reply, unsafe",
-    "reply_log_prob_look_alike": "log p reply, look-alike",
-    "reply_log_prob_benign": "log p reply, benign",
-    "kl_per_token": "KL per token, benign",
-    "refusal_rate": "refused, unsafe",
-    "over_refusal_rate_look_alike": "refused, look-alike",
-    "over_refusal_rate": "refused, benign",
-}
 HELD_OUT = "held_out"
 """Column of the risk difference on held-out goals."""
 
@@ -48,13 +39,37 @@ def stability_line(run: Run) -> Text | None:
     )
 
 
+def selection_lines(run: Run) -> Text | None:
+    """How much of the selection is expected to be false, and what other estimators say of it."""
+    found = run.state.figures_of("identify")
+    if "fixed_before" not in found:
+        return None
+    share = found["expected_false_share"]
+    fixed = found["fixed_before"]
+    said = "unknown (no p-values)" if share is None else f"{share:.0%}"
+    text = f"expected to be false among the {found['num_unsafe_experts']} selected: {said}"
+    text += f"\nfixed before: {fixed['estimator']}, segment {fixed['segment']}; q-values and stars are theirs alone"
+    others = found["sensitivity"]
+    if others:
+        means = ", ".join(
+            f"{name.removeprefix('by_')} {value['mean']:+.4f}"
+            for name, value in others.items()
+            if name != "risk_diff"
+        )
+        text += (
+            f"\nmean of the selected {others['risk_diff']['mean']:+.4f}; as sensitivity: {means}"
+        )
+    return Text(text)
+
+
 def replication_table(run: Run) -> Table | None:
     """How far held-out goals tell the same story."""
     found = run.state.figures_of("identify").get("replication")
     if not found:
         return None
+    goals = " and ".join(found.get("splits", ["dev", "test"]))
     table = Table(
-        title=f"replication on held-out goals ({found['estimator']} risk differences on both sides)",
+        title=f"replication on held-out goals of {goals} ({found['estimator']} risk differences on both sides)",
         title_justify="left",
         show_header=False,
         box=None,
@@ -62,7 +77,8 @@ def replication_table(run: Run) -> Table | None:
     number = found["num_selected"]
     table.add_row(
         f"shrinkage of the {number} selected",
-        _number(found["shrinkage"]),
+        _number(found["shrinkage"])
+        + _interval(found.get("shrinkage_ci_low"), found.get("shrinkage_ci_high")),
         "held-out mean over training mean: 1 is no loss, 0 is luck",
     )
     table.add_row(
@@ -78,9 +94,21 @@ def replication_table(run: Run) -> Table | None:
     table.add_row(
         f"among the top {number} again",
         str(found["overlap"]),
-        f"by chance {found['overlap_by_chance']:.1f} (p {found['overlap_p_value']:.2g})",
+        f"by chance {found['overlap_by_chance']:.1f}" + _when_relabelled(found),
     )
     return table
+
+
+def _when_relabelled(found: dict[str, Any]) -> str:
+    """The overlap where the labels of held-out goals are exchanged, and its p-value."""
+    expected = found.get("overlap_when_relabelled")
+    if expected is None:
+        return ""
+    return f"; with labels exchanged {expected:.1f} (p {found['overlap_p_value']:.2g})"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
 
 
 def ablation(run: Run) -> Group:
@@ -99,10 +127,12 @@ def ablation(run: Run) -> Group:
             title_justify="left",
             box=None,
         )
-        for metric, title in METRIC_NAMES.items():
-            if metric in figures:
-                cells = _ablation_cells(metric, figures[metric], found["random"]["num_draws"])
-                table.add_row(title, *cells)
+        for measure in MEASURES:
+            if measure.name in figures:
+                of_measure = figures[measure.name]
+                is_rate = measure.unit == "share"
+                cells = _ablation_cells(is_rate, of_measure, found["random"]["num_draws"])
+                table.add_row(measure.title, *cells)
         parts += [table, Text()]
     parts.append(Text(_legend(found)))
     if not (run.is_current("ablate") and run.is_current("ablation")):
@@ -135,9 +165,8 @@ def _legend(found: dict[str, Any]) -> str:
     return "\n".join([*lines, f"This measures {found['measures']}."])
 
 
-def _ablation_cells(metric: str, figures: dict[str, Any], num_draws: int) -> list[str]:
+def _ablation_cells(is_rate: bool, figures: dict[str, Any], num_draws: int) -> list[str]:
     """Intact value, changes, the range of the random draws, and where the selected set lies among them."""
-    is_rate = "rate" in metric
 
     def shown(value: float | None, sign: str = "+") -> str:
         if value is None:

@@ -1,42 +1,70 @@
-"""A run's tables and trained experts in other formats, and a delta back onto its base model."""
+"""`steermoe export`: a run's tables and trained experts in other formats."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
+import typer
 
-from steermoe.config import EMBEDDED_MODEL, ModelSection
-from steermoe.errors import ConfigError, ModelError, RunDirectoryError
-from steermoe.loading import model_source
-from steermoe.moe.delta import apply_delta, read_delta_header, save_delta
-from steermoe.store.files import disk_error
-from steermoe.store.names import MODEL, RESPONSES, RISK, RISK_PER_BATCH
-from steermoe.store.run import Run, load_run
+from steermoe.cli.apply import apply_delta_file
+from steermoe.cli.options import DEFAULT_RUN, RunOption, check_run_named, expand
+from steermoe.errors import ConfigError, RunDirectoryError
 
-TABLES = (RISK, RISK_PER_BATCH, RESPONSES)
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from steermoe.store.run import Run
+
+TABLE_FORMATS = ("csv", "jsonl")
+FORMATS = (*TABLE_FORMATS, "delta")
 DELTA = "delta.safetensors"
 
 
-def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    """A cell of CSV is a text, so chat turns are written as JSON."""
-    if "messages" in table.columns:
-        turns = table["messages"].map(
-            lambda messages: json.dumps([dict(turn) for turn in messages], ensure_ascii=False)
-        )
-        table = table.assign(messages=turns)
-    table.to_csv(path, index=False)
-
-
-_WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
-    "csv": _write_csv,
-    "jsonl": lambda table, path: table.to_json(
-        path, orient="records", lines=True, force_ascii=False
-    ),
-}
-FORMATS = (*_WRITERS, "delta")
+def export(
+    run_dir: RunOption = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="csv, jsonl (the tables) or delta (the trained experts alone). Repeatable.",
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", metavar="DIR", help="Where to write.", show_default="<run>/export"
+        ),
+    ] = None,
+    apply: Annotated[
+        str | None,
+        typer.Option("--apply", metavar="DELTA", hidden=True, help="The same as steermoe apply."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", hidden=True, help="With --apply: the base model.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", hidden=True, help="With --apply: of a hub model.")
+    ] = None,
+) -> None:
+    """Write a run's tables and trained experts in other formats."""
+    folder = expand(output) if output is not None else None
+    if apply is not None:
+        if folder is None:
+            raise ConfigError(
+                "--apply needs --output DIR, the directory of the hardened model to write"
+            )
+        written = [apply_delta_file(expand(apply), folder, model, revision)]
+    elif model is not None or revision is not None:
+        raise ConfigError("--model and --revision belong to --apply DELTA; a run knows its model")
+    else:
+        check_run_named(run_dir)
+        run_path = expand(run_dir if run_dir is not None else DEFAULT_RUN)
+        written = export_run(run_path, formats or ["csv"], folder)
+    for path in written:
+        typer.echo(str(path))
 
 
 def export_run(
@@ -54,11 +82,13 @@ def export_run(
 
     Raises:
         ConfigError: A format is unknown.
-        RunDirectoryError: The run lacks what is asked for, or the directory cannot be written.
+        RunDirectoryError: The run has not got what is asked for, or the directory cannot be written.
     """
     for name in formats:
         if name not in FORMATS:
             raise ConfigError(f"--format {name!r} is not known: use {', '.join(FORMATS)}")
+    from steermoe.store.run import load_run
+
     run = load_run(run_dir)
     folder = Path(output) if output is not None else run.directory.file("export")
     try:
@@ -66,7 +96,7 @@ def export_run(
         written = [
             path
             for name in formats
-            if name in _WRITERS
+            if name in TABLE_FORMATS
             for path in _export_tables(run, name, folder)
         ]
         if "delta" in formats:
@@ -78,51 +108,15 @@ def export_run(
     return written
 
 
-def apply_delta_file(
-    delta: Path, output: Path, model: str | None = None, revision: str | None = None
-) -> Path:
-    """Put a delta onto its base model and save the hardened model.
-
-    Args:
-        delta: A file that `steermoe export --format delta` wrote.
-        output: Directory to write; it must not hold anything yet.
-        model: The base model; by default the one that the delta names. Its content hash must be the delta's.
-        revision: Branch, tag or commit of a hub model; by default the commit that the delta names.
-
-    Returns:
-        The directory.
-
-    Raises:
-        ModelError: The delta is damaged, or the base model is another one or cannot be found.
-        RunDirectoryError: The directory is not empty, or cannot be written.
-    """
-    header = read_delta_header(delta)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunDirectoryError(f"{output} is not empty; choose a new directory with --output")
-    if model is None and header.revision is None and header.base != EMBEDDED_MODEL:
-        raise ModelError(
-            f"the base model of {delta} was a local directory, {header.base}; give it with --model"
-        )
-    if model in (None, header.base) and revision is None:
-        revision = header.revision
-    source = model_source(ModelSection(id=model if model is not None else header.base))
-    try:
-        return apply_delta(source, delta, output, revision=revision)
-    except Exception as error:
-        reason = disk_error(error)
-        if reason is None:
-            raise
-        raise RunDirectoryError(
-            f"{output} cannot be written: {reason}; choose another --output"
-        ) from None
-
-
 def _export_tables(run: Run, name: str, folder: Path) -> list[Path]:
+    from steermoe.store.names import RESPONSES, RISK, RISK_PER_BATCH
+
+    write = {"csv": _write_csv, "jsonl": _write_jsonl}[name]
     written = []
-    for file in TABLES:
+    for file in (RISK, RISK_PER_BATCH, RESPONSES):
         if run.directory.file(file).exists():
             path = folder / f"{Path(file).stem}.{name}"
-            _WRITERS[name](run.directory.read_table(file), path)
+            write(run.directory.read_table(file), path)
             written.append(path)
     if not written:
         raise RunDirectoryError(
@@ -131,7 +125,26 @@ def _export_tables(run: Run, name: str, folder: Path) -> list[Path]:
     return written
 
 
+def _write_csv(table: pd.DataFrame, path: Path) -> None:
+    """A cell of CSV is a text, so chat turns are written as JSON."""
+    if "messages" in table.columns:
+        turns = table["messages"].map(
+            lambda messages: json.dumps([dict(turn) for turn in messages], ensure_ascii=False)
+        )
+        table = table.assign(messages=turns)
+    table.to_csv(path, index=False)
+
+
+def _write_jsonl(table: pd.DataFrame, path: Path) -> None:
+    table.to_json(path, orient="records", lines=True, force_ascii=False)
+
+
 def _export_delta(run: Run, folder: Path) -> Path:
+    from steermoe.config import EMBEDDED_MODEL
+    from steermoe.loading import model_source
+    from steermoe.moe.delta import save_delta
+    from steermoe.store.names import MODEL
+
     hardened = run.directory.file(MODEL)
     if not hardened.is_dir():
         raise RunDirectoryError(

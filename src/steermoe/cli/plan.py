@@ -1,19 +1,19 @@
-"""What a run would cost, from the prompts and the model's config alone; no weights are loaded."""
+"""`steermoe plan`: what a run would cost, from the prompts and the model's config alone."""
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from rich.table import Table
+from steermoe.cli.options import Options, print_result
 
-from steermoe.analysis.selection import RULES, selectable_layers
-from steermoe.cli.display import gigabytes
-from steermoe.config import Config
-from steermoe.loading import describe_model, model_source
-from steermoe.moe.layers import MoEDescription
-from steermoe.records import Label, Split
-from steermoe.reporter import Reporter
-from steermoe.stages.collect import Planned, plan_groups, prepare_prompts
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from steermoe.config import Config
+    from steermoe.moe.layers import MoEDescription
+    from steermoe.reporter import Reporter
+    from steermoe.stages.collect import Planned
 
 BYTES_OF_A_ROUTED_EXPERT = 1
 """One id in `tokens.parquet`, for layers of up to 256 experts; two beyond."""
@@ -23,6 +23,18 @@ CHARACTERS_OF_A_TOKEN = 4
 
 TEMPLATE_TOKENS = 24
 """What a chat template adds to a prompt, about."""
+
+
+def plan(options: Options) -> None:
+    """Print memory, disk and steps of a run, from the model's config alone, and do nothing else.
+
+    No model is built or downloaded; of a hub id, the config is read.
+    """
+    from steermoe.cli.steps import note_settings_without_effect
+
+    config, reporter = options.new_config(), options.reporter
+    note_settings_without_effect(config, reporter)
+    print_result(plan_run(config, reporter))
 
 
 def plan_run(config: Config, reporter: Reporter) -> Table:
@@ -38,24 +50,17 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
     Raises:
         SteerMoEError: Whatever would keep the run from starting: prompts, settings, an unsupported model.
     """
+    from rich.table import Table
+
+    from steermoe.loading import describe_named
+    from steermoe.records import Label, Split
+    from steermoe.stages.collect import plan_groups, prepare_prompts
+
     prompts = prepare_prompts(config, reporter)
     groups = plan_groups(prompts, config, reporter)
-    description = describe_model(config.model, model_source(config.model, reporter.line))
+    description = describe_named(config.model)
     planned = [one for group in groups for one in group]
     num_batches = 1 + max(one.batch_idx for one in planned)
-    num_experts = description.num_layers * description.num_experts
-    layers = selectable_layers(
-        description.layer_indices, config.identify.first_layer, config.identify.last_layer
-    )
-    weights = description.bytes_in_bfloat16
-    if config.model.dtype == "float32":
-        weights *= 2
-    num_trained = _most_selected(config, num_batches, description.num_experts * len(layers))
-    training, checkpoint = _bytes_to_train(config, description, num_trained, weights)
-    tokens = sum(_tokens(one, config) for one in planned)
-    most = config.train.batch_size or config.collect.batch_size
-    parts_of_a_batch = math.ceil(config.collect.batch_size / most)
-    steps = config.train.num_steps(num_batches * parts_of_a_batch)
     held_out = [p for p in prompts if p.split == config.evaluate.split]
 
     table = Table(
@@ -73,24 +78,61 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
         f"at most {(len(planned) + len(held_out)) * config.collect.max_new_tokens:,}, in "
         f"{len(groups)} groups and once more for the {len(held_out)} held-out prompts",
     )
+    _add_training(table, config, description, num_batches)
+    tokens = sum(_tokens(one, config) for one in planned)
+    _add_bytes(table, config, description, num_batches, (len(planned), tokens))
+    return table
+
+
+def _add_training(
+    table: Table, config: Config, description: MoEDescription, num_batches: int
+) -> None:
+    """What is trained, and in how many steps."""
+    num_experts = description.num_layers * description.num_experts
+    most = config.train.batch_size or config.collect.batch_size
+    parts_of_a_batch = math.ceil(config.collect.batch_size / most)
+    steps = config.train.num_steps(num_batches * parts_of_a_batch)
+    num_trained = _most_selected(config, description, num_batches)
     if config.train.parameters == "experts":
         table.add_row("trained experts", f"at most {num_trained} of {num_experts}")
     else:
         table.add_row("trained", f"{config.train.parameters}, a baseline")
     table.add_row("training steps", f"{steps} ({config.train.epochs:g} epochs)")
-    table.add_row("memory, weights", gigabytes(weights))
+
+
+def _add_bytes(
+    table: Table,
+    config: Config,
+    description: MoEDescription,
+    num_batches: int,
+    recorded: tuple[int, int],
+) -> None:
+    """Memory and disk; `recorded` are the responses and tokens whose routing is kept."""
+    from steermoe.units import gibibytes
+
+    weights = description.bytes_in_bfloat16
+    if config.model.dtype == "float32":
+        weights *= 2
+    num_trained = _most_selected(config, description, num_batches)
+    training, checkpoint = _bytes_to_train(config, description, num_trained, weights)
+    table.add_row("memory, weights", gibibytes(weights))
     table.add_row(
         "memory, training",
-        f"{gigabytes(training)} beside the weights, and activations",
+        f"{gibibytes(training)} beside the weights, and activations",
     )
-    table.add_row("disk, model", gigabytes(weights))
-    table.add_row("disk, checkpoints", f"{gigabytes(2 * checkpoint)} while training")
-    table.add_row("disk, routing", gigabytes(_routing_bytes(description, len(planned), tokens)))
-    return table
+    table.add_row("disk, model", gibibytes(weights))
+    table.add_row("disk, checkpoints", f"{gibibytes(2 * checkpoint)} while training")
+    table.add_row("disk, routing", gibibytes(_routing_bytes(description, *recorded)))
 
 
-def _most_selected(config: Config, num_batches: int, num_candidates: int) -> int:
+def _most_selected(config: Config, description: MoEDescription, num_batches: int) -> int:
     """How many experts may be selected; a rule of the user's own may take any of the candidates."""
+    from steermoe.analysis.selection import RULES, selectable_layers
+
+    layers = selectable_layers(
+        description.layer_indices, config.identify.first_layer, config.identify.last_layer
+    )
+    num_candidates = description.num_experts * len(layers)
     if config.identify.rule not in RULES:
         return num_candidates
     num_selections = num_batches if config.train.experts == "union" else 1

@@ -20,6 +20,7 @@ from steermoe.errors import PromptError, RoutingError
 from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.layers import MoEDescription, find_moe_layers
 from steermoe.moe.routing import RoutingRecorder
+from steermoe.reasoning import answer_of
 from steermoe.records import NO_EXPERT, Continuation, IntArray, Message, Output, Sampling
 
 
@@ -142,6 +143,7 @@ class TransformersEngine:
                     generated_token_ids=tuple(new_ids),
                     routed_experts=self._routes_of(row, *num_tokens, passes),
                     layer_indices=self.layer_indices,
+                    answer=answer_of(self.tokenizer, prompt_ids[i], new_ids, texts[i]),
                 )
         return [outputs[i] for i in range(len(conversations))]
 

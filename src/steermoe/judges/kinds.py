@@ -1,65 +1,127 @@
-"""Which judges there are."""
+"""From the name of a judge in the settings to the judge.
+
+Nothing heavy is imported before a judge that needs it is made.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 from steermoe.config import JudgeSection
 from steermoe.contracts import Judge, Kind, named
 from steermoe.errors import ConfigError
 from steermoe.judges.keyword import KeywordJudge
-from steermoe.records import Exchange, Judgement, Verdict
+from steermoe.judges.own import OwnJudge, own_judge
+from steermoe.records import Exchange, Verdict
 
 
-def judge_named(name: str, settings: JudgeSection) -> Judge:
-    """The judge of that name, ready to judge.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    kind = Kind("judge", "judge.main", {"keyword": lambda _: KeywordJudge()})
-    found = named(kind, name)
-    return found if isinstance(found, KeywordJudge) else OwnJudge(name, found)
-
-
-class OwnJudge:
-    """A judge of the user's own: a callable from a batch of exchanges to one verdict or judgement each.
+def judge_kind(
+    settings: JudgeSection, answers: Path | None = None, setting: str = "judge.main"
+) -> Kind:
+    """The judges that ship.
 
     Args:
-        name: Where it is, as `package.module:callable`.
-        judge: The callable.
+        settings: How they are set up.
+        answers: File in which one that asks a server keeps the answers; without it nothing is kept.
+        setting: The setting that names the judge, for messages.
     """
 
-    def __init__(self, name: str, judge: Callable[[Sequence[Exchange]], Sequence[Any]]) -> None:
-        self.name = name
-        self.version = str(getattr(judge, "version", ""))
-        self._judge = judge
-
-    def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
-        """Ask the callable, and check what it says.
-
-        Raises:
-            ConfigError: It failed, or did not say one verdict for each reply.
-        """
-        try:
-            said = list(self._judge(exchanges))
-        except Exception as error:
+    def keyword(argument: str) -> Judge:
+        if argument:
             raise ConfigError(
-                f"the judge {self.name!r} failed with {type(error).__name__}: {error}; mend the judge"
-            ) from error
-        if len(said) != len(exchanges):
-            raise ConfigError(
-                f"the judge {self.name!r} gave {len(said)} judgements for {len(exchanges)} replies; give one each"
+                f"{setting} = 'keyword:{argument}': keyword takes nothing after a colon"
             )
-        return [self._checked(item) for item in said]
+        return KeywordJudge()
 
-    def _checked(self, item: Any) -> Judgement:
-        if isinstance(item, Judgement):
-            return item
-        try:
-            return Judgement(Verdict(str(item)))
-        except ValueError:
-            raise ConfigError(
-                f"the judge {self.name!r} said {item!r}; say refused, answered or unscored, or return a Judgement"
-            ) from None
+    def classifier(argument: str) -> Judge:
+        from steermoe.judges.classifier import ClassifierJudge
+
+        return ClassifierJudge(_needed("classifier:ID", argument, setting), settings)
+
+    def guard(argument: str) -> Judge:
+        from steermoe.judges.guard import GuardJudge
+
+        return GuardJudge(_needed("guard:ID", argument, setting), settings)
+
+    def openai(argument: str) -> Judge:
+        from steermoe.judges.openai_server import OpenAIJudge
+
+        return OpenAIJudge(_needed("openai:MODEL", argument, setting), settings, answers)
+
+    makers = {"keyword": keyword, "classifier": classifier, "guard": guard, "openai": openai}
+    return Kind("judge", setting, makers)
+
+
+def judge_named(
+    name: str, settings: JudgeSection, answers: Path | None = None, setting: str = "judge.main"
+) -> Judge:
+    """The judge of that name, ready to judge.
+
+    Args:
+        name: `keyword`, `classifier:ID`, `guard:ID`, `openai:MODEL` or `package.module:callable`.
+        settings: How it is set up.
+        answers: File in which a judge that asks a server keeps the answers.
+        setting: The setting that names it, for messages.
+
+    Returns:
+        The judge. A model's config and tokenizer are read, and a server's settings checked, before this returns;
+        weights are loaded when the first reply is judged.
+
+    Raises:
+        ConfigError: There is none of that name, or it cannot be set up.
+        ModelError: Its model cannot be had, or is none that it understands.
+    """
+    kind = judge_kind(settings, answers, setting)
+    found = named(kind, name)
+    if name.partition(":")[0] in kind.known:
+        made: Judge = found
+        return made
+    judge: OwnJudge = own_judge(name, found)
+    return judge
+
+
+def judges_named(settings: JudgeSection, answers: Path | None = None) -> list[Judge]:
+    """The main judge and then the others; a judge that is named twice is made once."""
+    names = list(dict.fromkeys((settings.main, *settings.others)))
+    return [
+        judge_named(
+            name, settings, answers, "judge.main" if name == settings.main else "judge.others"
+        )
+        for name in names
+    ]
+
+
+def judge_version(name: str, settings: JudgeSection) -> str:
+    """The version of the judge of that name: without the key of a server, and without loading weights.
+
+    Raises:
+        ConfigError: There is none of that name.
+        ModelError: Its model cannot be had, or is none that it understands.
+    """
+    head, _, model = name.partition(":")
+    if head == "openai" and model:
+        from steermoe.judges.openai_server import version_of_server
+
+        return version_of_server(settings)
+    return judge_named(name, settings).version
+
+
+def not_refusals(judge: Judge, responses: Sequence[str]) -> list[str]:
+    """The target responses that a judge would not call a refusal: training towards those cannot be measured by it."""
+    exchanges = [
+        Exchange("target", f"target-{i}", "", ({"role": "user", "content": ""},), "", text, text)
+        for i, text in enumerate(responses)
+    ]
+    judged = judge.judge(exchanges)
+    return [
+        text
+        for text, judgement in zip(responses, judged, strict=True)
+        if judgement.verdict is not Verdict.REFUSED
+    ]
+
+
+def _needed(form: str, argument: str, setting: str) -> str:
+    if not argument:
+        raise ConfigError(f"{setting} = {form.partition(':')[0]!r} names no model: write {form}")
+    return argument

@@ -8,7 +8,6 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from steermoe.analysis import rates
 from steermoe.prompts.goals import normalised_goal
 from steermoe.records import Metric, Prompt, Verdict
 
@@ -89,6 +88,10 @@ class VariantEvidence:
 
     def per_token(self, totals: Mapping[str, Sequence[float]]) -> Metric:
         """The mean of a quantity over all tokens of some prompts, with its interval."""
+        from steermoe.analysis import (
+            rates,  # its statistics library is slow to load, and words need none
+        )
+
         return metric_of(
             rates.mean_per_token(
                 [total(values) for values in totals.values()],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from steermoe.analysis import rates
 from steermoe.measures.evidence import VariantEvidence, metric_of
 from steermoe.records import Label, MeasureRow, Prompt, Verdict
 
@@ -36,6 +35,10 @@ class VerdictRate:
 
     def of(self, evidence: VariantEvidence) -> list[MeasureRow]:
         """The rate, and its change against the reference with exact McNemar; none without replies."""
+        from steermoe.analysis import (
+            rates,  # its statistics library is slow to load, and words need none
+        )
+
         if not evidence.own.verdicts:
             return []
         chosen = [i for i, prompt in evidence.prompts.items() if self.counts(prompt)]

@@ -19,6 +19,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 from steermoe.errors import ModelError
 from steermoe.moe.stored import stored_tensors
+from steermoe.units import gibibytes
 
 
 def quantization_method(config: PretrainedConfig) -> str | None:
@@ -91,7 +92,7 @@ def check_quantization(method: str | None, dequantize: bool, bytes_unpacked: int
     if not dequantize:
         raise ModelError(
             f"its weights are packed as {method}, and packed experts cannot be trained; set "
-            f"model.dequantize=true to unpack them, which takes {bytes_unpacked / 1e9:.1f} GB in bfloat16"
+            f"model.dequantize=true to unpack them, which takes {gibibytes(bytes_unpacked)} in bfloat16"
         )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from steermoe.config import BUILTIN_PROMPTS, Config
 from steermoe.errors import RunDirectoryError
 from steermoe.hashes import sha256_of, stamp_of
-from steermoe.judges.kinds import judge_named
+from steermoe.judges.kinds import judge_version
 from steermoe.prompts.formats import builtin_bytes
 from steermoe.records import Verdict
 from steermoe.store.directory import RunDirectory
@@ -99,7 +99,7 @@ def _trained_selection(ledger: Ledger) -> str:
 
 def _judges(ledger: Ledger) -> str:
     names = (ledger.config.judge.main, *ledger.config.judge.others)
-    return _hash([[name, judge_named(name, ledger.config.judge).version] for name in names])
+    return _hash([[name, judge_version(name, ledger.config.judge)] for name in names])
 
 
 def _prompt_files(ledger: Ledger) -> str:

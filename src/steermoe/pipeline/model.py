@@ -7,8 +7,6 @@ from pathlib import Path
 from steermoe.analysis.selection import selectable_layers
 from steermoe.config import EMBEDDED_MODEL, IdentifySection, ModelSection
 from steermoe.hashes import stamp_of
-from steermoe.loading import describe_model, hub_commit
-from steermoe.moe.stored import hash_checkpoint
 from steermoe.store.state import ModelRecord
 
 
@@ -18,6 +16,8 @@ def check_layers(settings: ModelSection, source: str, bounds: IdentifySection) -
     Raises:
         SelectionError: `identify.first_layer` and `last_layer` hold none of the model's MoE layers.
     """
+    from steermoe.loading import describe_model
+
     known = describe_model(settings, source).layer_indices
     selectable_layers(known, bounds.first_layer, bounds.last_layer)
 
@@ -39,6 +39,9 @@ def identify_model(
     Raises:
         ModelError: It is not there, or, for a new run, cannot be used.
     """
+    from steermoe.loading import describe_model, hub_commit
+    from steermoe.moe.stored import hash_checkpoint
+
     if before is None:
         describe_model(
             settings, source

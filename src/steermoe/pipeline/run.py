@@ -13,7 +13,6 @@ from pathlib import Path
 
 from steermoe.config import Config
 from steermoe.errors import RunDirectoryError, SteerMoEError
-from steermoe.loading import model_source
 from steermoe.pipeline.fingerprints import difference, fingerprint_of, inputs_of
 from steermoe.pipeline.inputs import Ledger, check_undamaged, record_of
 from steermoe.pipeline.memory import PeakMemory, release_memory
@@ -152,6 +151,8 @@ def _open(
     before = directory.read_state() if directory.exists and directory.has_results else None
     steps = [step for steps in COMMANDS[command] for step in steps]
     if before is None or any(step.needs_model for step in steps):
+        from steermoe.loading import model_source
+
         source = model_source(config.model, reporter.line)
         if Path(source).resolve() == directory.file(MODEL).resolve():
             raise RunDirectoryError(

@@ -1,7 +1,7 @@
 """Every step: what it does, what it reads, and what it leaves.
 
 A step is handed the settings and the files that it declares here, and gets nothing else. It is done again only where
-one of them has changed.
+one of them has changed. What a step runs is imported when it runs: one that needs no model loads no torch.
 """
 
 from __future__ import annotations
@@ -9,30 +9,31 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 
 from steermoe.analysis.selection import resolve_rule
 from steermoe.config import Config
 from steermoe.errors import ConfigError
-from steermoe.judges.kinds import judge_named
+from steermoe.judges.kinds import judges_named
 from steermoe.pipeline import inputs
 from steermoe.pipeline.inputs import Input
 from steermoe.report.page import report
 from steermoe.reporter import Reporter, silent
-from steermoe.stages.ablate import ablate, ablated_variants
-from steermoe.stages.ablation import summarise_ablation
-from steermoe.stages.collect import collect, plan_groups, prepare_prompts
-from steermoe.stages.evaluate import evaluate
-from steermoe.stages.identify import identify
-from steermoe.stages.judge import judge_ablated, judge_base, judge_hardened
-from steermoe.stages.reply import reply
-from steermoe.stages.train import train
 from steermoe.store import names
 from steermoe.store.directory import RunDirectory
 from steermoe.store.state import Figures
-from steermoe.training.arguments import check_names
-from steermoe.training.dataset import resolve_target
 
 StepFunction = Callable[[RunDirectory, Config, Reporter], Figures]
+
+
+def _stage(module: str, name: str) -> StepFunction:
+    """A function of `stages`, imported when it is called."""
+
+    def function(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
+        found: StepFunction = getattr(import_module(f"steermoe.stages.{module}"), name)
+        return found(run, config, reporter)
+
+    return function
 
 
 def _nothing_to_check(config: Config) -> None:
@@ -51,6 +52,12 @@ def _is_judged(variant: str) -> Callable[[RunDirectory, Config], bool]:
         )
 
     return is_judged
+
+
+def _are_ablated_judged(run: RunDirectory, config: Config) -> bool:
+    from steermoe.stages.ablate import ablated_variants
+
+    return all(_is_judged(variant)(run, config) for variant in ablated_variants(run, names.REPLIES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +93,22 @@ class Step:
 
 
 def _check_collect(config: Config) -> None:
+    from steermoe.stages.collect import plan_groups, prepare_prompts
+
     plan_groups(prepare_prompts(config, silent()), config)
 
 
 def _check_judge(config: Config) -> None:
-    for name in (config.judge.main, *config.judge.others):
-        judge_named(name, config.judge)
+    for judge in judges_named(config.judge):
+        check = getattr(judge, "check", None)
+        if check is not None:  # a server that is not there, or takes no key, is found out now
+            check()
 
 
 def _check_train(config: Config) -> None:
+    from steermoe.training.arguments import check_names
+    from steermoe.training.dataset import resolve_target
+
     if re.fullmatch(r"cuda:0*[1-9]\d*", config.model.device) and not config.model.device_map:
         raise ConfigError(
             f"model.device = {config.model.device!r}: training takes the first GPU that it sees; set "
@@ -137,7 +151,7 @@ INTACT = names.scored_of(f"{names.BASE}{names.WITHOUT}none")
 
 COLLECT = Step(
     "collect",
-    collect,
+    _stage("collect", "collect"),
     settings=("seed", "model", "prompts", "collect"),
     aside=(*MODEL_ASIDE, "prompts.sources"),
     reads=(inputs.BASE_MODEL, inputs.PROMPT_FILES),
@@ -149,7 +163,7 @@ COLLECT = Step(
 
 JUDGE = Step(
     "judge",
-    judge_base,
+    _stage("judge", "judge_base"),
     settings=("judge",),
     reads=(inputs.JUDGES, PROMPTS, BASE_REPLIES, TOKENS),
     writes=(names.VERDICTS,),
@@ -159,7 +173,7 @@ JUDGE = Step(
 
 IDENTIFY = Step(
     "identify",
-    identify,
+    _stage("identify", "identify"),
     settings=("seed", "identify", "judge.main"),
     reads=(PROMPTS, BASE_REPLIES, TOKENS, ROUTING, inputs.verdicts_on(names.BASE)),
     writes=(names.RISK, names.RISK_PER_BATCH, names.RISK_HELD_OUT, names.UNSAFE_EXPERTS),
@@ -168,7 +182,7 @@ IDENTIFY = Step(
 
 TRAIN = Step(
     "train",
-    train,
+    _stage("train", "train"),
     settings=("seed", "model", "train", "judge.main", "prompts.sources"),
     aside=(*MODEL_ASIDE, "train.save_steps", "train.report_to", "judge.main", "prompts.sources"),
     reads=(
@@ -188,7 +202,7 @@ TRAIN = Step(
 
 REPLY = Step(
     "reply",
-    reply,
+    _stage("reply", "reply"),
     settings=("seed", "model", *GENERATION, "evaluate.split"),
     aside=MODEL_ASIDE,
     reads=(
@@ -206,7 +220,7 @@ REPLY = Step(
 
 JUDGE_HARDENED = Step(
     "judge hardened",
-    judge_hardened,
+    _stage("judge", "judge_hardened"),
     settings=("judge",),
     reads=(inputs.JUDGES, PROMPTS, inputs.replies(names.HARDENED)),
     writes=(names.VERDICTS,),
@@ -217,7 +231,7 @@ JUDGE_HARDENED = Step(
 
 EVALUATE = Step(
     "evaluate",
-    evaluate,
+    _stage("evaluate", "evaluate"),
     settings=(*INTERVALS, "evaluate.split", "judge.main"),
     reads=(
         PROMPTS,
@@ -257,7 +271,7 @@ REPORT = Step(
 
 ABLATE = Step(
     "ablate",
-    ablate,
+    _stage("ablate", "ablate"),
     settings=(
         *("seed", "model", "ablate", *GENERATION, "evaluate.split"),
         *("train.experts", "train.target_response"),
@@ -280,20 +294,18 @@ ABLATE = Step(
 
 JUDGE_ABLATED = Step(
     "judge ablated",
-    judge_ablated,
+    _stage("judge", "judge_ablated"),
     settings=("judge",),
     reads=(inputs.JUDGES, PROMPTS, ABLATED[0]),
     writes=(names.VERDICTS,),
     check=_check_judge,
     only_where=INTACT,
-    is_there=lambda run, config: all(
-        _is_judged(variant)(run, config) for variant in ablated_variants(run, names.REPLIES)
-    ),
+    is_there=_are_ablated_judged,
 )
 
 ABLATION = Step(
     "ablation",
-    summarise_ablation,
+    _stage("ablation", "summarise_ablation"),
     settings=(*INTERVALS, "evaluate.split", "ablate", "train.experts", "judge.main"),
     reads=(
         PROMPTS,

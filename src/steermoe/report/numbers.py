@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeGuard
+
+from steermoe.units import gibibytes
 
 MISSING = "\N{EN DASH}"
 """Printed where there is no value."""
@@ -86,8 +89,8 @@ def duration(seconds: Any) -> str:
 
 
 def memory(num_bytes: Any) -> str:
-    """Bytes in GB of 10^9 bytes."""
-    return number(num_bytes / 1e9, 2) + NBSP + "GB" if is_number(num_bytes) else MISSING
+    """Bytes in GiB, as everywhere; number and unit stay on one line."""
+    return gibibytes(num_bytes).replace(" ", NBSP) if is_number(num_bytes) else MISSING
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
@@ -104,3 +107,14 @@ def model_name(model_id: str) -> str:
 def words(name: str) -> str:
     """A key of `run.json` as words: `num_generated_tokens` is `generated tokens`."""
     return name.removeprefix("num_").replace("_", " ")
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """`0-3, 5` for 0, 1, 2, 3, 5: increasing numbers, for instance of layers."""
+    spans: list[list[int]] = []
+    for one in numbers:
+        if spans and one == spans[-1][1] + 1:
+            spans[-1][1] = one
+        else:
+            spans.append([one, one])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steermoe.analysis.selection import how_to_select_more
+from steermoe.measures import BY_NAME
 from steermoe.report.numbers import (
     MISSING,
     NBSP,
@@ -23,30 +24,6 @@ from steermoe.report.numbers import (
 
 SIGNIFICANT = 0.05
 """Largest p-value of a change that the page does not put down to chance."""
-
-METRICS = {
-    "refusal_rate": (
-        "Harmful requests refused",
-        "refusal rate; higher is safer",
-    ),
-    "attack_success_rate": (
-        "Harmful requests answered",
-        "attack success rate, the share answered without a refusal; lower is safer",
-    ),
-    "over_refusal_rate": (
-        "Benign requests refused",
-        "over-refusal rate on ordinary harmless requests; lower is better",
-    ),
-    "over_refusal_rate_look_alike": (
-        "Look-alikes refused",
-        "over-refusal rate on harmless requests worded like harmful ones; lower is better",
-    ),
-    "kl_per_token": (
-        "Change on harmless text",
-        "KL divergence from the base model in nats per token, on replies to benign prompts; lower is better",
-    ),
-}
-"""Name and meaning of each metric, in the order of the page."""
 
 RULES_BY_RISK = ("threshold", "fdr", "stability", "combined")
 """Selection rules that take the largest risk differences."""
@@ -273,14 +250,16 @@ def _p_is(value: Any) -> str:
 def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of the metrics table: texts of before, after and change, with their intervals."""
     sides = [evaluation.get(side, {}) for side in ("base", "hardened", "paired")]
-    others = sorted({name for side in sides for name in side} - set(METRICS))
+    others = sorted({name for side in sides for name in side} - set(BY_NAME))
     rows = []
-    for name in [*METRICS, *others]:
+    for name in [*BY_NAME, *others]:
         if not any(name in side for side in sides):
             continue
         before, after, paired = (side.get(name) or {} for side in sides)
-        is_rate = name != "kl_per_token" and name in METRICS
-        label, meaning = METRICS.get(name, (words(name).capitalize(), ""))
+        measure = BY_NAME.get(name)
+        is_rate = measure is not None and measure.unit == "share"
+        label = measure.title if measure is not None else words(name).capitalize()
+        meaning = measure.meaning if measure is not None else ""
         rows.append(
             {
                 "key": name,
@@ -289,7 +268,7 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "before": _cell(before, percent if is_rate else nats, is_rate),
                 "after": _cell(after, percent if is_rate else nats, is_rate),
                 "change": _cell(paired, points if is_rate else nats, False),
-                "n": _sizes(name, before, after, paired),
+                "n": _sizes(before, after, paired),
                 "num_unscored": _unscored(before, after, paired),
                 "p_value": p_value(paired.get("p_value")) if "p_value" in paired else MISSING,
                 "moved": [integer(paired.get("only_after")), integer(paired.get("only_before"))]
@@ -311,8 +290,8 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
         made.append(
             {
                 "key": name,
-                "name": METRICS[name][0],
-                "better": "higher is safer" if name == "refusal_rate" else "lower is better",
+                "name": BY_NAME[name].title,
+                "better": f"{BY_NAME[name].better} is better",
                 "before": percent(before["value"]),
                 "after": percent(after["value"]),
                 "n": after["n"],
@@ -343,8 +322,8 @@ def _cell(metric: Mapping[str, Any], form: Any, is_rate: bool) -> dict[str, str 
     return cell
 
 
-def _sizes(name: str, *metrics: Mapping[str, Any]) -> str:
-    if name == "kl_per_token":
+def _sizes(*metrics: Mapping[str, Any]) -> str:
+    if "num_responses" in metrics[-1]:
         metric = metrics[-1]
         return f"{integer(metric.get('num_responses'))} replies\n{integer(metric.get('n'))} tokens"
     sizes = [integer(metric["n"]) for metric in metrics[:2] if "n" in metric]

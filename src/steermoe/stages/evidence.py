@@ -1,128 +1,33 @@
-"""What identification compares, and the evidence beside each risk difference.
+"""The evidence beside each risk difference.
 
-The unit is the response, and groups of prompts that share a goal or a pair are independent of one another: every
-interval, p-value and half sample respects them.
+Every interval, p-value and half sample respects that groups of prompts which share a goal or a pair are independent of
+one another, and that their members are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from steermoe.analysis import estimators
-from steermoe.analysis.confounds import confound_differences, flag_confounded
-from steermoe.analysis.counts import RoutingCounts, Segment
-from steermoe.analysis.estimators import Estimator
-from steermoe.analysis.replication import replicate
+from steermoe.analysis.replication import Resampling, replicate
 from steermoe.analysis.risk import risk_tables
+from steermoe.analysis.sensitivity import other_estimates
 from steermoe.analysis.spread import class_spread
 from steermoe.analysis.stability import Stability, selection_stability
-from steermoe.analysis.uncertainty import estimate_uncertainty
+from steermoe.analysis.uncertainty import estimate_uncertainty, of_layers
 from steermoe.analysis.variance import cluster_robust_errors
 from steermoe.config import Config
 from steermoe.errors import RoutingError
-from steermoe.prompts.splits import goal_groups
-from steermoe.records import BoolArray, Expert, IntArray, Label, Prompt, Split, Verdict
+from steermoe.records import Expert, Split
 from steermoe.reporter import Reporter
+from steermoe.stages.contrast import Contrast, contrast_of
+from steermoe.stages.explained import Explanation, explain_differences, flagged
 from steermoe.store.directory import RunDirectory
-from steermoe.store.names import BASE, RISK_HELD_OUT
-
-
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """The N safe and unsafe responses that are compared, aligned row by row.
-
-    Attributes:
-        counts: Their routing counts.
-        is_unsafe: `(N,)`.
-        batch_idx: `(N,)` mixed batch, -1 for none.
-        clusters: `(N,)` ids of groups of prompts that share a goal or a pair: the units that are independent.
-        num_pairs_left_out: Pairs that the verdict filter took away.
-    """
-
-    counts: RoutingCounts
-    is_unsafe: BoolArray
-    batch_idx: IntArray
-    clusters: IntArray
-    num_pairs_left_out: int = 0
-
-    def seen_by(self, estimator: Estimator, segment: Segment) -> estimators.Contrast:
-        """The responses that an estimator uses of them."""
-        return estimators.build_contrast(
-            self.counts, self.is_unsafe, self.batch_idx, self.clusters, estimator, segment
-        )
-
-
-def train_contrast(run: RunDirectory, config: Config, reporter: Reporter | None = None) -> Contrast:
-    """The train responses that identification compares, after the verdict filter."""
-    return contrast_of(run, config, (Split.TRAIN,), reporter)
-
-
-def contrast_of(
-    run: RunDirectory,
-    config: Config,
-    splits: Sequence[Split],
-    reporter: Reporter | None = None,
-) -> Contrast:
-    """The safe and unsafe responses of some splits, after the verdict filter."""
-    prompts = {prompt.prompt_id: prompt for prompt in run.read_prompts()}
-    responses = run.read_judged(BASE, config.judge.main)
-    chosen = responses["split"].isin(splits) & (responses["label"] != Label.BENIGN)
-    left_out: set[str] = set()
-    if config.identify.filter_by_verdict:
-        left_out = pairs_without_contrast(responses[chosen], prompts)
-        pair_ids = responses["prompt_id"].map(lambda prompt_id: prompts[prompt_id].pair_id)
-        chosen &= ~pair_ids.isin(left_out)
-        if left_out and reporter is not None:
-            reporter.note(
-                f"{len(left_out)} pairs are left out of identification: their plain goal was not refused, or their "
-                "jailbreak was (identify.filter_by_verdict)"
-            )
-        if left_out and responses[chosen]["label"].nunique() < 2:
-            raise RoutingError(
-                f"all {len(left_out)} pairs of plain goal and jailbreak are left out, so there is nothing to compare: "
-                "the model refuses no plain goal, or every jailbreak; set identify.filter_by_verdict=false"
-            )
-    positions = np.flatnonzero(chosen.to_numpy())
-    rows = responses.iloc[positions]
-    clusters = np.zeros(len(rows), dtype=np.int64)
-    for cluster, members in enumerate(goal_groups([prompts[i] for i in rows["prompt_id"]])):
-        clusters[members] = cluster
-    return Contrast(
-        counts=run.read_counts().select(positions),
-        is_unsafe=(rows["label"] == Label.UNSAFE).to_numpy(dtype=np.bool_),
-        batch_idx=rows["batch_idx"].to_numpy(dtype=np.int64),
-        clusters=clusters,
-        num_pairs_left_out=len(left_out),
-    )
-
-
-def pairs_without_contrast(responses: pd.DataFrame, prompts: Mapping[str, Prompt]) -> set[str]:
-    """Pairs of plain goal and jailbreak in which the plain one was not refused or the jailbreak was.
-
-    Only pairs that hold a plain goal are looked at. A verdict that is unscored shows no contrast either.
-    """
-    verdicts: dict[str, dict[str, list[str]]] = {}
-    plain: set[str] = set()
-    for row in responses.itertuples():
-        prompt = prompts[str(row.prompt_id)]
-        if not prompt.pair_id:
-            continue
-        verdicts.setdefault(prompt.pair_id, {}).setdefault(prompt.label, []).append(
-            str(row.verdict)
-        )
-        if prompt.is_plain_goal:
-            plain.add(prompt.pair_id)
-    return {
-        pair_id
-        for pair_id in plain
-        if any(v != Verdict.REFUSED for v in verdicts[pair_id].get(Label.SAFE, []))
-        or any(v != Verdict.ANSWERED for v in verdicts[pair_id].get(Label.UNSAFE, []))
-    }
+from steermoe.store.names import RISK_HELD_OUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,21 +39,23 @@ class Evidence:
         layers: The decoder layers that may be selected from.
         stability: What came of the halves of the goals; None where there were none.
         ratio_of_errors: Analytic standard error over the bootstrap's, the median of the experts that have both.
+        explanation: What else may explain the differences.
     """
 
     table: pd.DataFrame
     layers: Sequence[int]
     stability: Stability | None
     ratio_of_errors: float | None
+    explanation: Explanation
 
     @property
     def eligible(self) -> pd.DataFrame:
         """The rows of the experts that may be selected."""
         return self.table[self.table["layer"].isin(self.layers)]
 
-    def figures(self, max_q_value: float, min_stability: float) -> dict[str, float]:
+    def figures(self, max_q_value: float, min_stability: float) -> dict[str, Any]:
         """How many experts pass what is not a threshold of risk difference alone, for `run.json`."""
-        found: dict[str, float] = {}
+        found: dict[str, Any] = {}
         if "q_value" in self.table.columns:
             is_certain = self.eligible["q_value"] <= max_q_value
             found["num_experts_below_max_q_value"] = int(is_certain.sum())
@@ -164,7 +71,7 @@ class Evidence:
                 "mean_selected_by_half": self.stability.mean_selected,
                 "stability_error_bound": self.stability.error_bound(min_stability),
             }
-        return found
+        return found | self.explanation.figures()
 
 
 def add_evidence(
@@ -195,6 +102,7 @@ def add_evidence(
             seed=config.seed,
             clusters=contrast.clusters,
             layers=layers,
+            threshold=settings.threshold,
         )
         table = _joined(table, uncertainty)
         ratio = _ratio_of_errors(contrast, uncertainty, config)
@@ -208,7 +116,18 @@ def add_evidence(
             table = _joined(table, stability.table)
         except RoutingError as error:
             reporter.note(f"no stability column: {error}")
-    return Evidence(_with_confounds(table, run, config), layers, stability, ratio)
+    others = other_estimates(
+        contrast.counts,
+        contrast.is_unsafe,
+        contrast.batch_idx,
+        estimator=settings.estimator,
+        segment=settings.segment,
+    )
+    explanation = explain_differences(run, contrast, layers, config)
+    for name, reason in explanation.undefined.items():
+        reporter.note(f"no column {name}: {reason}")
+    table = flagged(_joined(table, others), explanation, settings.threshold)
+    return Evidence(table, layers, stability, ratio, explanation)
 
 
 def _ratio_of_errors(contrast: Contrast, uncertainty: pd.DataFrame, config: Config) -> float | None:
@@ -241,26 +160,6 @@ def _stability(
     )
 
 
-def _with_confounds(table: pd.DataFrame, run: RunDirectory, config: Config) -> pd.DataFrame:
-    """Contrasts of harmless prompts with one another: how much of a risk difference is topic or format."""
-    prompts = {prompt.prompt_id: prompt for prompt in run.read_prompts()}
-    responses = run.read_replies()
-    positions = np.flatnonzero((responses["split"] == Split.TRAIN).to_numpy())
-    chosen = [prompts[str(prompt_id)] for prompt_id in responses["prompt_id"].iloc[positions]]
-    in_format = [p.is_benign_in_format for p in chosen]
-    differences = confound_differences(
-        run.read_counts().select(positions),
-        is_benign=[p.label is Label.BENIGN and not p.is_benign_in_format for p in chosen],
-        is_look_alike=[p.is_look_alike for p in chosen],
-        is_benign_in_format=in_format if any(in_format) else None,
-        segment=config.identify.segment,
-    )
-    if set(differences.columns) <= {"layer", "expert"}:
-        return table
-    table = _joined(table, differences)
-    return table.assign(confounded_by=flag_confounded(table, config.identify.threshold))
-
-
 def replication_of(
     table: pd.DataFrame,
     selected: Sequence[Expert],
@@ -270,20 +169,42 @@ def replication_of(
 ) -> dict[str, Any] | None:
     """Estimate the risk differences again on held-out goals, and compare. None where there are too few.
 
-    `table` holds the experts that may be selected; no others are compared.
+    `table` holds the experts that may be selected; no others are compared. Pairs are taken whatever their verdicts: a
+    filter by what became of them would make the same difference again.
     Writes `risk_diff_heldout.parquet`. It comes after the selection, which never sees these goals.
     """
+    settings = config.identify
     run.remove(RISK_HELD_OUT)
+    splits = [split for split in (Split.DEV, Split.TEST) if split in settings.replicate_on]
     try:
-        contrast = contrast_of(run, config, (Split.DEV, Split.TEST))
+        contrast = contrast_of(run, config, splits, filtered=False)
         held_out = risk_tables(
-            contrast.counts, contrast.is_unsafe, contrast.batch_idx, segment=config.identify.segment
+            contrast.counts, contrast.is_unsafe, contrast.batch_idx, segment=settings.segment
         ).aggregated
     except RoutingError as error:
         reporter.note(f"the risk differences are not estimated again on held-out goals: {error}")
         return None
     run.write_table(RISK_HELD_OUT, held_out)
-    return asdict(replicate(table, held_out[held_out["layer"].isin(table["layer"])], selected))
+    layers = table["layer"].unique()
+    pooled = contrast.seen_by("pooled", settings.segment)
+    columns = np.flatnonzero(of_layers(contrast.counts, layers))
+    found = replicate(
+        table,
+        held_out[held_out["layer"].isin(layers)],
+        selected,
+        Resampling(
+            replace(pooled, counts=pooled.counts[:, columns]),
+            settings.num_permutations,
+            settings.num_bootstrap,
+            config.seed,
+        ),
+    )
+    return {
+        **asdict(found),
+        "splits": [str(split) for split in splits],
+        "num_goals": pooled.num_clusters,
+        "filtered_by_verdict": False,
+    }
 
 
 def _joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:

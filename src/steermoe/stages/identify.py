@@ -10,31 +10,32 @@ from typing import Any
 
 import pandas as pd
 
+from steermoe.analysis.after_selection import (
+    TOLERABLE_FALSE_SHARE,
+    expected_false_share,
+    with_false_coverage_intervals,
+)
 from steermoe.analysis.batch_selection import Selection, same_as_uncontrolled, select_experts
 from steermoe.analysis.counts import RoutingCounts
-from steermoe.analysis.power import (
-    EFFECT_VARIATION,
-    check_findable,
-    check_variation,
-    prompts_needed,
-    risk_diffs_to_find,
-)
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import (
     SelectionSettings,
     how_to_select_more,
     selectable_layers,
 )
-from steermoe.analysis.variance import cluster_kinds
+from steermoe.analysis.sensitivity import sensitivity_of
 from steermoe.config import Config
-from steermoe.errors import RoutingError
 from steermoe.records import NO_BATCH, Expert
 from steermoe.reporter import Reporter
-from steermoe.stages.evidence import add_evidence, replication_of, train_contrast
+from steermoe.stages.contrast import train_contrast
+from steermoe.stages.evidence import add_evidence, replication_of
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import RISK, RISK_PER_BATCH
 from steermoe.store.selection_file import ExpertSet
 from steermoe.store.state import Figures
+
+AFTER_SELECTION = ("estimate", "shrunken", "fcr_low", "fcr_high", "q_value", "local_fdr")
+"""What `unsafe_experts.json` says of each selected expert, where it is known."""
 
 
 def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
@@ -68,9 +69,12 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     selection = select_experts(eligible, tables.per_batch, settings.rule, by)
     experts = selection.overall
     run.write_table(RISK_PER_BATCH, tables.per_batch)
+    aggregated = with_false_coverage_intervals(aggregated, experts, len(eligible))
+    eligible = aggregated.loc[eligible.index]
     run.write_table(RISK, aggregated)
     run.write_selection(describe_selection(eligible, selection, contrast.counts, config))
-    _say_selection(reporter, config, experts, eligible)
+    false_share = expected_false_share(eligible, experts)
+    _say_selection(reporter, config, experts, eligible, false_share)
     for which in same_as_uncontrolled(eligible, tables.per_batch, settings.rule, by):
         reporter.note(
             f"identify.rule = {settings.rule!r} selects the same experts as 'threshold' (train.experts = {which!r}), "
@@ -85,15 +89,22 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         "num_pairs_left_out_by_verdict": contrast.num_pairs_left_out,
         "num_safe_responses": int((~contrast.is_unsafe).sum()),
         "num_unsafe_responses": int(contrast.is_unsafe.sum()),
+        "expected_false_share": false_share,
+        "fixed_before": {"estimator": settings.estimator, "segment": settings.segment},
+        "sensitivity": sensitivity_of(eligible, experts),
         **evidence.figures(settings.max_q_value, settings.min_stability),
         "replication": replication,
     }
 
 
 def _say_selection(
-    reporter: Reporter, config: Config, experts: Sequence[Expert], eligible: pd.DataFrame
+    reporter: Reporter,
+    config: Config,
+    experts: Sequence[Expert],
+    eligible: pd.DataFrame,
+    false_share: float | None,
 ) -> None:
-    """How many experts were selected; where none was, what would select some."""
+    """How many experts were selected, and how many of them falsely; where none was, what would select some."""
     settings = config.identify
     largest = eligible.iloc[0]
     if not experts:
@@ -107,66 +118,13 @@ def _say_selection(
             f"identified {len(experts)} unsafe experts of {len(eligible)}; the largest risk difference is "
             f"{largest['risk_diff']:+.4f} ({largest['Layer_Expert']})"
         )
-
-
-def power_table(
-    run: RunDirectory,
-    config: Config,
-    risk_diffs: Sequence[float] = (),
-    effect_variation: float = EFFECT_VARIATION,
-) -> pd.DataFrame:
-    """How many prompts a class are needed to find an expert, by its true risk difference; the run is the pilot.
-
-    Args:
-        run: An identified run.
-        config: Its settings; the threshold and the q-value are what an expert must reach.
-        risk_diffs: True risk differences to ask about; by default `risk_diffs_to_find`.
-        effect_variation: How much an effect varies between prompts, standard deviation over mean.
-
-    Returns:
-        Columns `risk_diff, num_prompts, power, num_unsafe, note`: at least one row. Where no number of prompts is
-        enough, `note` says why and the numbers are None.
-
-    Raises:
-        RunDirectoryError: The run has no risk table.
-        RoutingError: Its table has no standard errors, or a risk difference asked for cannot be found reliably.
-    """
-    pilot = run.read_table(RISK)
-    if "risk_diff_se" not in pilot.columns:
-        raise RoutingError(
-            "the run's risk table has no standard errors: set identify.num_permutations and num_bootstrap above 0"
-        )
-    rule = run.read_selection().rule
-    layers = selectable_layers(pilot["layer"].unique(), rule["first_layer"], rule["last_layer"])
-    pilot = pilot[pilot["layer"].isin(layers)]
-    threshold = config.identify.threshold
-    asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
-    check_variation(effect_variation)
-    for risk_diff in asked:
-        check_findable(risk_diff, threshold)
-    # The responses that the standard errors come from: the table's own estimator's, in its own segment.
-    used = train_contrast(run, config).seen_by(pilot["estimator"].iloc[0], rule["segment"])
-    num_unsafe = int(used.is_unsafe.sum())
-    has_unsafe, has_safe = cluster_kinds(used)
-    pilot = pilot.assign(n_unsafe=used.tokens[used.is_unsafe].sum())
-    rows: list[dict[str, Any]] = []
-    for risk_diff in asked:
-        row = {"risk_diff": risk_diff, "num_prompts": None, "power": None, "num_unsafe": None}
-        try:
-            found = prompts_needed(
-                pilot,
-                min(num_unsafe, len(used) - num_unsafe),
-                risk_diff=risk_diff,
-                max_q_value=config.identify.max_q_value,
-                threshold=threshold,
-                paired=bool((has_unsafe & has_safe).any()),
-                effect_variation=effect_variation,
+    if false_share is not None:
+        reporter.line(f"expected to be false among the selected: {false_share:.0%}")
+        if false_share > TOLERABLE_FALSE_SHARE:
+            reporter.note(
+                f"{false_share:.0%} of the selected experts are expected not to fire more often on unsafe content at "
+                "all: select by identify.rule=fdr, raise identify.threshold, or use more prompts"
             )
-            row |= {name: getattr(found, name) for name in ("num_prompts", "power", "num_unsafe")}
-            rows.append(row | {"note": ""})
-        except RoutingError as error:
-            rows.append(row | {"note": str(error)})
-    return pd.DataFrame(rows)
 
 
 def describe_selection(
@@ -202,4 +160,16 @@ def describe_selection(
             Expert(int(largest["layer"]), int(largest["expert"])),
             float(largest["risk_diff"]),
         ),
+        more={
+            "expected_false_share": expected_false_share(table, selection.overall),
+            "after_selection": _after_selection(table, selection.overall),
+        },
     )
+
+
+def _after_selection(table: pd.DataFrame, experts: Sequence[Expert]) -> list[dict[str, Any]]:
+    """What may be said of each selected expert, in the order of the rule, as far as it is known."""
+    shown = ["Layer_Expert", *(name for name in AFTER_SELECTION if name in table.columns)]
+    keys = zip(table["layer"], table["expert"], strict=True)
+    row_of = dict(zip(keys, table[shown].to_dict("records"), strict=True))
+    return [{str(name): value for name, value in row_of[expert].items()} for expert in experts]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 from safetensors import safe_open
 
-from steermoe.analysis.counts import RoutingCounts, count_response
+from steermoe.analysis.counts import RoutingCounts, count_response, find_shared_tokens
 from steermoe.errors import RunDirectoryError
 from steermoe.records import Judgement, Label, MeasureRow, Output, Prompt, Split
 from steermoe.store.files import RunFiles
@@ -43,12 +44,13 @@ from steermoe.store.names import (
     shard_of,
 )
 from steermoe.store.response_tables import (
-    RESPONSES_SCHEMA,
+    ANSWER,
     SCORED_SCHEMA,
     SHARD_SCHEMA,
     TOKENS_SCHEMA,
     VERDICTS_SCHEMA,
     create_counts_file,
+    reply_schema,
     unpack_routed_experts,
 )
 from steermoe.store.selection_file import ExpertSet
@@ -170,6 +172,7 @@ class RunDirectory(RunFiles):
     ) -> None:
         """Turn the shards into `responses.parquet`, `tokens.parquet` and `routing.safetensors`.
 
+        Tokens that every prompt shares are no part of the segment `prompt`; the header says how many there are.
         One shard is in memory at a time. The shards are kept: until the stage is done, it may have to do this again.
 
         Args:
@@ -182,6 +185,11 @@ class RunDirectory(RunFiles):
         top_k = int(metadata["top_k"])
         shards = [self.file(shard_of(prefix, index)) for index in range(count)]
         num_responses = sum(pq.read_metadata(shard).num_rows for shard in shards)
+        shared = find_shared_tokens(_prompt_token_ids(shards))
+        header = {
+            **metadata,
+            "shared_prompt_tokens": json.dumps([shared.leading, shared.trailing]),
+        }
         tensors = {
             "active": ("I32", (num_responses, 2, num_layers, num_experts)),
             "num_tokens": ("I32", (num_responses, 2)),
@@ -191,19 +199,22 @@ class RunDirectory(RunFiles):
             self.writing(TOKENS) as tokens_path,
             self.writing(ROUTING) as routing_path,
         ):
-            arrays = create_counts_file(routing_path, tensors, metadata)
+            schema = self._reply_schema(shards)
+            arrays = create_counts_file(routing_path, tensors, header)
             at = 0
             with (
-                pq.ParquetWriter(responses_path, RESPONSES_SCHEMA) as responses,
+                pq.ParquetWriter(responses_path, schema) as responses,
                 pq.ParquetWriter(tokens_path, TOKENS_SCHEMA) as tokens,
             ):
                 for shard in shards:
                     table = pq.read_table(shard)
-                    responses.write_table(table.select(RESPONSES_SCHEMA.names))
+                    responses.write_table(table.select(schema.names))
                     tokens.write_table(table.select(TOKENS_SCHEMA.names))
                     for row in table.to_pylist():
                         routed = unpack_routed_experts(row, num_layers, top_k)
-                        counted = count_response(routed, row["num_prompt_tokens"], num_experts)
+                        counted = count_response(
+                            routed, row["num_prompt_tokens"], num_experts, shared
+                        )
                         arrays["active"][at], arrays["num_tokens"][at] = counted
                         at += 1
             for array in arrays.values():
@@ -212,20 +223,36 @@ class RunDirectory(RunFiles):
     def merge_reply_shards(self, prefix: str, indices: Iterable[int], variant: str) -> None:
         """Turn shards into the table of a variant's replies."""
         name = replies_of(variant)
-        with self.writing(name) as path, pq.ParquetWriter(path, RESPONSES_SCHEMA) as responses:
-            for index in indices:
-                table = pq.read_table(self.file(shard_of(prefix, index)))
-                responses.write_table(table.select(RESPONSES_SCHEMA.names))
+        shards = [self.file(shard_of(prefix, index)) for index in indices]
+        schema = self._reply_schema(shards)
+        with self.writing(name) as path, pq.ParquetWriter(path, schema) as responses:
+            for piece in shards:
+                responses.write_table(pq.read_table(piece).select(schema.names))
+
+    def _reply_schema(self, shards: Sequence[Path]) -> pa.Schema:
+        return reply_schema(
+            pq.read_table(piece, columns=["answer", "generated_text"]) for piece in shards
+        )
 
     def write_replies(self, variant: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a variant's replies, whole: columns of `SHARD_SCHEMA`, of which those of replies are kept."""
         with self.writing(replies_of(variant)) as path:
             table = pa.Table.from_pylist([dict(r) for r in rows], SHARD_SCHEMA)
-            pq.write_table(table.select(RESPONSES_SCHEMA.names), path)
+            pq.write_table(table.select(reply_schema([table]).names), path)
 
     def read_replies(self, variant: str = BASE) -> pd.DataFrame:
         """A variant's replies, one row each."""
         return self.read_table(replies_of(variant))
+
+    def read_answers(self, variant: str) -> dict[str, str | None]:
+        """What of a variant's replies is meant for the user, by prompt id; None where a reply ended before that."""
+        replies = self.read_replies(variant)
+        whole = replies["generated_text"].str.strip()
+        found = replies["answer"] if ANSWER.name in replies else whole
+        return {
+            i: a if isinstance(a, str) else None
+            for i, a in zip(replies["prompt_id"], found, strict=True)
+        }
 
     def read_counts(self) -> RoutingCounts:
         """`routing.safetensors`: counts of every response, in the order of `responses.parquet`."""
@@ -238,7 +265,7 @@ class RunDirectory(RunFiles):
             )
 
     def routing_metadata(self) -> dict[str, str]:
-        """Header of `routing.safetensors`: layer_indices, top_k, num_experts, model."""
+        """Header of `routing.safetensors`: layer_indices, top_k, num_experts, model, shared_prompt_tokens."""
         with self.reading(ROUTING) as path, safe_open(path, framework="numpy") as file:
             return dict(file.metadata())
 
@@ -265,6 +292,7 @@ class RunDirectory(RunFiles):
                 generated_token_ids=tuple(token_row["generated_token_ids"]),
                 routed_experts=unpack_routed_experts(token_row, len(layer_indices), top_k),
                 layer_indices=layer_indices,
+                answer=row.get(ANSWER.name, row["generated_text"].strip()),
             )
             yield row, output
 
@@ -378,3 +406,11 @@ class RunDirectory(RunFiles):
     def read_ablation(self) -> dict[str, Any]:
         """`ablation.json`."""
         return self.read_json(ABLATION)
+
+
+def _prompt_token_ids(shards: Iterable[Path]) -> Iterator[Any]:
+    """The token ids of every prompt, one shard in memory at a time."""
+    for shard in shards:
+        column = pq.read_table(shard, columns=["prompt_token_ids"]).column(0)
+        for ids in column:
+            yield ids.values.to_numpy(zero_copy_only=False)

@@ -23,6 +23,7 @@ ABLATION_FIGURES = "ablation.parquet"
 REPORT = "report.html"
 SHARDS = "shards"
 CHECKPOINTS = "checkpoints"
+JUDGE_ANSWERS = "judge_answers.jsonl"
 LOCK = ".lock"
 
 HARDENED_RESPONSES = "hardened_responses.parquet"

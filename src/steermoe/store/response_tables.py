@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,11 @@ SCORED_SCHEMA = pa.schema(
 )
 """What was measured of a variant on a text, token by token: `kl`, `reply_log_prob`, `refusal_log_prob`, in nats."""
 
+ANSWER = pa.field("answer", pa.string())
+"""The reply without its reasoning, null where it ended inside that: a column of tables of models that reason."""
+
 SHARD_SCHEMA = pa.schema(
-    [*RESPONSES_SCHEMA, *[TOKENS_SCHEMA.field(i) for i in range(1, len(TOKENS_SCHEMA))]]
+    [*RESPONSES_SCHEMA, ANSWER, *[TOKENS_SCHEMA.field(i) for i in range(1, len(TOKENS_SCHEMA))]]
 )
 
 
@@ -83,6 +86,7 @@ def shard_row(
         "in_batch_idx": in_batch_idx,
         "messages": [dict(message) for message in output.messages],
         "generated_text": output.generated_text,
+        "answer": output.answer,
         "num_prompt_tokens": len(output.prompt_token_ids),
         "num_generated_tokens": len(output.generated_token_ids),
         "prompt": output.prompt,
@@ -136,3 +140,15 @@ def create_counts_file(
         )
         for name, (_, shape) in tensors.items()
     }
+
+
+def reply_schema(pieces: Iterable[pa.Table]) -> pa.Schema:
+    """The columns of a table of replies: with `answer` where any reply differs from what is meant for the user."""
+    reasons = any(
+        answer != text.strip()
+        for piece in pieces
+        for answer, text in zip(
+            piece["answer"].to_pylist(), piece["generated_text"].to_pylist(), strict=True
+        )
+    )
+    return RESPONSES_SCHEMA.append(ANSWER) if reasons else RESPONSES_SCHEMA

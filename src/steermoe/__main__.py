@@ -1,0 +1,5 @@
+"""`python -m steermoe`: the command line, for launchers that start modules."""
+
+from steermoe.cli.app import main
+
+main()
