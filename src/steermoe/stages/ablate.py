@@ -181,8 +181,8 @@ def _say_plan(ablations: Sequence[Ablation], reporter: Reporter) -> None:
     )
     if not found["num_draws"]:
         reporter.note(
-            "no other set has as many experts of each layer and frequency, so the selected one has nothing to be ranked "
-            "among"
+            "no other set has as many experts of each layer and frequency, so the selected one has nothing to be "
+            "ranked among"
         )
     else:
         reporter.line(
