@@ -23,6 +23,8 @@ from steermoe.analysis.uncertainty import estimate_uncertainty
 
 PILOT_PROMPTS = 80
 NUM_PLANTED = 10
+THRESHOLD = 0.05
+"""That of the selection rule, by default."""
 
 
 def table_of(run: NestedRun, seed: int, num_bootstrap: int) -> pd.DataFrame:
@@ -30,7 +32,7 @@ def table_of(run: NestedRun, seed: int, num_bootstrap: int) -> pd.DataFrame:
     table = risk_tables(run.counts, run.is_unsafe, run.batch_idx).aggregated
     uncertainty = estimate_uncertainty(
         run.counts, run.is_unsafe, run.goals, run.batch_idx, num_permutations=1000,
-        num_bootstrap=num_bootstrap, seed=seed,
+        num_bootstrap=num_bootstrap, seed=seed, threshold=THRESHOLD,
     )  # fmt: skip
     return table.merge(uncertainty, on=["layer", "expert"])
 

@@ -146,19 +146,21 @@ def test_a_layer_that_is_selected_whole_keeps_top_k_and_says_which(
         for chosen in (0, 1)
         for layer, expert in table[table["layer"] == chosen][["layer", "expert"]].to_numpy()[:2]
     ]
-    for entry in figures_of(run)["sets"]:
-        # All three sets are all experts.
+    figures = figures_of(run)
+    # There is one set of all experts, so nothing to draw from.
+    assert [entry["set"] for entry in figures["sets"]] == ["selected", "lowest"]
+    assert (figures["random"]["num_possible_sets"], figures["random"]["num_draws"]) == (1, 0)
+    assert figures["models"]["base"]["kl_per_token"]["selected"]["among_random"] is None
+    for entry in figures["sets"]:
         assert (entry["num_experts"], entry["num_deactivated"]) == (16, 12)
         assert entry["overlap_with_selected"] == 16
         assert sorted(entry["kept_active"]) == sorted(smallest)
     for name in ("selected", "lowest"):
         assert f"note: {', '.join(smallest)} of the {name} set stay active" in listener.text
-    assert (
-        "with 1 random draws no rank has a p-value below 0.5: set ablate.num_draws" in listener.text
-    )
+    assert "ranked among" in listener.text
     values = table_of(run)
     of_sets = values[(values["set"] != "intact") & (values["model"] == "base")]
-    # The same set under three names: the same figures.
+    # The same set under two names: the same figures.
     assert (of_sets.groupby("metric")["value"].nunique() == 1).all()
     assert "another selection" in listener.text, "the hardened model is of other experts"
 
@@ -431,7 +433,7 @@ def test_twenty_draws_are_enough_to_say_nothing_of_their_number(
     listener = Listener()
     config = tiny_config(checkpoint, run, small_prompts, ablate=few)
     run_pipeline(config, only="ablate", reporter=listener)
-    assert "random draws share" in listener.text and "no rank has" not in listener.text
+    assert "20 random draws, all different" in listener.text and "no rank has" not in listener.text
 
 
 def test_kinds_that_the_prompts_lack_have_no_figures(checkpoint: Path, tmp_path: Path) -> None:
@@ -583,7 +585,8 @@ def test_the_command_prints_its_table_and_show_prints_it_again(
 ) -> None:
     few = ["--set", "ablate.num_draws=2", "--set", "ablate.num_generated_draws=1"]
     assert steermoe("ablate", "--run", run, "--quiet", *few) == 0, steermoe.err
-    assert "random draws share 0 to 0 (mean 0.0) of 4 experts" in steermoe.err
+    assert "2 random draws, all different, of " in steermoe.err
+    assert "no rank has a p-value below 0.33: set ablate.num_draws" in steermoe.err
     found = figures_of(run)["random"]
     printed = f"selected {found['mean_frequency_selected']:.3f}, random draws {found['mean_frequency_draws']:.3f}"
     assert printed in steermoe.err

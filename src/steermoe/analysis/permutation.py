@@ -64,7 +64,7 @@ class NullModel:
 
     The statistic is the difference divided by a standard error: the larger of the clusters' own spread
     and of the spread both classes would share. That makes experts comparable, and the test holds when
-    the classes differ in reply length or in spread.
+    the classes differ in reply length, and in spread unless that is skewed (`spread.class_spread`).
     """
 
     def __init__(self, contrast: Contrast) -> None:

@@ -92,7 +92,7 @@ def change(
         one found (of no change: the largest possible), with `worst_case_ci_low, worst_case_ci_high` and
         `worst_case_p_value`.
     """
-    chosen: Any = {"confidence": confidence, "num_bootstrap": num_bootstrap, "seed": seed}
+    settings = (confidence, num_bootstrap, seed)
     scored = [
         i
         for i, (x, y) in enumerate(zip(before, after, strict=True))
@@ -105,7 +105,7 @@ def change(
         [bool(before[i]) for i in scored],
         [bool(after[i]) for i in scored],
         [goals[i] for i in scored],
-        **chosen,
+        *settings,
     )
     metric["num_unscored"] = num_unscored
     if num_unscored > UNSCORED_ALLOWED * len(before):
@@ -115,7 +115,7 @@ def change(
                     [(not rises) if x is None else x for x in before],
                     [rises if y is None else y for y in after],
                     goals,
-                    **chosen,
+                    *settings,
                 )
                 for rises in (True, False)
             ),
@@ -136,7 +136,6 @@ def _change_of_scored(
     before: Sequence[bool],
     after: Sequence[bool],
     goals: Sequence[str],
-    *,
     confidence: float,
     num_bootstrap: int,
     seed: int,

@@ -180,7 +180,10 @@ def _say_plan(ablations: Sequence[Ablation], reporter: Reporter) -> None:
         f"{found['num_possible_sets']:.4g} sets of as many experts of each layer and frequency"
     )
     if not found["num_draws"]:
-        reporter.note(f"there are {possible}, so the selected one has nothing to be ranked among")
+        reporter.note(
+            "no other set has as many experts of each layer and frequency, so the selected one has nothing to be "
+            "ranked among"
+        )
     else:
         reporter.line(
             f"{found['num_draws']} random draws, all different, of {possible}; they share {found['least_overlap']} to "
