@@ -29,7 +29,7 @@ from steermoe.store import directory as rundir
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-PAGES_WITH_PYTHON = ("README.md", "docs/usage.md", "docs/judges.md")
+PAGES_WITH_PYTHON = ("README.md", "docs/usage.md", "docs/judges.md", "docs/extending.md")
 
 FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
