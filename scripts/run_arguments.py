@@ -99,7 +99,7 @@ def train_and_publish(arguments: argparse.Namespace, train: dict[str, Any]) -> N
 
 def _publish(run: Run, final: Path) -> Path:
     """Make `final` an ordinary model directory of its own; where links can be made it takes no space."""
-    from steermoe.store.directory import MODEL
+    from steermoe.store.names import MODEL
 
     model = run.directory.file(MODEL)
     shutil.rmtree(final, ignore_errors=True)

@@ -13,6 +13,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 
 FLOORS = (
+    {"__main__"},
     {"cli"},
     {"pipeline", "api"},
     {"stages", "report"},

@@ -244,6 +244,9 @@ def test_a_run_of_another_model_is_refused_and_kept(
     run = copy_of(finished, tmp_path / "run")
     before, names = contents(run), files_of(run)
     arguments = arguments_of(broken, run, small_prompts)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["lm_head.weight"][0, 0] += 1
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
     assert "belongs to model" in steermoe.refusal("run", *arguments)
     assert "belongs to model" in steermoe.refusal("run", *arguments, "--force")
     assert "belongs to model" in steermoe.refusal("train", "--run", run, "--model", broken)

@@ -168,7 +168,8 @@ def test_a_run_of_two_phases_does_too(
 
 
 @pytest.mark.parametrize(
-    ("stage", "last_step"), [("collect", "_figures"), ("evaluate", "_kl_per_token")]
+    ("command", "stage", "last_step"),
+    [("collect", "collect", "_figures"), ("evaluate", "reply", "_divergence")],
 )
 def test_a_stage_that_stops_after_its_last_reply_generates_none_again(
     checkpoint: Path,
@@ -176,6 +177,7 @@ def test_a_stage_that_stops_after_its_last_reply_generates_none_again(
     expected: Mapping[str, bytes],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    command: str,
     stage: str,
     last_step: str,
 ) -> None:
@@ -183,7 +185,7 @@ def test_a_stage_that_stops_after_its_last_reply_generates_none_again(
     from steermoe.pipeline import run_pipeline
 
     config = tiny_config(checkpoint, tmp_path / "run", small_prompts)
-    if stage == "evaluate":
+    if command == "evaluate":
         copy_of(finished_run(checkpoint, small_prompts), tmp_path / "run")
 
     def stop(*_: Any) -> None:
@@ -195,10 +197,10 @@ def test_a_stage_that_stops_after_its_last_reply_generates_none_again(
     with monkeypatch.context() as patched:
         patched.setattr(f"steermoe.stages.{stage}.{last_step}", stop)
         with pytest.raises(KeyboardInterrupt):
-            run_pipeline(config, only=stage, force=True)
+            run_pipeline(config, only=command, force=True)
     with monkeypatch.context() as patched:
         patched.setattr(TransformersEngine, "generate", generate)
-        run_pipeline(config, only=stage)
+        run_pipeline(config, only=command)
     run_pipeline(config)
     assert_same(tmp_path / "run", expected)
 

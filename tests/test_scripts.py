@@ -90,9 +90,9 @@ def test_a_ready_made_config_runs_the_whole_pipeline(
     run = run_pipeline(config)
     assert config.model.dtype == "bfloat16"
     assert config.train.arguments.gradient_checkpointing
-    assert run.state.model["id"] == str(tiny_checkpoint(architecture))
+    assert run.state.model.id == str(tiny_checkpoint(architecture))
     assert len(run.unsafe_experts) == 4
-    assert all(stage["status"] == "done" for stage in run.state.stages.values())
+    assert all(stage.status == "done" for stage in run.state.stages.values())
     assert run.evaluation["paired"]["kl_per_token"]["n"] > 0
     assert (run.path / "report.html").is_file()
     hardened = AutoModelForCausalLM.from_pretrained(run.path / "model")
@@ -140,7 +140,7 @@ def test_the_training_script_goes_on_from_the_demo_and_writes_an_ordinary_model(
     demo = capsys.readouterr()
     assert "expert    risk_diff" in demo.out
     run = load_run(tmp_path / "out" / "run")
-    assert set(run.state.stages) == {"collect", "identify"}
+    assert set(run.state.stages) == {"collect", "judge", "identify"}
     assert not (tmp_path / "out" / "final_model").exists()
 
     script("train_unsafe_experts", *small_run, "--learning_rate", "1e-3", "--num_epochs", "2")

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from steermoe import load_config, run_pipeline
 from steermoe.analysis.risk import calculate_risk_diff_per_batch
+from steermoe.pipeline.steps import RUN
 
 WANTED = {
     ("unsafe", "train"): 8,
@@ -21,6 +22,8 @@ WANTED = {
     ("safe", "test"): 4,
     ("benign", "test"): 4,
 }
+
+STEP_NAMES = [step.name for step in RUN]
 
 
 def few_prompts(path: Path) -> Path:
@@ -51,8 +54,8 @@ def test_the_embedded_model_goes_through_every_stage(tmp_path: Path) -> None:
     )
     run = run_pipeline(config)
 
-    assert {name: stage["status"] for name, stage in run.state.stages.items()} == dict.fromkeys(
-        ("collect", "identify", "train", "evaluate", "report"), "done"
+    assert {name: stage.status for name, stage in run.state.stages.items()} == dict.fromkeys(
+        STEP_NAMES, "done"
     )
     table = run.risk_diff
     assert len(table) == 30 * 8

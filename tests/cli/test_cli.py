@@ -154,7 +154,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         deadline = time.monotonic() + 240
-        while not any((run_dir / "checkpoints").glob("checkpoint-*/trainer_state.json")):
+        while not any((run_dir / "checkpoints").glob("phase-*/checkpoint-*/trainer_state.json")):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -188,7 +188,7 @@ def test_run_prints_a_summary_and_where_the_files_are(
     for text in ("report.html", "evaluation.json", str(run_dir / "model")):
         assert text in steermoe.out
     assert "4 of 16" in steermoe.out, "experts trained"
-    for name in ("refusal of harmful requests", "over-refusal, benign", "KL per token"):
+    for name in ("Harmful requests refused", "Benign requests refused", "Change on harmless text"):
         assert name in steermoe.out
     assert "60 prompts" in steermoe.out and "seconds" in steermoe.out
     assert "n=4" in steermoe.out

@@ -209,6 +209,7 @@ def run_in_two_processes(work: str, *arguments: str) -> None:
         "WORLD_SIZE": str(WORLD_SIZE),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     processes = [
         subprocess.Popen(

@@ -595,9 +595,9 @@ def test_the_command_prints_its_table_and_show_prints_it_again(
     for words in (
         "base model, 4 of 4 selected experts switched off; 4 unsafe, 4 look-alike, 4 benign",
         "hardened model",
-        "log p refusal, unsafe",
-        "KL per token, benign",
-        "refused, look-alike",
+        "Log p of a refusal, harmful",
+        "Change on harmless text",
+        "Look-alikes refused",
         "2 random draws, all different, of ",
         "Mean activation frequency: selected ",
         "fragility, for the model's owner",
@@ -635,7 +635,7 @@ def test_the_command_refuses_what_cannot_be(
     assert "num_draws" in steermoe.refusal("ablate", "--run", run, "--set", "ablate.num_draws=0")
     (run / "unsafe_experts.json").unlink()
     assert "steermoe identify" in steermoe.refusal("ablate", "--run", run, "--quiet")
-    assert steermoe("ablate", "--prompts", "x.csv") == 2
+    assert "keeps the prompts" in steermoe.refusal("ablate", "--run", run, "--prompts", "x.csv")
 
 
 def test_show_prints_the_estimate_that_an_interval_belongs_to(

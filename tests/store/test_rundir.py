@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -77,6 +78,7 @@ def output(num_prompt: int, num_generated: int, seed: int, dtype: type = np.uint
         generated_token_ids=tuple(range(100, 100 + num_generated)),
         routed_experts=order.astype(dtype),
         layer_indices=(1, 3),
+        answer="Antwort \u2028 \U0001f600".strip(),
     )
 
 
@@ -106,7 +108,7 @@ def test_a_state_that_lacks_something_is_damaged(plain: RunDirectory, missing: s
     values = whole.model_dump(mode="json")
     del values[missing]
     plain.write_json(RUN_JSON, values)
-    with pytest.raises(RunDirectoryError, match=f"damaged: {missing}") as caught:
+    with pytest.raises(RunDirectoryError, match=f"damaged at {missing}") as caught:
         plain.read_state()
     assert "\n" not in str(caught.value)
 
@@ -413,6 +415,16 @@ def test_responses_and_counts_are_those_of_the_outputs(directory: RunDirectory) 
     assert counts.layer_indices == (1, 3)
     assert (counts.active == tensors["active"]).all()
     assert directory.routing_metadata() == METADATA | {"shared_prompt_tokens": "[1, 0]"}
+
+
+def test_only_replies_that_reason_have_a_column_of_answers(plain: RunDirectory) -> None:
+    cut = dataclasses.replace(output(3, 4, 0), answer=None)
+    rows = [shard_row(prompt(0), cut), shard_row(prompt(1), output(2, 6, 1))]
+    plain.write_replies("thinking", rows)
+    assert plain.read_answers("thinking") == {"p0": None, "p1": rows[1]["answer"]}
+    plain.write_replies("plain", rows[1:])
+    assert "answer" not in plain.read_replies("plain")
+    assert plain.read_answers("plain") == {"p1": rows[1]["answer"]}
 
 
 def test_outputs_read_back_as_they_were(directory: RunDirectory) -> None:

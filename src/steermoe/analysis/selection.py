@@ -316,12 +316,12 @@ def _check_pairs(name: str, returned: Any, table: pd.DataFrame) -> list[Expert]:
         pair = Expert(int(row[0]), int(row[1]))
         if pair not in known:
             raise SelectionError(
-                f"the selection rule '{name}' returned {pair}, which is not in the risk table; "
+                f"the selection rule '{name}' returned {tuple(pair)}, which is not in the risk table; "
                 "use its layer and expert columns"
             )
         if pair in pairs:
             raise SelectionError(
-                f"the selection rule '{name}' returned {pair} twice; return it once"
+                f"the selection rule '{name}' returned {tuple(pair)} twice; return it once"
             )
         pairs.append(pair)
     return pairs

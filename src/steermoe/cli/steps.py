@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steermoe.cli.options import Options
+from steermoe.errors import ConfigError
 
 if TYPE_CHECKING:
     from steermoe.config import Config
@@ -27,6 +28,11 @@ def run_step(
     Returns:
         The run.
     """
+    if options.prompts and not creates_run:
+        raise ConfigError(
+            f"--prompts {options.prompts[0]}: a run keeps the prompts that it was collected with; give them to "
+            "steermoe run or collect"
+        )
     config = options.new_config() if creates_run else options.stored_config()
     reporter = options.reporter
     note_settings_without_effect(config, reporter, step)

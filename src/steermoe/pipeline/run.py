@@ -23,7 +23,7 @@ from steermoe.pipeline.versions import package_versions
 from steermoe.reporter import Reporter, silent
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import MODEL
-from steermoe.store.old_layout import MOVED_UP
+from steermoe.store.old_layout import MOVED_UP, open_state
 from steermoe.store.run import Run
 from steermoe.store.state import ModelRecord, RunState, StepRecord
 
@@ -149,7 +149,7 @@ def _open(
         SteerMoEError: The run belongs to another model, or its replies to other settings; or the model cannot be used.
     """
     # One that died before it had anything to keep begins anew.
-    before = directory.read_state() if directory.exists and directory.has_results else None
+    before = open_state(directory) if directory.exists and directory.has_results else None
     steps = [step for steps in COMMANDS[command] for step in steps]
     if before is None or any(step.needs_model for step in steps):
         from steermoe.loading import model_source

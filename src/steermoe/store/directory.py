@@ -43,7 +43,6 @@ from steermoe.store.names import (
     scored_of,
     shard_of,
 )
-from steermoe.store.old_layout import OLD_VERSION, move_up
 from steermoe.store.response_tables import (
     ANSWER,
     SCORED_SCHEMA,
@@ -99,20 +98,23 @@ class RunDirectory(RunFiles):
             )
         found = self.read_json(RUN_JSON)
         version = found.get("schema_version")
-        if version == OLD_VERSION and isinstance(found.get("model"), dict) and "config" in found:
-            return move_up(self, found)
         if version != SCHEMA_VERSION:
             raise RunDirectoryError(
                 f"run directory {self.path} has schema version {version}, this steermoe reads {SCHEMA_VERSION}; "
                 "choose another with --run"
             )
         try:
-            return RunState.model_validate(found)
+            state, damaged = RunState.model_validate(found), ""
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
+            state, damaged = None, ".".join(map(str, error.errors()[0]["loc"]))
+        for name, record in state.stages.items() if state is not None else ():
+            if record.status == "done" and record.seconds is None:
+                damaged = f"stages.{name}.seconds"
+        if state is None or damaged:
             raise RunDirectoryError(
-                f"{RUN_JSON} in {self.path} is damaged: {where}: {error.errors()[0]['msg']}; choose another with --run"
-            ) from None
+                f"{RUN_JSON} in {self.path} is damaged at {damaged}; choose another with --run"
+            )
+        return state
 
     def write_state(self, state: RunState) -> None:
         """Write `run.json` whole."""

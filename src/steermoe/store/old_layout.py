@@ -8,7 +8,7 @@ token, `measures.parquet`) is made by the next `steermoe evaluate`; until then t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from steermoe.hashes import sha256_of, stamp_of
 from steermoe.records import Judgement, Verdict
+from steermoe.store.directory import RunDirectory
 from steermoe.store.names import (
     BASE,
     HARDENED,
@@ -27,6 +28,7 @@ from steermoe.store.names import (
     RISK_HELD_OUT,
     RISK_PER_BATCH,
     ROUTING,
+    RUN_JSON,
     SFT_DATASET,
     TOKENS,
     UNSAFE_EXPERTS,
@@ -35,9 +37,6 @@ from steermoe.store.names import (
 )
 from steermoe.store.response_tables import RESPONSES_SCHEMA
 from steermoe.store.state import FileRecord, ModelRecord, RunState, StepRecord
-
-if TYPE_CHECKING:
-    from steermoe.store.directory import RunDirectory
 
 OLD_VERSION = 1
 
@@ -63,6 +62,19 @@ _WROTE = {
     "train": (SFT_DATASET, MODEL),
 }
 """The steps whose results are those of today."""
+
+
+def open_state(run: RunDirectory) -> RunState:
+    """`run.json`; a run of the layout before this one is moved up first.
+
+    Raises:
+        RunDirectoryError: There is no run here, it has another schema version, or it is damaged.
+    """
+    if run.exists:
+        found = run.read_json(RUN_JSON)
+        if found.get("schema_version") == OLD_VERSION and {"model", "config"} <= found.keys():
+            return move_up(run, found)
+    return run.read_state()
 
 
 def move_up(run: RunDirectory, old: Mapping[str, Any]) -> RunState:

@@ -25,6 +25,7 @@ from steermoe.records import (
 )
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import BASE, RISK, RISK_PER_BATCH, VERDICTS
+from steermoe.store.old_layout import open_state
 from steermoe.store.selection_file import ExpertSet
 from steermoe.store.state import RunState
 
@@ -47,7 +48,7 @@ class Run:
         Raises:
             RunDirectoryError: There is none, or it was damaged.
         """
-        return self.directory.read_state()
+        return open_state(self.directory)
 
     @cached_property
     def config(self) -> Config:
