@@ -92,7 +92,11 @@ def test_json_reads_back_whatever_the_path_and_the_text(directory: RunDirectory)
         seed=3,
         packages={},
         model=ModelRecord(id=text),
-        stages={"train": StepRecord(status="done", fingerprint="f", figures={"history": [1.5]})},
+        stages={
+            "train": StepRecord(
+                status="done", fingerprint="f", seconds=2.5, figures={"history": [1.5]}
+            )
+        },
         files={"model": FileRecord(step="train", sha256="0", stamp={"a": (1, 2)})},
     )
     directory.write_state(state)
