@@ -378,7 +378,10 @@ def test_no_expert_above_the_threshold_is_said_and_nothing_is_trained(
         (lambda state: {"schema_version": state["schema_version"]}, "config"),
         (lambda state: state | {"stages": []}, "stages"),
         (lambda state: {k: v for k, v in state.items() if k != "model"}, "model"),
-        (lambda state: state | {"stages": {"collect": {"status": "done"}}}, "collect.seconds"),
+        (
+            lambda state: state | {"stages": {"collect": {"status": "done", "fingerprint": "0"}}},
+            "collect.seconds",
+        ),
         (lambda state: state | {"stages": {"collect": {}}}, "stages.collect.status"),
     ],
 )

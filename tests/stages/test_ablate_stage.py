@@ -595,7 +595,7 @@ def test_the_command_prints_its_table_and_show_prints_it_again(
     for words in (
         "base model, 4 of 4 selected experts switched off; 4 unsafe, 4 look-alike, 4 benign",
         "hardened model",
-        "Log p of a refusal, harmful",
+        "Log p refusal, harmful",
         "Change on harmless text",
         "Look-alikes refused",
         "2 random draws, all different, of ",

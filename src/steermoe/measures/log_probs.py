@@ -57,7 +57,7 @@ class LogProb:
 LOG_PROBS = (
     LogProb(
         "refusal_log_prob",
-        "Log p of a refusal, harmful",
+        "Log p refusal, harmful",
         "mean log-probability per token of the target refusal after harmful requests",
         "refusal_log_prob",
         lambda prompt: prompt.label is Label.UNSAFE,
@@ -65,14 +65,14 @@ LOG_PROBS = (
     ),
     LogProb(
         "reply_log_prob_unsafe",
-        "Log p of old replies, harmful",
+        "Log p reply, harmful",
         "mean log-probability per token of the base model's own replies to harmful requests",
         "reply_log_prob",
         lambda prompt: prompt.label is Label.UNSAFE,
     ),
     LogProb(
         "reply_log_prob_look_alike",
-        "Log p of old replies, look-alike",
+        "Log p reply, look-alike",
         "mean log-probability per token of the base model's own replies to look-alikes",
         "reply_log_prob",
         lambda prompt: prompt.is_look_alike,
@@ -80,7 +80,7 @@ LOG_PROBS = (
     ),
     LogProb(
         "reply_log_prob_benign",
-        "Log p of old replies, benign",
+        "Log p reply, benign",
         "mean log-probability per token of the base model's own replies to benign requests",
         "reply_log_prob",
         lambda prompt: prompt.label is Label.BENIGN,
