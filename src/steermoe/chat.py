@@ -64,6 +64,14 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def encode_reply(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a whole reply: its text, and the end of the turn where the tokenizer has one."""
+    ids = encode(tokenizer, text)
+    if tokenizer.eos_token_id is not None:
+        ids.append(int(tokenizer.eos_token_id))
+    return ids
+
+
 def _apply(tokenizer: Any, turns: list[dict[str, str]], kwargs: dict[str, Any]) -> str:
     try:
         text = tokenizer.apply_chat_template(

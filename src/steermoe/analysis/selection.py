@@ -6,7 +6,6 @@ user's own is named as `package.module:callable`, and what it returns is checked
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from steermoe.analysis.risk import sort_by_risk
-from steermoe.errors import SelectionError
+from steermoe.contracts import own_callable
+from steermoe.errors import ConfigError, SelectionError
 from steermoe.records import BoolArray, Expert
 
 Rule = Callable[[pd.DataFrame], list[Expert]]
@@ -273,18 +273,10 @@ def how_to_select_more(rule: str, threshold: float, largest_risk_diff: float) ->
 
 
 def _users_rule(name: str) -> Rule:
-    module_name, _, attribute = name.partition(":")
     try:
-        rule = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise SelectionError(
-            f"cannot import the selection rule '{name}' ({error}); write package.module:callable "
-            "and see that the package is installed or on PYTHONPATH"
-        ) from error
-    if not callable(rule):
-        raise SelectionError(
-            f"the selection rule '{name}' is a {type(rule).__name__}; name a callable"
-        )
+        rule = own_callable("selection rule", name)
+    except ConfigError as error:
+        raise SelectionError(str(error)) from error
 
     def checked(table: pd.DataFrame) -> list[Expert]:
         try:

@@ -32,7 +32,7 @@ from steermoe.analysis.ablation import (
     plan_ablations,
 )
 from steermoe.analysis.risk import expert_label
-from steermoe.chat import encode
+from steermoe.chat import encode, encode_reply
 from steermoe.config import Config
 from steermoe.engines.scoring import kl_per_token, log_prob_per_token
 from steermoe.loading import LoadedModel, load_model, model_source
@@ -314,9 +314,7 @@ def _texts(
         found.setdefault((REPLY, subject.kind), []).append(reply)
     unsafe = [(i, subject.prompt) for i, subject in subjects.items() if subject.kind == UNSAFE]
     for position, (prompt_id, prompt) in enumerate(unsafe):
-        ids = encode(base.tokenizer, target(prompt, position))
-        if base.tokenizer.eos_token_id is not None:
-            ids.append(int(base.tokenizer.eos_token_id))
+        ids = encode_reply(base.tokenizer, target(prompt, position))
         prompt_ids = tuple(encode(base.tokenizer, prompt.rendered))
         refusal = Continuation(prompt_id, prompt_ids, tuple(ids))
         found.setdefault((REFUSAL, UNSAFE), []).append(refusal)

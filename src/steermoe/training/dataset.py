@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from steermoe.chat import encode, render
+from steermoe.chat import encode, encode_reply, render
 from steermoe.config import DEFAULT_REFUSALS
 from steermoe.errors import ConfigError, TrainingError, on_one_line
 from steermoe.records import Label, Message, Output, Prompt, Verdict
@@ -139,9 +139,7 @@ def _refusal(
     target: str,
     tokenizer: Any,
 ) -> TrainingRow:
-    completion_ids = encode(tokenizer, target)
-    if tokenizer.eos_token_id is not None:
-        completion_ids.append(int(tokenizer.eos_token_id))
+    completion_ids = encode_reply(tokenizer, target)
     return TrainingRow(
         prompt_id,
         label,
