@@ -21,7 +21,7 @@ over the defaults. With no value (`--set identify.last_layer=`) a setting that m
 not exist is refused, and the nearest one that does is named. What a run used, down to the last default, is in its
 `run.json`.
 
-This page is written by `python scripts/write_settings.py` from the descriptions in `src/steermoe/config.py`.
+This page is written by `python scripts/write_settings.py` from the descriptions in `src/steermoe/config/`.
 """
 
 TYPES = {
@@ -31,7 +31,7 @@ TYPES = {
     "float": "number",
     "tuple[str, ...]": "list of texts",
     "tuple[float, float, float]": "three numbers",
-    "tuple[steermoe.config.PhaseSection, ...]": "list of tables",
+    "tuple[steermoe.config.train.PhaseSection, ...]": "list of tables",
 }
 
 LONGEST_DEFAULT = 60

@@ -23,7 +23,6 @@ FLOORS = (
     {"analysis", "moe", "chat", "reasoning", "reporter"},
     {"contracts", "unused_settings"},
     {"records", "config", "hashes"},
-    {"config_names"},
     {"errors", "version", "units"},
 )
 """Rooms from the top down. A room imports only from floors below its own."""

@@ -23,7 +23,7 @@ import steermoe
 from conftest import TinyCheckpoint
 from steermoe.cli.app import app
 from steermoe.config import EMBEDDED_MODEL, Config, fields_of, load_config, preset
-from steermoe.config_names import RENAMED
+from steermoe.config.old_names import RENAMED
 from steermoe.prompts.formats import PromptFormat, read_prompts
 from steermoe.store import directory as rundir
 
@@ -107,7 +107,7 @@ def select_from_all_layers(patch: pytest.MonkeyPatch) -> None:
     """The tiny model that plays the embedded one has two layers, not thirty."""
     shipped = preset(EMBEDDED_MODEL)
     shipped["identify"]["first_layer"] = 0
-    patch.setattr("steermoe.config.preset", lambda _: copy.deepcopy(shipped))
+    patch.setattr("steermoe.config.layers.preset", lambda _: copy.deepcopy(shipped))
 
 
 @pytest.mark.parametrize("name", PAGES_WITH_PYTHON)

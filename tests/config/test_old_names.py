@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from steermoe.config import Config, fields_of, load_config, validate
-from steermoe.config_names import RENAMED, renamed_settings
+from steermoe.config.old_names import RENAMED, renamed_settings
 from steermoe.errors import ConfigError
 
 

@@ -1,0 +1,79 @@
+"""What every section of the settings shares: how a value is read as the person who wrote it meant it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+from steermoe.errors import ConfigError
+
+AMBIGUOUS_WORDS = ("yes", "no", "on", "off", "none", "null")
+"""What some people write for true, false or nothing, and some chat templates take as a text."""
+
+
+class Unquoted(str):
+    """A text of the command line that stood without quotes, and so may have been meant as something else."""
+
+    __slots__ = ()
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, and refusing keys it does not know."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """What a person means: nothing empties a setting, one text is a list of one."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        kind, parts = get_origin(annotation), get_args(annotation)
+        if kind is dict:
+            return {} if value == "" else untyped(value)
+        if value == "" and (NoneType in parts or kind is tuple):
+            return None if NoneType in parts else ()
+        if isinstance(value, str) and kind is tuple and parts[0] is str:
+            return (str(value),)
+        return str(value) if isinstance(value, Unquoted) else value
+
+
+def untyped(value: Any) -> Any:
+    """A value of a table whose settings have no type: a bare `False` is false, and no word that is true.
+
+    Raises:
+        ValueError: It may be meant as a truth value or as a text.
+    """
+    if isinstance(value, Mapping):
+        return {key: untyped(entry) for key, entry in value.items()}
+    if not isinstance(value, Unquoted):
+        return value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if value.lower() in AMBIGUOUS_WORDS:
+        raise ValueError(
+            f"{value} may be a truth value or a text; write true or false, or put the text in quotes "
+            f"that reach the program: '\"{value}\"'"
+        )
+    return str(value)
+
+
+def expand_home(path: str) -> str:
+    """A path with its leading `~` replaced by the home directory.
+
+    Raises:
+        ConfigError: It is somebody's home directory that is not known here.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise ConfigError(
+            f"{path} begins with a home directory that is not known; write the path in full"
+        ) from None

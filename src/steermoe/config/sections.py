@@ -1,0 +1,275 @@
+"""The settings of a run, one model a stage. The field descriptions are the reference that users read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from steermoe.config.judge import JudgeSection
+from steermoe.config.section import Section, expand_home
+from steermoe.config.train import TrainSection
+
+EMBEDDED_MODEL = "smollm2-moe"
+BUILTIN_PROMPTS = "builtin:starter"
+
+
+class ModelSection(Section):
+    """Which model, and how it is loaded."""
+
+    id: str = Field(
+        EMBEDDED_MODEL,
+        min_length=1,
+        description="The embedded model's name, a local directory, or a hub id. Naming a hub id is what allows the "
+        "download; HF_HUB_OFFLINE=1 forbids it.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Type of the weights in memory; auto keeps the checkpoint's own."
+    )
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps: where the model runs.")
+    device_map: str | None = Field(
+        None,
+        description="Spread one model over several devices (auto, balanced, ...); overrides device.",
+    )
+    attn_implementation: str | None = Field(
+        None,
+        description="Attention kernel: eager, sdpa, flash_attention_2, ...; empty leaves the model's choice.",
+    )
+    experts_implementation: str = Field(
+        "grouped_mm",
+        description="Kernel of the routed experts while generating: grouped_mm, batched_mm or eager.",
+    )
+    trust_remote_code: bool = Field(
+        False, description="Run code that a hub repository brings along."
+    )
+    dequantize: bool = Field(
+        False,
+        description="Unpack a quantised checkpoint (MXFP4, FP8) into ordinary weights; packed ones cannot train.",
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Passed to the chat template, for instance enable_thinking = false.",
+    )
+
+    @field_validator("id")
+    @classmethod
+    def _in_the_home_directory(cls, model: str) -> str:
+        return expand_home(model)
+
+    @property
+    def name(self) -> str:
+        """The model as files and pages call it: a hub id whole, a directory by its last part alone."""
+        path = Path(self.id)
+        is_hub_id = self.id.count("/") == 1 and not self.id.startswith((".", "/"))
+        return self.id if is_hub_id and not path.is_dir() else path.name or self.id
+
+
+class PromptsSection(Section):
+    """Where prompts come from and how they are split."""
+
+    sources: tuple[str, ...] = Field(
+        (BUILTIN_PROMPTS,),
+        min_length=1,
+        description="Prompt files, or builtin:starter. unsafe:FILE (or safe:, benign:) gives all rows one label; "
+        "FILE:column=NAME,... says how a file is read.",
+    )
+    format: str | None = Field(
+        None, description="Overrides the format found from a file's content."
+    )
+    system_prompt: str | None = Field(
+        None,
+        min_length=1,
+        description="System turn put before every conversation that brings none; empty leaves them as they are.",
+    )
+    include_failed: bool = Field(
+        False, description="Keep jailbreak rows whose success field says no."
+    )
+    split_fractions: tuple[float, float, float] = Field(
+        (5 / 9, 1 / 9, 3 / 9),
+        description="Shares of goals for train, dev and test, where a file brings no split.",
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _in_the_home_directory(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(expand_home(source) for source in sources)
+
+    @model_validator(mode="after")
+    def _fractions_add_up(self) -> PromptsSection:
+        if min(self.split_fractions) < 0 or abs(sum(self.split_fractions) - 1) > 1e-6:
+            raise ValueError(
+                f"split_fractions {self.split_fractions} must be three shares that add up to 1"
+            )
+        return self
+
+
+class CollectSection(Section):
+    """Mixed batches and generation."""
+
+    batch_size: int = Field(16, ge=2, description="Prompts of a mixed batch.")
+    safe_ratio: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Share of safe prompts in a mixed batch, at least one of each kind.",
+    )
+    num_batches: int | None = Field(
+        None, ge=1, description="Mixed batches to make; empty makes as many as the prompts fill."
+    )
+    max_new_tokens: int = Field(48, ge=1, description="Most tokens of a reply.")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy; above it replies are sampled.")
+    generation_batch_size: int = Field(
+        32,
+        ge=1,
+        description="Prompts generated together, rounded to whole mixed batches. Lower it when memory runs out.",
+    )
+
+
+class IdentifySection(Section):
+    """From counts to unsafe experts."""
+
+    segment: Literal["generation", "prompt"] = Field(
+        "generation",
+        description="Tokens that are compared: those of the replies, or of the prompts.",
+    )
+    rule: str = Field(
+        "threshold",
+        min_length=1,
+        description="Selection rule: threshold, fdr, stability, combined, lowest, random, or package.module:callable.",
+    )
+    threshold: float = Field(
+        0.05, ge=-1, le=1, description="Least risk difference of an unsafe expert."
+    )
+    top_k: int = Field(
+        50, ge=1, description="Most experts that are selected, the largest risk differences."
+    )
+    first_layer: int = Field(
+        0,
+        ge=0,
+        description="Lowest decoder layer to select from. Layers below the lowest trained one cost nothing in later "
+        "passes.",
+    )
+    last_layer: int | None = Field(
+        None,
+        ge=0,
+        description="Highest decoder layer to select from; empty means the model's last.",
+    )
+    filter_by_verdict: bool = Field(
+        True,
+        description="Count a pair of plain harmful goal and jailbreak only if the plain one was refused and the "
+        "jailbreak was not.",
+    )
+    estimator: Literal["mean_over_batches", "pooled", "mean_over_responses", "equal_length"] = (
+        Field(
+            "mean_over_batches", description="The estimate that the uncertainty columns belong to."
+        )
+    )
+    replicate_on: tuple[Literal["dev", "test"], ...] = Field(
+        ("dev", "test"),
+        min_length=1,
+        description="Held-out goals on which the selection is looked at again: dev, test or both. Leave dev out where "
+        "settings were chosen on it.",
+    )
+    num_permutations: int = Field(
+        2000,
+        ge=0,
+        description="Permutations behind the p-values; 0 leaves the uncertainty columns out.",
+    )
+    num_bootstrap: int = Field(2000, ge=0, description="Bootstrap draws behind the intervals.")
+    num_subsamples: int = Field(
+        200,
+        ge=0,
+        description="Random halves of the goals behind the stability column; 0 leaves it out.",
+    )
+    max_q_value: float = Field(
+        0.05, gt=0, le=1, description="False discovery rate that the rules fdr and combined allow."
+    )
+    min_stability: float = Field(
+        0.75,
+        gt=0.5,
+        le=1,
+        description="Share of halves that must select an expert, for the rules stability and combined.",
+    )
+
+
+class EvaluateSection(Section):
+    """Base against hardened, on held-out goals."""
+
+    split: Literal["test", "dev"] = Field(
+        "test",
+        description="Goals to evaluate on: dev to choose settings, test for the final figures.",
+    )
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of every interval.")
+    num_bootstrap: int = Field(10_000, ge=100, description="Draws of the cluster bootstrap.")
+
+
+class AblateSection(Section):
+    """Switching the selected experts off, against random ones: a measurement of how much hangs on them."""
+
+    num_prompts: int = Field(
+        24,
+        ge=1,
+        description="Held-out prompts of each kind: unsafe, look-alike, benign. Fewer where there are no more.",
+    )
+    num_draws: int = Field(
+        20,
+        ge=1,
+        description="Random sets of experts, matched by layer and activation frequency. No p-value can be below "
+        "1 / (1 + draws).",
+    )
+    num_generated_draws: int = Field(
+        3, ge=0, description="Of the random sets, those that replies are generated with."
+    )
+    max_tokens: int = Field(
+        16,
+        ge=1,
+        description="Leading tokens of the base model's replies whose log-probability and divergence are measured.",
+    )
+
+
+class ReportSection(Section):
+    """The HTML page."""
+
+    show_harmful: bool = Field(
+        False, description="Print replies to unsafe prompts in the report; hidden unless asked for."
+    )
+    top_experts: int = Field(20, ge=1, description="Rows of the table of experts.")
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    seed: int = Field(
+        0,
+        ge=0,
+        le=2**32 - 1,  # numpy takes no larger one
+        description="Seeds batches, splits, sampling, training and resampling.",
+    )
+    run: str | None = Field(None, description="The run directory; empty is runs/<model name>.")
+    model: ModelSection = Field(default_factory=ModelSection)
+    prompts: PromptsSection = Field(default_factory=PromptsSection)
+    collect: CollectSection = Field(default_factory=CollectSection)
+    judge: JudgeSection = Field(default_factory=JudgeSection)
+    identify: IdentifySection = Field(default_factory=IdentifySection)
+    train: TrainSection = Field(default_factory=TrainSection)
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    ablate: AblateSection = Field(default_factory=AblateSection)
+    report: ReportSection = Field(default_factory=ReportSection)
+
+    @field_validator("run")
+    @classmethod
+    def _in_the_home_directory(cls, run: str | None) -> str | None:
+        return expand_home(run) if run is not None else None
+
+    def with_model_id(self, model_id: str) -> Config:
+        """The same settings, with the model named otherwise."""
+        return self.model_copy(update={"model": self.model.model_copy(update={"id": model_id})})
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run is kept."""
+        if self.run is not None:
+            return Path(self.run)
+        return Path("runs") / (Path(self.model.id).name or "model")
