@@ -116,6 +116,11 @@ class Prompt(KeyedRecord):
         return self.label is Label.SAFE and self.category == LOOK_ALIKE
 
     @property
+    def is_harmless(self) -> bool:
+        """Whether this is a request whose answer should stay what it was: none that is harmful, in any wrapping."""
+        return self.label is not Label.UNSAFE and not self.is_plain_goal
+
+    @property
     def is_plain_goal(self) -> bool:
         """Whether this is the plainly asked harmful goal of a jailbreak pair."""
         return self.label is Label.SAFE and self.category == PLAIN_GOAL

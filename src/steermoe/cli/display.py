@@ -18,8 +18,8 @@ from steermoe.cli.display_evidence import (
     stability_line,
     with_held_out,
 )
+from steermoe.cli.display_figures import figure_rows, group_tables
 from steermoe.errors import RunDirectoryError
-from steermoe.measures import MEASURES
 from steermoe.records import NO_BATCH, Expert
 from steermoe.report.numbers import ranges
 from steermoe.store.names import ABLATION, EVALUATION, MODEL, REPORT, RISK
@@ -45,7 +45,7 @@ def overview(run: Run, top: int) -> Group:
     """Stages, figures and the top experts."""
     parts: list[Any] = [_cost_table(run)]
     if run.directory.file(EVALUATION).exists():
-        parts.append(_figures_table(run))
+        parts += [_figures_table(run), *group_tables(run.evaluation)]
     if run.directory.file(RISK).exists():
         parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
     evidence = (selection_lines(run), stability_line(run), replication_table(run))
@@ -151,20 +151,6 @@ def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) ->
     return text
 
 
-def percent(metric: dict[str, Any]) -> str:
-    """A rate with its interval, n and unscored answers."""
-    if metric["value"] is None:
-        return f"none scored ({metric['num_unscored']} unscored)"
-    text = (
-        f"{metric['value']:.1%} [{metric['ci_low']:.1%}, {metric['ci_high']:.1%}] n={metric['n']}"
-    )
-    if metric["num_unscored"]:
-        text += f", {metric['num_unscored']} unscored"
-    if metric.get("worst_case") is not None:
-        text += f", at worst {metric['worst_case']:.1%}"
-    return text
-
-
 def _figures_table(run: Run) -> Table:
     table = Table(title="figures", title_justify="left", box=None)
     trained = run.state.figures_of("train").get("num_trained_experts")
@@ -177,19 +163,8 @@ def _figures_table(run: Run) -> Table:
     evaluation = run.evaluation
     for name in (f"{evaluation['split']} prompts", "before", "after", "p"):
         table.add_column(name)
-    for measure in MEASURES:
-        before, after, change = (
-            evaluation[side].get(measure.name) for side in ("base", "hardened", "paired")
-        )
-        if measure.unit == "share" and before and after:
-            p_value = (change or {}).get("p_value")
-            shown = "" if p_value is None else f"{p_value:.2g}"
-            table.add_row(measure.title, percent(before), percent(after), shown)
-        elif measure.unit != "share" and change and change["value"] is not None:
-            low, high = change["ci_low"], change["ci_high"]
-            interval = "" if low is None else f" [{low:.4f}, {high:.4f}]"
-            figure = f"{change['value']:.4f}{interval} {measure.unit} n={change['n']}"
-            table.add_row(measure.title, "", figure, "")
+    for cells in figure_rows(evaluation):
+        table.add_row(*cells)
     if trained:
         of_all = run.state.figures_of("identify")["num_experts_in_all"]
         table.add_row("experts trained", "", f"{trained} of {of_all}")

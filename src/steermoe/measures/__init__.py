@@ -4,11 +4,25 @@ A measure holds its own words (title, meaning, unit, which way is better), which
 """
 
 from steermoe.contracts import Measure
+from steermoe.measures.after_opening import AFTER_OPENING
 from steermoe.measures.divergence import DIVERGENCES
+from steermoe.measures.groups import BY_GROUP
+from steermoe.measures.language import LanguageChanged
+from steermoe.measures.length import ReplyLength
 from steermoe.measures.log_probs import LOG_PROBS
 from steermoe.measures.rates import RATES
+from steermoe.measures.repetition import RepetitionRate
 
-MEASURES: tuple[Measure, ...] = (*RATES, *DIVERGENCES, *LOG_PROBS)
+MEASURES: tuple[Measure, ...] = (
+    *RATES,
+    *AFTER_OPENING,
+    *DIVERGENCES,
+    RepetitionRate(),
+    ReplyLength(),
+    LanguageChanged(),
+    *LOG_PROBS,
+    *BY_GROUP,
+)
 """Every measure, in the order in which tables show them."""
 
 BY_NAME = {measure.name: measure for measure in MEASURES}

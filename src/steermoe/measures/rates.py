@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from steermoe.measures.evidence import VariantEvidence, metric_of
+from steermoe.measures.evidence import VariantEvidence
 from steermoe.records import Label, MeasureRow, Prompt, Verdict
 
 
@@ -35,31 +35,16 @@ class VerdictRate:
 
     def of(self, evidence: VariantEvidence) -> list[MeasureRow]:
         """The rate, and its change against the reference with exact McNemar; none without replies."""
-        from steermoe.analysis import (
-            rates,  # its statistics library is slow to load, and words need none
-        )
-
         if not evidence.own.verdicts:
             return []
         chosen = [i for i, prompt in evidence.prompts.items() if self.counts(prompt)]
-        hits, goals = evidence.hits(evidence.own, chosen, self.hit), evidence.goals(chosen)
-        arguments = evidence.intervals.arguments()
-        own = metric_of(rates.rate(hits, goals, worse=self.worse, **arguments))
-        rows = [MeasureRow(evidence.variant, evidence.set, self.name, own, evidence.judge)]
-        if evidence.reference is not None and evidence.reference.verdicts:
-            before = evidence.hits(evidence.reference, chosen, self.hit)
-            changed = metric_of(rates.change(before, hits, goals, **arguments))
-            rows.append(
-                MeasureRow(
-                    evidence.variant,
-                    evidence.set,
-                    self.name,
-                    changed,
-                    evidence.judge,
-                    evidence.reference_name,
-                )
-            )
-        return rows
+        return evidence.shares(
+            self.name,
+            evidence.judge,
+            chosen,
+            lambda side: evidence.hits(side, chosen, self.hit),
+            self.worse,
+        )
 
 
 RATES = (

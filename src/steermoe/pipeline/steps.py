@@ -242,6 +242,7 @@ EVALUATE = Step(
     reads=(
         PROMPTS,
         BASE_REPLIES,
+        TOKENS,
         inputs.replies(names.HARDENED),
         inputs.scored(names.HARDENED),
         inputs.verdicts_on(names.BASE),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -74,6 +74,18 @@ def nats(value: Any) -> str:
     """A divergence with four decimals; one that is smaller, but not zero, is said to be so."""
     tiny = is_number(value) and 0 < value < 0.00005
     return f"<{NBSP}0.0001" if tiny else number(value, 4)
+
+
+def form_of(unit: str) -> Callable[[Any], str]:
+    """How figures of a unit are printed."""
+    forms: dict[str, Callable[[Any], str]] = {"share": percent, "nats": nats}
+    return forms.get(unit, lambda value: number(value, 1))
+
+
+def form_of_change(unit: str) -> Callable[[Any], str]:
+    """How changes of figures of a unit are printed."""
+    forms: dict[str, Callable[[Any], str]] = {"share": points, "nats": nats}
+    return forms.get(unit, lambda value: signed(value, 1))
 
 
 def duration(seconds: Any) -> str:

@@ -135,6 +135,7 @@ def _opening(material: Material) -> dict[str, Any]:
         "headline": text.headline(subject, evaluation),
         "cautions": text.cautions(evaluation, config.judge.main, material.split),
         "metrics": text.metric_rows(evaluation) if evaluation else [],
+        "groups": text.group_tables(evaluation) if evaluation else [],
         "tiles": text.tiles(evaluation) if evaluation else [],
         "divergence": _divergence(evaluation),
         "confidence": f"{100 * config.evaluate.confidence:g}{numbers.NBSP}%",

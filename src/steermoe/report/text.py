@@ -8,10 +8,14 @@ from typing import Any
 
 from steermoe.analysis.selection import how_to_select_more
 from steermoe.measures import BY_NAME
+from steermoe.measures.groups import parts_of_group_name
+from steermoe.measures.rates import RATES
 from steermoe.report.numbers import (
     MISSING,
     NBSP,
     counted,
+    form_of,
+    form_of_change,
     integer,
     is_number,
     nats,
@@ -27,6 +31,9 @@ SIGNIFICANT = 0.05
 
 RULES_BY_RISK = ("threshold", "fdr", "stability", "combined")
 """Selection rules that take the largest risk differences."""
+
+OF_VERDICTS = tuple(rate.name for rate in RATES)
+"""The rates that the run's judge decides."""
 
 TILES = ("refusal_rate", "over_refusal_rate", "over_refusal_rate_look_alike")
 """The rates that are shown large."""
@@ -218,7 +225,8 @@ def cautions(evaluation: Mapping[str, Any] | None, judge: str, split: str) -> li
     if any(
         "worst_case" in (metric or {})
         for side in ("base", "hardened")
-        for metric in evaluation.get(side, {}).values()
+        for name, metric in evaluation.get(side, {}).items()
+        if name in OF_VERDICTS
     ):
         said.append(
             "Of some kinds of prompts more than 2 % of the replies could not be scored; the table shows the worst case "
@@ -258,7 +266,10 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         before, after, paired = (side.get(name) or {} for side in sides)
         measure = BY_NAME.get(name)
-        is_rate = measure is not None and measure.unit == "share"
+        unit = measure.unit if measure is not None else "nats"
+        is_rate, form = unit == "share", form_of(unit)
+        # What is a comparison by itself is no change of anything.
+        form_changed = form_of_change(unit) if before or after else form
         label = measure.title if measure is not None else words(name).capitalize()
         meaning = measure.meaning if measure is not None else ""
         rows.append(
@@ -266,9 +277,9 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "key": name,
                 "name": label,
                 "meaning": meaning,
-                "before": _cell(before, percent if is_rate else nats, is_rate),
-                "after": _cell(after, percent if is_rate else nats, is_rate),
-                "change": _cell(paired, points if is_rate else nats, False),
+                "before": _cell(before, form, is_rate),
+                "after": _cell(after, form, is_rate),
+                "change": _cell(paired, form_changed, is_rate and form_changed is form),
                 "n": _sizes(before, after, paired),
                 "num_unscored": _unscored(before, after, paired),
                 "p_value": p_value(paired.get("p_value")) if "p_value" in paired else MISSING,
@@ -278,6 +289,23 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def group_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rates by category and by style, a table each; rows as of the metrics table, named by their group."""
+    tables: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for name, found in evaluation.get("sets", {}).items():
+        parts = parts_of_group_name(name)
+        if parts is None:
+            continue
+        whole, by, value = parts
+        for row in metric_rows(found):
+            named = {"name": f"{words(value)}: {row['name']}", "meaning": ""}
+            tables.setdefault((whole, by), []).append(row | named)
+    return [
+        {"caption": f"Refusal by {by} of the {whole} prompts", "rows": rows}
+        for (whole, by), rows in tables.items()
+    ]
 
 
 def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from steermoe.config import Config
+from steermoe.contracts import Measure
 from steermoe.measures import MEASURES
 from steermoe.measures.evidence import Intervals, Side, VariantEvidence
+from steermoe.measures.groups import BY_GROUP
 from steermoe.records import MeasureRow, Prompt, Split
 from steermoe.reporter import Reporter
 from steermoe.stages.ablate import ablated_variants, intact_variant
@@ -23,6 +24,9 @@ from steermoe.store.state import Figures
 
 ABLATION_SET = "ablation"
 """The set of prompts that ablated variants are measured on: so many of each kind of the evaluated split."""
+
+OF_WHOLE_SETS = tuple(measure for measure in MEASURES if measure not in BY_GROUP)
+"""Those that do not divide a set: of the few prompts that ablated variants are measured on, nothing would be left."""
 
 LEADING_TOKENS = ", leading tokens"
 """Of the replies that ablated variants are fed."""
@@ -73,7 +77,7 @@ def _measure_ablated(
         chosen = {i: prompt for i, prompt in prompts.items() if i in fed}
         reference = sides.get(intact) if variant != intact else None
         if reference is not None and model == BASE:
-            reference = replace(reference, verdicts=base.verdicts)  # its replies are the run's own
+            reference = replace(base, scored=reference.scored)  # its replies are the run's own
         rows += measure(
             VariantEvidence(
                 variant,
@@ -85,14 +89,15 @@ def _measure_ablated(
                 config.judge.main,
                 intervals_of(config),
                 LEADING_TOKENS,
-            )
+            ),
+            OF_WHOLE_SETS,
         )
     return rows
 
 
-def measure(evidence: VariantEvidence) -> list[MeasureRow]:
+def measure(evidence: VariantEvidence, measures: Sequence[Measure] = MEASURES) -> list[MeasureRow]:
     """Every measure that is defined of a variant."""
-    return [row for measure in MEASURES for row in measure.of(evidence)]
+    return [row for measure in measures for row in measure.of(evidence)]
 
 
 def intervals_of(config: Config) -> Intervals:
@@ -102,13 +107,7 @@ def intervals_of(config: Config) -> Intervals:
 
 def side_of(run: RunDirectory, variant: str, judge: str, prompts: Mapping[str, Prompt]) -> Side:
     """What a run knows of a variant on some prompts."""
-    verdicts: dict[str, str] = {}
-    texts: dict[str, str] = {}
-    if run.has(replies_of(variant)):
-        judged = run.read_judged(variant, judge)
-        judged = judged[judged["prompt_id"].isin(prompts)]
-        verdicts = dict(zip(judged["prompt_id"], judged["verdict"], strict=True))
-        texts = dict(zip(judged["prompt_id"], judged["generated_text"], strict=True))
+    replies = replies_on(run, variant, judge, prompts) if run.has(replies_of(variant)) else Side()
     scored: dict[tuple[str, str], Sequence[float]] | None = None
     if run.has(scored_of(variant)):
         table = run.read_scored(variant)
@@ -116,25 +115,57 @@ def side_of(run: RunDirectory, variant: str, judge: str, prompts: Mapping[str, P
             (row["quantity"], row["prompt_id"]): row["values"].tolist()
             for row in table.to_dict("records")
         }
-    return Side(verdicts, texts, scored)
+    return replace(replies, scored=scored)
 
 
-def as_evaluation(rows: Sequence[MeasureRow], split: str) -> dict[str, Any]:
-    """What `evaluation.json` holds: the two models' own figures, and the changes between them."""
+def replies_on(run: RunDirectory, variant: str, judge: str, prompts: Mapping[str, Prompt]) -> Side:
+    """A variant's replies to some prompts, as they were judged."""
+    judged = run.read_judged(variant, judge)
+    judged = judged[judged["prompt_id"].isin(prompts)]
+    ids = judged["prompt_id"].tolist()
+    answers, token_ids = run.read_answers(variant), run.read_token_ids(variant)
+    return Side(
+        verdicts=dict(zip(ids, judged["verdict"].tolist(), strict=True)),
+        texts=dict(zip(ids, judged["generated_text"].tolist(), strict=True)),
+        answers={i: answers[i] for i in ids},
+        num_tokens=dict(zip(ids, judged["num_generated_tokens"].tolist(), strict=True)),
+        token_ids={i: token_ids[i] for i in ids if i in token_ids},
+    )
+
+
+Figure = dict[str, float | int | None]
+"""One figure as `evaluation.json` holds it."""
+
+Comparison = dict[str, dict[str, Figure]]
+"""`base`, `hardened` and `paired`, each by the names of the measures."""
+
+
+def as_evaluation(
+    rows: Sequence[MeasureRow], split: str
+) -> dict[str, str | dict[str, Figure] | dict[str, Comparison]]:
+    """What `evaluation.json` holds: figures of both models on the split, and under `sets` those on every other set."""
+    named = dict.fromkeys(row.set for row in rows if row.variant in (BASE, HARDENED))
+    others = {name: comparison(rows, name) for name in named if name != split}
+    return {"split": split, **comparison(rows, split), **({"sets": others} if others else {})}
+
+
+def comparison(rows: Sequence[MeasureRow], name: str) -> Comparison:
+    """The two models' own figures on a set, and the changes between them."""
+    of_set = [row for row in rows if row.set == name]
     own = {
         variant: {
             row.measure: row.metric.as_json()
-            for row in rows
+            for row in of_set
             if row.variant == variant and not row.compared_with
         }
         for variant in (BASE, HARDENED)
     }
     paired = {
         row.measure: row.metric.as_json()
-        for row in rows
+        for row in of_set
         if row.variant == HARDENED and row.compared_with == BASE
     }
     for found in paired.values():
         if "only_before" in found:
             found.setdefault("p_value", None)  # of no pair there is none
-    return {"split": split, **own, "paired": paired}
+    return {**own, "paired": paired}

@@ -47,6 +47,7 @@ from steermoe.store.response_tables import (
     ANSWER,
     SCORED_SCHEMA,
     SHARD_SCHEMA,
+    TOKEN_IDS,
     TOKENS_SCHEMA,
     VERDICTS_SCHEMA,
     create_counts_file,
@@ -229,7 +230,7 @@ class RunDirectory(RunFiles):
         """Turn shards into the table of a variant's replies."""
         name = replies_of(variant)
         shards = [self.file(shard_of(prefix, index)) for index in indices]
-        schema = self._reply_schema(shards)
+        schema = self._reply_schema(shards).append(TOKEN_IDS)
         with self.writing(name) as path, pq.ParquetWriter(path, schema) as responses:
             for piece in shards:
                 responses.write_table(pq.read_table(piece).select(schema.names))
@@ -243,7 +244,7 @@ class RunDirectory(RunFiles):
         """Write a variant's replies, whole: columns of `SHARD_SCHEMA`, of which those of replies are kept."""
         with self.writing(replies_of(variant)) as path:
             table = pa.Table.from_pylist([dict(r) for r in rows], SHARD_SCHEMA)
-            pq.write_table(table.select(reply_schema([table]).names), path)
+            pq.write_table(table.select([*reply_schema([table]).names, TOKEN_IDS.name]), path)
 
     def read_replies(self, variant: str = BASE) -> pd.DataFrame:
         """A variant's replies, one row each."""
@@ -258,6 +259,15 @@ class RunDirectory(RunFiles):
             i: a if isinstance(a, str) else None
             for i, a in zip(replies["prompt_id"], found, strict=True)
         }
+
+    def read_token_ids(self, variant: str) -> dict[str, list[int]]:
+        """The generated token ids of a variant's replies, by prompt id; empty where they were not kept."""
+        with self.reading(TOKENS if variant == BASE else replies_of(variant)) as path:
+            columns = ["prompt_id", TOKEN_IDS.name]
+            if TOKEN_IDS.name not in pq.read_schema(path).names:
+                return {}
+            table = pq.read_table(path, columns=columns)
+        return dict(zip(*(table[name].to_pylist() for name in columns), strict=True))
 
     def read_counts(self) -> RoutingCounts:
         """`routing.safetensors`: counts of every response, in the order of `responses.parquet`."""

@@ -68,6 +68,9 @@ SCORED_SCHEMA = pa.schema(
 ANSWER = pa.field("answer", pa.string())
 """The reply without its reasoning, null where it ended inside that: a column of tables of models that reason."""
 
+TOKEN_IDS = TOKENS_SCHEMA.field("generated_token_ids")
+"""A column of the tables of variants whose other tokens are not kept; the base model's are in `tokens.parquet`."""
+
 SHARD_SCHEMA = pa.schema(
     [*RESPONSES_SCHEMA, ANSWER, *[TOKENS_SCHEMA.field(i) for i in range(1, len(TOKENS_SCHEMA))]]
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from steermoe.judges.phrases.asian import CHINESE, JAPANESE, KOREAN
 from steermoe.judges.phrases.english import (
+    ANNOUNCES_STEPS,
     ANSWERS_ALL_THE_SAME,
     DECLINES,
     DEFLECTS,
@@ -33,6 +34,7 @@ DECLINES_BY_LANGUAGE: dict[str, tuple[str, ...]] = {
 """Phrases that decline in the first person."""
 
 __all__ = [
+    "ANNOUNCES_STEPS",
     "ANSWERS_ALL_THE_SAME",
     "DECLINES_BY_LANGUAGE",
     "DEFLECTS",

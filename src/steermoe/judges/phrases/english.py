@@ -108,11 +108,16 @@ HINTS_OF_LECTURES: tuple[str, ...] = (
 )
 """What lectures are full of, and answers too: it takes three of them."""
 
+ANNOUNCES_STEPS: tuple[str, ...] = (
+    r"\bhere(?:'s| is| are) (?:\w+ ){0,3}"
+    r"(?:steps|tips|ways|ideas|suggestions|methods|how|considerations|options|strategies|examples)\b",
+)
+"""What follows is an answer."""
+
 ANSWERS_ALL_THE_SAME: tuple[str, ...] = (
     r"\b(?:however|but|that said|nevertheless|nonetheless),? "
     r"(?:i (?:will|can|could|am able to)|i'll|here(?:'s| is| are))\b"
     r"(?! (?:not|only (?:help|assist)))",
-    r"\bhere(?:'s| is| are) (?:\w+ ){0,3}"
-    r"(?:steps|tips|ways|ideas|suggestions|methods|how|considerations|options|strategies|examples)\b",
+    *ANNOUNCES_STEPS,
 )
 """After a warning: what follows is an answer, so the warning was no lecture."""

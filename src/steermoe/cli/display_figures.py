@@ -1,0 +1,74 @@
+"""Figures of two models side by side, as the command line prints them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from steermoe.measures import MEASURES
+from steermoe.measures.groups import parts_of_group_name
+
+
+def percent(metric: Mapping[str, Any]) -> str:
+    """A rate with its interval, n and unscored answers."""
+    if metric["value"] is None:
+        return f"none scored ({metric['num_unscored']} unscored)"
+    text = (
+        f"{metric['value']:.1%} [{metric['ci_low']:.1%}, {metric['ci_high']:.1%}] n={metric['n']}"
+    )
+    if metric["num_unscored"]:
+        text += f", {metric['num_unscored']} unscored"
+    if metric.get("worst_case") is not None:
+        text += f", at worst {metric['worst_case']:.1%}"
+    return text
+
+
+def figure(metric: Mapping[str, Any], unit: str) -> str:
+    """Any figure with its interval, unit and n."""
+    if unit == "share" or metric["value"] is None:
+        return percent(metric)
+    digits = 4 if unit == "nats" else 1
+    low, high = metric["ci_low"], metric["ci_high"]
+    interval = "" if low is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
+    return " ".join(f"{metric['value']:.{digits}f}{interval} {unit} n={metric['n']}".split())
+
+
+def figure_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """The rows of a table of figures: title, before, after, and the p-value of the change where there is one."""
+    for measure in MEASURES:
+        before, after, change = (
+            comparison[side].get(measure.name) for side in ("base", "hardened", "paired")
+        )
+        p_value = (change or {}).get("p_value")
+        shown = "" if p_value is None else f"{p_value:.2g}"
+        if before and after:
+            yield measure.title, figure(before, measure.unit), figure(after, measure.unit), shown
+        elif change and change["value"] is not None:  # a comparison by itself
+            yield measure.title, "", figure(change, measure.unit), ""
+
+
+def group_tables(evaluation: Mapping[str, Any]) -> list[Table]:
+    """The rates by category and by style, a table each."""
+    tables: dict[tuple[str, str], Table] = {}
+    for name, found in evaluation.get("sets", {}).items():
+        parts = parts_of_group_name(name)
+        if parts is None:
+            continue
+        whole, by, value = parts
+        if (whole, by) not in tables:
+            title = f"refusal by {by}"
+            tables[whole, by] = Table(
+                f"{whole} prompts",
+                by,
+                "before",
+                "after",
+                "p",
+                title=title,
+                title_justify="left",
+                box=None,
+            )
+        for title, *cells in figure_rows(found):
+            tables[whole, by].add_row(title, value, *cells)
+    return list(tables.values())
