@@ -32,6 +32,7 @@ TYPES = {
     "tuple[str, ...]": "list of texts",
     "tuple[float, float, float]": "three numbers",
     "tuple[steermoe.config.train.PhaseSection, ...]": "list of tables",
+    "tuple[steermoe.config.evaluate.SetSection, ...]": "list of tables",
 }
 
 LONGEST_DEFAULT = 60

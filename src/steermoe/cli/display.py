@@ -18,7 +18,7 @@ from steermoe.cli.display_evidence import (
     stability_line,
     with_held_out,
 )
-from steermoe.cli.display_figures import figure_rows, group_tables
+from steermoe.cli.display_figures import figure_rows, group_tables, set_tables
 from steermoe.errors import RunDirectoryError
 from steermoe.records import NO_BATCH, Expert
 from steermoe.report.numbers import ranges
@@ -30,6 +30,8 @@ from steermoe.units import gibibytes
 def summary(run: Run) -> Group:
     """The end of `steermoe run`: experts trained, figures before and after, where the files are."""
     parts: list[Any] = [_figures_table(run), _cost_table(run)]
+    if run.directory.file(EVALUATION).exists():
+        parts[1:1] = set_tables(run.evaluation)
     files = Table(title="files", title_justify="left", show_header=False, box=None)
     for name, what in (
         (REPORT, "the report"),
@@ -45,7 +47,8 @@ def overview(run: Run, top: int) -> Group:
     """Stages, figures and the top experts."""
     parts: list[Any] = [_cost_table(run)]
     if run.directory.file(EVALUATION).exists():
-        parts += [_figures_table(run), *group_tables(run.evaluation)]
+        evaluation = run.evaluation
+        parts += [_figures_table(run), *set_tables(evaluation), *group_tables(evaluation)]
     if run.directory.file(RISK).exists():
         parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
     evidence = (selection_lines(run), stability_line(run), replication_table(run))

@@ -49,6 +49,20 @@ def figure_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
             yield measure.title, "", figure(change, measure.unit), ""
 
 
+def set_tables(evaluation: Mapping[str, Any]) -> list[Table]:
+    """The figures on every set of its own, a table each."""
+    tables = []
+    for name, found in evaluation.get("sets", {}).items():
+        if parts_of_group_name(name) is not None:
+            continue
+        columns = f"set {name}", "before", "after", "p"
+        table = Table(*columns, title="figures", title_justify="left", box=None)
+        for cells in figure_rows(found):
+            table.add_row(*cells)
+        tables.append(table)
+    return tables
+
+
 def group_tables(evaluation: Mapping[str, Any]) -> list[Table]:
     """The rates by category and by style, a table each."""
     tables: dict[tuple[str, str], Table] = {}

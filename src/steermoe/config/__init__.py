@@ -4,6 +4,7 @@ Settings are layered, the later winning: the defaults, the preset of the embedde
 the model, the `--config` file, then `--set` and the command's own options.
 """
 
+from steermoe.config.evaluate import RESERVED_NAMES, EvaluateSection, SetSection
 from steermoe.config.judge import JudgeSection
 from steermoe.config.layers import fields_of, load_config, preset, validate
 from steermoe.config.section import Section, expand_home
@@ -25,13 +26,16 @@ __all__ = [
     "BUILTIN_PROMPTS",
     "DEFAULT_REFUSALS",
     "EMBEDDED_MODEL",
+    "RESERVED_NAMES",
     "ArgumentsSection",
     "Config",
+    "EvaluateSection",
     "IdentifySection",
     "JudgeSection",
     "ModelSection",
     "PhaseSettings",
     "Section",
+    "SetSection",
     "TrainSection",
     "expand_home",
     "fields_of",

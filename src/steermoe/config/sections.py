@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from steermoe.config.evaluate import EvaluateSection
 from steermoe.config.judge import JudgeSection
 from steermoe.config.section import Section, expand_home
 from steermoe.config.train import TrainSection
@@ -194,17 +195,6 @@ class IdentifySection(Section):
     )
 
 
-class EvaluateSection(Section):
-    """Base against hardened, on held-out goals."""
-
-    split: Literal["test", "dev"] = Field(
-        "test",
-        description="Goals to evaluate on: dev to choose settings, test for the final figures.",
-    )
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of every interval.")
-    num_bootstrap: int = Field(10_000, ge=100, description="Draws of the cluster bootstrap.")
-
-
 class AblateSection(Section):
     """Switching the selected experts off, against random ones: a measurement of how much hangs on them."""
 
@@ -266,6 +256,16 @@ class Config(Section):
     def with_model_id(self, model_id: str) -> Config:
         """The same settings, with the model named otherwise."""
         return self.model_copy(update={"model": self.model.model_copy(update={"id": model_id})})
+
+    @property
+    def evaluated_tokens(self) -> int:
+        """Most tokens of a reply that is evaluated."""
+        return self.evaluate.max_new_tokens or self.collect.max_new_tokens
+
+    @property
+    def evaluates_other_replies(self) -> bool:
+        """Whether the replies that were collected are not those that are evaluated."""
+        return self.evaluated_tokens != self.collect.max_new_tokens
 
     @property
     def run_dir(self) -> Path:

@@ -10,6 +10,7 @@ from steermoe.measures.groups import BY_GROUP
 from steermoe.measures.language import LanguageChanged
 from steermoe.measures.length import ReplyLength
 from steermoe.measures.log_probs import LOG_PROBS
+from steermoe.measures.perplexity import Perplexity
 from steermoe.measures.rates import RATES
 from steermoe.measures.repetition import RepetitionRate
 
@@ -20,6 +21,7 @@ MEASURES: tuple[Measure, ...] = (
     RepetitionRate(),
     ReplyLength(),
     LanguageChanged(),
+    Perplexity(),
     *LOG_PROBS,
     *BY_GROUP,
 )

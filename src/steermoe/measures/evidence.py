@@ -47,6 +47,7 @@ class Side:
         token_ids: Those tokens, of the replies of which they were kept.
         scored: Quantity and prompt id to a value for each token: `kl`, `reply_log_prob`, `refusal_log_prob`, in nats.
             None where the variant was fed no texts.
+        text: Log-probability of each token of the user's text, in nats, window by window; empty where it read none.
     """
 
     verdicts: Mapping[str, str] = field(default_factory=dict)
@@ -55,6 +56,7 @@ class Side:
     num_tokens: Mapping[str, int] = field(default_factory=dict)
     token_ids: Mapping[str, Sequence[int]] = field(default_factory=dict)
     scored: Mapping[tuple[str, str], Sequence[float]] | None = None
+    text: Sequence[Sequence[float]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,9 @@ def group_name(whole: str, by: str, value: str) -> str:
 
 def parts_of_group_name(name: str) -> tuple[str, str, str] | None:
     """The whole set, what it was divided by, and the value of that; None of a whole set's name."""
-    whole, slash, rest = name.partition("/")
-    by, _, value = rest.partition("=")
-    return (whole, by, value) if slash else None
+    whole, _, rest = name.partition("/")
+    by, equals, value = rest.partition("=")
+    return (whole, by, value) if equals else None
 
 
 @dataclass(frozen=True, slots=True)

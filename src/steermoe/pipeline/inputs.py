@@ -102,10 +102,11 @@ def _judges(ledger: Ledger) -> str:
 
 
 def _prompt_files(ledger: Ledger) -> str:
-    return _hash([_content_of(source) for source in ledger.config.prompts.sources])
+    return _hash([content_of(source) for source in ledger.config.prompts.sources])
 
 
-def _content_of(source: str) -> str:
+def content_of(source: str) -> str:
+    """Hash of what a prompt file holds, and of how it is read."""
     try:
         return content_hash(source)
     except PromptError:

@@ -17,6 +17,7 @@ from steermoe.pipeline.fingerprints import difference, fingerprint_of, inputs_of
 from steermoe.pipeline.inputs import Ledger, check_undamaged, record_of
 from steermoe.pipeline.memory import PeakMemory, release_memory
 from steermoe.pipeline.model import check_layers, identify_model
+from steermoe.pipeline.own_steps import with_own_steps
 from steermoe.pipeline.settings import restricted, values_of
 from steermoe.pipeline.steps import COLLECT, COMMANDS, TRAIN, Step
 from steermoe.pipeline.versions import package_versions
@@ -150,7 +151,7 @@ def _open(
     """
     # One that died before it had anything to keep begins anew.
     before = open_state(directory) if directory.exists and directory.has_results else None
-    steps = [step for steps in COMMANDS[command] for step in steps]
+    steps = [step for part in COMMANDS[command] for step in with_own_steps(part, config)]
     if before is None or any(step.needs_model for step in steps):
         from steermoe.loading import model_source
 
@@ -241,7 +242,8 @@ def _check_same_replies(request: _Request, steps: list[Step]) -> None:
 
 
 def _do_steps(request: _Request) -> None:
-    first, wanted = COMMANDS[request.command]
+    config = request.ledger.config
+    first, wanted = (with_own_steps(part, config) for part in COMMANDS[request.command])
     chosen = [
         step
         for step in (*first, *wanted)
@@ -362,8 +364,8 @@ def _restore(request: _Request, step: Step, stages_before: dict[str, StepRecord]
     if before is not None:
         done: tuple[Step, ...] = ()
         if request.command == "run":
-            steps = COMMANDS["run"][1]
-            done = steps[: steps.index(step)]
+            steps = with_own_steps(COMMANDS["run"][1], request.ledger.config)
+            done = steps[: [other.name for other in steps].index(step.name)]
         asked = state.config
         sections = {key.partition(".")[0] for other in done for key in other.settings}
         applied = {name: asked[name] for name in sections}

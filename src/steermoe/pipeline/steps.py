@@ -26,7 +26,7 @@ from steermoe.store.state import Figures
 StepFunction = Callable[[RunDirectory, Config, Reporter], Figures]
 
 
-def _stage(module: str, name: str) -> StepFunction:
+def stage(module: str, name: str) -> StepFunction:
     """A function of `stages`, imported when it is called."""
 
     def function(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
@@ -45,19 +45,21 @@ def _nothing_is_shared(run: RunDirectory, config: Config) -> bool:
     return True
 
 
-def _is_judged(variant: str) -> Callable[[RunDirectory, Config], bool]:
-    def is_judged(run: RunDirectory, config: Config) -> bool:
+def is_judged(variant: str) -> Callable[[RunDirectory, Config], bool]:
+    """Whether all judges of a run have judged a variant's replies, as a function."""
+
+    def judged(run: RunDirectory, config: Config) -> bool:
         return all(
             run.has_verdicts(variant, judge) for judge in (config.judge.main, *config.judge.others)
         )
 
-    return is_judged
+    return judged
 
 
 def _are_ablated_judged(run: RunDirectory, config: Config) -> bool:
     from steermoe.stages.ablate import ablated_variants
 
-    return all(_is_judged(variant)(run, config) for variant in ablated_variants(run, names.REPLIES))
+    return all(is_judged(variant)(run, config) for variant in ablated_variants(run, names.REPLIES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,12 @@ def _check_collect(config: Config) -> None:
     plan_groups(prepare_prompts(config, silent()), config)
 
 
-def _check_judge(config: Config) -> None:
+def check_judge(config: Config) -> None:
+    """Refuse a judge that cannot be used.
+
+    Raises:
+        SteerMoEError: As the judge says.
+    """
     for judge in judges_named(config.judge):
         check = getattr(judge, "check", None)
         if check is not None:  # a server that is not there, or takes no key, is found out now
@@ -133,6 +140,12 @@ GENERATION = (
 
 INTERVALS = ("seed", "evaluate.confidence", "evaluate.num_bootstrap")
 
+WHAT_IS_EVALUATED = (
+    *("collect.max_new_tokens", "evaluate.max_new_tokens"),
+    *("evaluate.sets", "evaluate.text_file"),
+)
+"""They name tables that an evaluation reads, which are inputs of it; see `pipeline.own_steps`."""
+
 PROMPTS = inputs.whole_file(names.PROMPTS)
 BASE_REPLIES = inputs.replies(names.BASE)
 TOKENS = inputs.whole_file(names.TOKENS)
@@ -151,7 +164,7 @@ INTACT = names.scored_of(f"{names.BASE}{names.WITHOUT}none")
 
 COLLECT = Step(
     "collect",
-    _stage("collect", "collect"),
+    stage("collect", "collect"),
     settings=("seed", "model", "prompts", "collect"),
     aside=(*MODEL_ASIDE, "prompts.sources"),
     reads=(inputs.BASE_MODEL, inputs.PROMPT_FILES),
@@ -163,17 +176,17 @@ COLLECT = Step(
 
 JUDGE = Step(
     "judge",
-    _stage("judge", "judge_base"),
+    stage("judge", "judge_base"),
     settings=("judge",),
     reads=(inputs.JUDGES, PROMPTS, BASE_REPLIES, TOKENS),
     writes=(names.VERDICTS,),
-    check=_check_judge,
-    is_there=_is_judged(names.BASE),
+    check=check_judge,
+    is_there=is_judged(names.BASE),
 )
 
 IDENTIFY = Step(
     "identify",
-    _stage("identify", "identify"),
+    stage("identify", "identify"),
     settings=("seed", "identify", "judge.main"),
     reads=(PROMPTS, BASE_REPLIES, TOKENS, ROUTING, inputs.verdicts_on(names.BASE)),
     writes=(names.RISK, names.RISK_PER_BATCH, names.RISK_HELD_OUT, names.UNSAFE_EXPERTS),
@@ -182,7 +195,7 @@ IDENTIFY = Step(
 
 TRAIN = Step(
     "train",
-    _stage("train", "train"),
+    stage("train", "train"),
     settings=("seed", "model", "train", "judge.main", "prompts.sources"),
     aside=(
         *MODEL_ASIDE,
@@ -208,8 +221,8 @@ TRAIN = Step(
 
 REPLY = Step(
     "reply",
-    _stage("reply", "reply"),
-    settings=("seed", "model", *GENERATION, "evaluate.split"),
+    stage("reply", "reply"),
+    settings=("seed", "model", *GENERATION, "evaluate.split", "evaluate.max_new_tokens"),
     aside=MODEL_ASIDE,
     reads=(
         inputs.BASE_MODEL,
@@ -226,19 +239,20 @@ REPLY = Step(
 
 JUDGE_HARDENED = Step(
     "judge hardened",
-    _stage("judge", "judge_hardened"),
+    stage("judge", "judge_hardened"),
     settings=("judge",),
     reads=(inputs.JUDGES, PROMPTS, inputs.replies(names.HARDENED)),
     writes=(names.VERDICTS,),
-    check=_check_judge,
+    check=check_judge,
     only_where=names.replies_of(names.HARDENED),
-    is_there=_is_judged(names.HARDENED),
+    is_there=is_judged(names.HARDENED),
 )
 
 EVALUATE = Step(
     "evaluate",
-    _stage("evaluate", "evaluate"),
-    settings=(*INTERVALS, "evaluate.split", "judge.main"),
+    stage("evaluate", "evaluate"),
+    settings=(*INTERVALS, "evaluate.split", "judge.main", *WHAT_IS_EVALUATED),
+    aside=WHAT_IS_EVALUATED[:-1],  # the name of the text is the name of its set
     reads=(
         PROMPTS,
         BASE_REPLIES,
@@ -278,7 +292,7 @@ REPORT = Step(
 
 ABLATE = Step(
     "ablate",
-    _stage("ablate", "ablate"),
+    stage("ablate", "ablate"),
     settings=(
         *("seed", "model", "ablate", *GENERATION, "evaluate.split"),
         *("train.experts", "train.target_response"),
@@ -301,18 +315,18 @@ ABLATE = Step(
 
 JUDGE_ABLATED = Step(
     "judge ablated",
-    _stage("judge", "judge_ablated"),
+    stage("judge", "judge_ablated"),
     settings=("judge",),
     reads=(inputs.JUDGES, PROMPTS, ABLATED[0]),
     writes=(names.VERDICTS,),
-    check=_check_judge,
+    check=check_judge,
     only_where=INTACT,
     is_there=_are_ablated_judged,
 )
 
 ABLATION = Step(
     "ablation",
-    _stage("ablation", "summarise_ablation"),
+    stage("ablation", "summarise_ablation"),
     settings=(*INTERVALS, "evaluate.split", "ablate", "train.experts", "judge.main"),
     reads=(
         PROMPTS,

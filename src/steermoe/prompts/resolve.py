@@ -20,6 +20,7 @@ def resolve_prompts(
     *,
     format: PromptFormat | str | None = None,
     include_failed: bool = False,
+    complete: bool = True,
 ) -> ReadPrompts:
     """Read all prompt files of a run, and see to it that every label has prompts.
 
@@ -32,6 +33,7 @@ def resolve_prompts(
         sources: Paths, with what `sources` describes around them, or `builtin:starter`.
         format: Overrides the layout found from the content, for every file.
         include_failed: Keep jailbreaks whose success field says that they failed.
+        complete: Whether there must be prompts of every label; without it nothing is added, and none is missed.
 
     Raises:
         PromptError: A file or row cannot be read, is given twice, or a label has no prompts.
@@ -39,7 +41,7 @@ def resolve_prompts(
     """
     check_no_repeat(sources)
     parts = [read_prompts(source, format, include_failed=include_failed) for source in sources]
-    return combined(parts, [str(source) for source in sources])
+    return combined(parts, [str(source) for source in sources], complete)
 
 
 def check_no_repeat(sources: Sequence[str | Path]) -> None:
@@ -59,17 +61,20 @@ def check_no_repeat(sources: Sequence[str | Path]) -> None:
         seen.add(file)
 
 
-def combined(parts: Sequence[ReadPrompts], files: Sequence[str]) -> ReadPrompts:
+def combined(
+    parts: Sequence[ReadPrompts], files: Sequence[str], complete: bool = True
+) -> ReadPrompts:
     """The prompts of all files as those of one run.
 
     Args:
         parts: What each file holds.
         files: What the user wrote for each.
+        complete: Whether there must be prompts of every label.
 
     Raises:
         PromptError: A label has no prompts, or an id is used twice in one file.
     """
-    completed, notes = _completed_from_starter(parts, files)
+    completed, notes = _completed_from_starter(parts, files) if complete else ([], [])
     names = _distinct_names([part.prompts[0].source for part in parts], files)
     groups = [
         [dataclasses.replace(prompt, source=name) for prompt in part.prompts]

@@ -15,12 +15,15 @@ from steermoe.report.numbers import counted, integer, is_number, number, words
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import (
     ABLATION,
+    BASE,
     EVALUATION,
     HARDENED,
     MODEL,
     RISK,
     RISK_PER_BATCH,
     UNSAFE_EXPERTS,
+    on_set,
+    replies_of,
 )
 from steermoe.store.run import Run
 from steermoe.store.selection_file import ExpertSet
@@ -53,6 +56,7 @@ class Material:
         config: The settings.
         prompts: All prompts of the run.
         responses: The base model's replies.
+        evaluated: Those of them, or longer ones, that the hardened model's are compared with.
         hardened: The hardened model's replies to the evaluated split.
         evaluation: `evaluation.json`.
         selection: `unsafe_experts.json`.
@@ -67,6 +71,7 @@ class Material:
     config: Config
     prompts: tuple[Prompt, ...]
     responses: pd.DataFrame
+    evaluated: pd.DataFrame
     hardened: pd.DataFrame | None
     evaluation: Mapping[str, Any] | None
     selection: ExpertSet | None
@@ -105,12 +110,16 @@ def read_material(run: RunDirectory, config: Config) -> Material:
 
     is_trained = run.file(MODEL).is_dir()
     evaluated = is_trained and run.file(EVALUATION).is_file()
+    responses = Run(run).responses
+    longer = on_set(BASE, config.evaluate.split)
+    others = config.evaluates_other_replies and run.has(replies_of(longer))
     selected = run.file(UNSAFE_EXPERTS).is_file() and run.file(RISK).is_file()
     return Material(
         state=run.read_state(),
         config=config,
         prompts=run.read_prompts(),
-        responses=Run(run).responses,
+        responses=responses,
+        evaluated=Run(run).replies(longer) if others else responses,
         # Replies that no evaluation belongs to are those of an earlier model.
         hardened=Run(run).replies(HARDENED) if evaluated else None,
         evaluation=run.read_evaluation() if evaluated else None,

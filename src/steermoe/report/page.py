@@ -135,6 +135,7 @@ def _opening(material: Material) -> dict[str, Any]:
         "headline": text.headline(subject, evaluation),
         "cautions": text.cautions(evaluation, config.judge.main, material.split),
         "metrics": text.metric_rows(evaluation) if evaluation else [],
+        "sets": text.set_tables(evaluation) if evaluation else [],
         "groups": text.group_tables(evaluation) if evaluation else [],
         "tiles": text.tiles(evaluation) if evaluation else [],
         "divergence": _divergence(evaluation),
@@ -276,7 +277,7 @@ def _entries(material: Material) -> list[dict[str, Any]]:
     if material.hardened is not None:
         after = {row["prompt_id"]: row for row in material.hardened.to_dict("records")}
     entries = []
-    responses = material.responses
+    responses = material.evaluated
     for row in responses[responses["split"] == material.split].to_dict("records"):
         prompt = prompts[row["prompt_id"]]
         kind = kind_of(prompt)

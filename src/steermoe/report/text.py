@@ -291,6 +291,15 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
+def set_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The metrics of every set of its own, a table each."""
+    return [
+        {"caption": f"All metrics on the set {name}", "rows": metric_rows(found)}
+        for name, found in evaluation.get("sets", {}).items()
+        if parts_of_group_name(name) is None
+    ]
+
+
 def group_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rates by category and by style, a table each; rows as of the metrics table, named by their group."""
     tables: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -303,7 +312,7 @@ def group_tables(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
             named = {"name": f"{words(value)}: {row['name']}", "meaning": ""}
             tables.setdefault((whole, by), []).append(row | named)
     return [
-        {"caption": f"Refusal by {by} of the {whole} prompts", "rows": rows}
+        {"caption": f"Refusal by {by}, {whole} prompts", "rows": rows}
         for (whole, by), rows in tables.items()
     ]
 

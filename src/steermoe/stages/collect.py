@@ -40,6 +40,11 @@ def sampling_of(config: Config) -> Sampling:
     return Sampling(collect.max_new_tokens, collect.temperature, config.seed)
 
 
+def evaluated_sampling(config: Config) -> Sampling:
+    """How the replies that are evaluated are generated: as long as they may be there."""
+    return replace(sampling_of(config), max_tokens=config.evaluated_tokens)
+
+
 def group_sampling(sampling: Sampling, group: int) -> Sampling:
     """The sampling of one group: its own seed, so that a group depends on no other."""
     return replace(sampling, seed=sampling.seed * 1_000_003 + group)
@@ -169,19 +174,21 @@ def _generate_shards(
     with reporter.bar(total, "collect", done) as bar:
         for index in missing:
             run.write_shard(
-                SHARD_PREFIX, index, generate_group(engine, config, groups[index], index)
+                SHARD_PREFIX,
+                index,
+                generate_group(engine, groups[index], group_sampling(sampling_of(config), index)),
             )
             bar.advance(len(groups[index]))
 
 
 def generate_group(
-    engine: Engine, config: Config, group: Sequence[Planned], index: int
+    engine: Engine, group: Sequence[Planned], sampling: Sampling
 ) -> list[dict[str, object]]:
     """The replies to one group of prompts, as rows of a shard; whichever model replies, they are made alike."""
     prompts = [planned.prompt for planned in group]
     outputs = engine.generate(
         [prompt.messages for prompt in prompts],
-        group_sampling(sampling_of(config), index),
+        sampling,
         [prompt.rendered for prompt in prompts],
     )
     return [

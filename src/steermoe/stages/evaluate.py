@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from steermoe.config import Config
 from steermoe.contracts import Measure
@@ -18,7 +19,18 @@ from steermoe.records import MeasureRow, Prompt, Split
 from steermoe.reporter import Reporter
 from steermoe.stages.ablate import ablated_variants, intact_variant
 from steermoe.store.directory import RunDirectory
-from steermoe.store.names import BASE, EVALUATION, HARDENED, SCORED, WITHOUT, replies_of, scored_of
+from steermoe.store.names import (
+    BASE,
+    EVALUATION,
+    HARDENED,
+    SCORED,
+    WITHOUT,
+    on_set,
+    replies_of,
+    scored_of,
+    set_prompts_of,
+    text_of,
+)
 from steermoe.store.names import MEASURES as MEASURES_FILE
 from steermoe.store.state import Figures
 
@@ -43,22 +55,56 @@ def evaluate(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         run.remove(MEASURES_FILE)
         run.remove(EVALUATION)
         return {}
-    intervals = intervals_of(config)
-    base = side_of(run, BASE, config.judge.main, prompts)
+    collected = side_of(run, BASE, config.judge.main, prompts)
+    base = collected
+    if config.evaluates_other_replies:
+        base = replies_on(run, on_set(BASE, split), config.judge.main, prompts)
     hardened = side_of(run, HARDENED, config.judge.main, prompts)
-    rows = measure(
-        VariantEvidence(BASE, str(split), prompts, base, None, "", config.judge.main, intervals)
-    )
-    rows += measure(
-        VariantEvidence(
-            HARDENED, str(split), prompts, hardened, base, BASE, config.judge.main, intervals
-        )
-    )
-    rows += _measure_ablated(run, config, base, prompts)
+    rows = _measure_both(config, str(split), prompts, base, hardened)
+    for one in config.evaluate.sets:
+        rows += _measure_set(run, config, one.name, reporter)
+    rows += _measure_text(run, config)
+    rows += _measure_ablated(run, config, collected, prompts)
     run.write_measures(rows)
     run.write_json(EVALUATION, as_evaluation(run.read_measures(), str(split)))
     reporter.line(f"evaluated {len(hardened.verdicts)} {split} prompts: {len(rows)} figures")
     return {"num_prompts": len(hardened.verdicts), "num_figures": len(rows)}
+
+
+def _measure_both(
+    config: Config, name: str, prompts: Mapping[str, Prompt], base: Side, hardened: Side
+) -> list[MeasureRow]:
+    """The measures of both models on a set of prompts, and the changes between them."""
+    judge, intervals = config.judge.main, intervals_of(config)
+    rows = measure(VariantEvidence(BASE, name, prompts, base, None, "", judge, intervals))
+    return rows + measure(
+        VariantEvidence(HARDENED, name, prompts, hardened, base, BASE, judge, intervals)
+    )
+
+
+def _measure_set(
+    run: RunDirectory, config: Config, name: str, reporter: Reporter
+) -> list[MeasureRow]:
+    """The measures of both models on a named set; none, with a note, where one of them has not replied to it."""
+    tables = [on_set(model, name) for model in (BASE, HARDENED)]
+    if not all(run.has(replies_of(table)) for table in tables):
+        reporter.note(f"set {name} is not measured: run steermoe evaluate to have replies to it")
+        return []
+    prompts = {prompt.prompt_id: prompt for prompt in run.read_prompts(set_prompts_of(name))}
+    base, hardened = (replies_on(run, table, config.judge.main, prompts) for table in tables)
+    return _measure_both(config, name, prompts, base, hardened)
+
+
+def _measure_text(run: RunDirectory, config: Config) -> list[MeasureRow]:
+    """The perplexity of the user's text, where both models have read it."""
+    path = config.evaluate.text_file
+    if path is None or not all(run.has(text_of(model)) for model in (BASE, HARDENED)):
+        return []
+    base, hardened = (
+        Side(text=[list(log_probs) for log_probs in run.read_table(text_of(model))["log_probs"]])
+        for model in (BASE, HARDENED)
+    )
+    return _measure_both(config, f"text:{Path(path).name}", {}, base, hardened)
 
 
 def _measure_ablated(

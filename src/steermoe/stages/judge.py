@@ -14,7 +14,7 @@ from steermoe.records import Judgement
 from steermoe.reporter import Reporter
 from steermoe.stages.ablate import ablated_variants
 from steermoe.store.directory import RunDirectory
-from steermoe.store.exchanges import exchanges_of
+from steermoe.store.exchanges import exchanges_of, prompts_of
 from steermoe.store.names import BASE, HARDENED, JUDGE_ANSWERS, REPLIES
 from steermoe.store.state import Figures
 
@@ -34,11 +34,20 @@ def judge_ablated(run: RunDirectory, config: Config, reporter: Reporter) -> Figu
     return _judge(run, config, reporter, ablated_variants(run, REPLIES))
 
 
+def judge_table(run: RunDirectory, config: Config, reporter: Reporter, table: str) -> Figures:
+    """Judge a variant's replies on a set of prompts. Writes their part of `verdicts.parquet`."""
+    return _judge(run, config, reporter, [table])
+
+
 def _judge(
     run: RunDirectory, config: Config, reporter: Reporter, variants: Sequence[str]
 ) -> Figures:
-    prompts = {prompt.prompt_id: prompt for prompt in run.read_prompts()}
     exchanges = [found for variant in variants for found in exchanges_of(run, variant)]
+    labels = {
+        (variant, prompt.prompt_id): prompt.label
+        for variant in variants
+        for prompt in prompts_of(run, variant)
+    }
     judgements: dict[tuple[str, str, str], Judgement] = {}
     figures: Counter[str] = Counter()
     judges = judges_named(config.judge, run.file(JUDGE_ANSWERS))
@@ -46,7 +55,8 @@ def _judge(
         for exchange, found in zip(exchanges, judge.judge(exchanges), strict=True):
             judgements[(exchange.variant, exchange.prompt_id, judge.name)] = found
             if judge.name == config.judge.main:
-                figures[f"{prompts[exchange.prompt_id].label}/{found.verdict}"] += 1
+                label = labels[exchange.variant, exchange.prompt_id]
+                figures[f"{label}/{found.verdict}"] += 1
     run.write_verdicts(judgements, variants)
     names = " and ".join(judge.name for judge in judges)
     reporter.line(f"judged {len(exchanges):,} replies of {' and '.join(variants)} by {names}")

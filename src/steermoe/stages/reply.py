@@ -21,9 +21,9 @@ from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.slices import attach_expert_slices
 from steermoe.records import Continuation, Expert, Label, Output, Prompt, Sampling, Split
 from steermoe.reporter import Reporter
-from steermoe.stages.collect import generate_group, plan_groups
+from steermoe.stages.collect import evaluated_sampling, generate_group, group_sampling, plan_groups
 from steermoe.store.directory import RunDirectory
-from steermoe.store.names import HARDENED, MODEL, replies_of, scored_of
+from steermoe.store.names import BASE, HARDENED, MODEL, on_set, replies_of, scored_of
 from steermoe.store.run import Run
 from steermoe.store.state import Figures
 
@@ -58,12 +58,31 @@ def reply(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     experts = Run(run).trained_experts
     continuations, base_side = _base_side(run, config, prompts, experts)
     hardened = load_hardened(run, config)
-    _generate(run, config, reporter, hardened, split)
+    _generate(run, config, reporter, hardened, HARDENED)
     run.write_scored(HARDENED, _divergence(reporter, hardened, base_side, continuations, experts))
     replies = run.read_replies(HARDENED)
     tokens = int(replies["num_generated_tokens"].sum())
     reporter.line(
         f"the hardened model replied to {len(replies)} {split} prompts: {tokens:,} generated tokens"
+    )
+    return {"num_prompts": len(replies), "num_generated_tokens": tokens}
+
+
+def reply_base(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
+    """Let the base model reply to the evaluated split again, at the length of the evaluation.
+
+    Writes the replies of `base` on that split.
+    """
+    split = Split(config.evaluate.split)
+    table = on_set(BASE, split)
+    if not any(prompt.split is split for prompt in run.read_prompts()):
+        run.remove(replies_of(table))
+        return {}
+    _generate(run, config, reporter, load_model(config.model, model_source(config.model)), table)
+    replies = run.read_replies(table)
+    tokens = int(replies["num_generated_tokens"].sum())
+    reporter.line(
+        f"the base model replied to {len(replies)} {split} prompts once more: {tokens:,} generated tokens"
     )
     return {"num_prompts": len(replies), "num_generated_tokens": tokens}
 
@@ -85,21 +104,31 @@ def text_engine(loaded: LoadedModel, config: Config) -> TransformersEngine:
 
 
 def _generate(
-    run: RunDirectory, config: Config, reporter: Reporter, hardened: LoadedModel, split: Split
+    run: RunDirectory, config: Config, reporter: Reporter, loaded: LoadedModel, table: str
 ) -> None:
-    """Group by group, as the base model's; a finished group is a shard."""
+    """Reply to the evaluated split group by group, as the base model did; a finished group is a shard.
+
+    `table` is the variant whose replies these are, as `store.names.replies_of` takes it.
+    """
+    split, sampling = Split(config.evaluate.split), evaluated_sampling(config)
     groups = {
         index: group
         for index, group in enumerate(plan_groups(run.read_prompts(), config))
         if group[0].prompt.split is split
     }
-    engine = text_engine(hardened, config)
+    engine = text_engine(loaded, config)
+    for group in groups.values() if config.evaluates_other_replies else ():
+        for prompt in (planned.prompt for planned in group):
+            engine.check_length(
+                prompt.messages, sampling.max_tokens, prompt.prompt_id, prompt.rendered
+            )
     with reporter.bar(sum(map(len, groups.values())), "reply") as bar:
         for index, group in groups.items():
-            if not run.has_shard(HARDENED, index):
-                run.write_shard(HARDENED, index, generate_group(engine, config, group, index))
+            if not run.has_shard(table, index):
+                rows = generate_group(engine, group, group_sampling(sampling, index))
+                run.write_shard(table, index, rows)
             bar.advance(len(group))
-    run.merge_reply_shards(HARDENED, groups, HARDENED)
+    run.merge_reply_shards(table, groups, table)
 
 
 # ---- divergence ---------------------------------------------------------------------------------------

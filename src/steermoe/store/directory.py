@@ -149,10 +149,10 @@ class RunDirectory(RunFiles):
 
     # ---- prompts --------------------------------------------------------------------------------
 
-    def write_prompts(self, prompts: Sequence[Prompt]) -> None:
-        """Write `prompts.jsonl`: the fields of the records, by name."""
+    def write_prompts(self, prompts: Sequence[Prompt], name: str = PROMPTS) -> None:
+        """Write `prompts.jsonl`, or the prompts of a set: the fields of the records, by name."""
         self.write_json_lines(
-            PROMPTS,
+            name,
             (
                 {f.name: prompt[f.name] for f in fields(prompt)}
                 | {"messages": [dict(message) for message in prompt.messages]}
@@ -160,10 +160,10 @@ class RunDirectory(RunFiles):
             ),
         )
 
-    def read_prompts(self) -> tuple[Prompt, ...]:
-        """Read `prompts.jsonl`."""
+    def read_prompts(self, name: str = PROMPTS) -> tuple[Prompt, ...]:
+        """Read `prompts.jsonl`, or the prompts of a set."""
         prompts = []
-        with self.reading(PROMPTS) as path, path.open(encoding="utf-8", newline="\n") as lines:
+        with self.reading(name) as path, path.open(encoding="utf-8", newline="\n") as lines:
             for line in lines:
                 row = json.loads(line)
                 row |= {"messages": tuple(row["messages"]), "label": Label(row["label"])}

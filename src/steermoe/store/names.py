@@ -16,6 +16,8 @@ SFT_DATASET = "sft_dataset.jsonl"
 MODEL = "model"
 REPLIES = "replies"
 SCORED = "scored"
+SETS = "sets"
+TEXTS = "texts"
 MEASURES = "measures.parquet"
 EVALUATION = "evaluation.json"
 ABLATION = "ablation.json"
@@ -42,6 +44,8 @@ RESULTS = (
     MODEL,
     REPLIES,
     SCORED,
+    SETS,
+    TEXTS,
     MEASURES,
     EVALUATION,
     REPORT,
@@ -62,6 +66,26 @@ def scored_of(variant: str) -> str:
     return f"{SCORED}/{variant}.parquet"
 
 
+def on_set(variant: str, name: str) -> str:
+    """A variant on a set of prompts of its own, as tables of replies and verdicts name it."""
+    return f"{variant}{ON}{name}"
+
+
+def set_of(variant: str) -> str:
+    """The set of a variant that `on_set` named; empty of one on the run's own prompts."""
+    return variant.partition(ON)[2]
+
+
+def set_prompts_of(name: str) -> str:
+    """The resolved prompts of a set."""
+    return f"{SETS}/{name}.jsonl"
+
+
+def text_of(variant: str) -> str:
+    """How likely a variant finds the user's text, window by window."""
+    return f"{TEXTS}/{variant}.parquet"
+
+
 def shard_of(prefix: str, index: int) -> str:
     """One piece of unfinished work."""
     return f"{SHARDS}/{prefix}-{index:05d}.parquet"
@@ -72,6 +96,9 @@ BASE, HARDENED = "base", "hardened"
 
 WITHOUT = "-without-"
 """In the name of an ablated variant, between the model and the set of experts that is switched off."""
+
+ON = "@"
+"""In the name of a variant on a set of prompts of its own, between the two."""
 
 COMMAND_OF = {
     PROMPTS: "collect",
@@ -87,6 +114,8 @@ COMMAND_OF = {
     MODEL: "train",
     REPLIES: "evaluate",
     SCORED: "evaluate",
+    SETS: "evaluate",
+    TEXTS: "evaluate",
     MEASURES: "evaluate",
     EVALUATION: "evaluate",
     REPORT: "report",
