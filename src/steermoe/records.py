@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -281,6 +281,37 @@ class ResponseSums:
     layer_indices: tuple[int, ...]
 
 
+class IntervalArguments(TypedDict):
+    """How the intervals of every figure are made: level, bootstrap draws over goals, and their seed."""
+
+    confidence: float
+    num_bootstrap: int
+    seed: int
+
+
+class MetricJson(TypedDict):
+    """A `Metric` as JSON files hold it, what else is known of it beside the rest."""
+
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    num_unscored: int
+    worst_case: NotRequired[float | None]
+    worst_case_ci_low: NotRequired[float | None]
+    worst_case_ci_high: NotRequired[float | None]
+    p_value: NotRequired[float | None]
+
+
+class Evaluation(TypedDict):
+    """What `evaluation.json` holds: the two models' own figures, and the changes between them, by measure."""
+
+    split: str
+    base: dict[str, MetricJson]
+    hardened: dict[str, MetricJson]
+    paired: dict[str, MetricJson]
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A figure with its interval. Unknown is a value: `value` is None where nothing could be scored.
@@ -302,16 +333,16 @@ class Metric:
     num_unscored: int
     more: Mapping[str, float | int | None] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, float | int | None]:
+    def as_json(self) -> MetricJson:
         """As `evaluation.json` holds it."""
-        return {
+        own: MetricJson = {
             "value": self.value,
             "ci_low": self.ci_low,
             "ci_high": self.ci_high,
             "n": self.n,
             "num_unscored": self.num_unscored,
-            **self.more,
         }
+        return cast("MetricJson", own | dict(self.more))
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,8 @@ from steermoe.report.numbers import (
     points,
     signed,
 )
-from steermoe.report.page import evenly_spaced, report
+from steermoe.report.page import report
+from steermoe.report.replies import evenly_spaced
 from steermoe.report.text import Subject, cautions, headline, metric_rows, title
 from steermoe.reporter import silent
 from steermoe.store.directory import RunDirectory
@@ -319,12 +320,12 @@ def _write_evaluated(run: RunDirectory, prompts: Sequence[Prompt], responses: pd
         ]
         names = [goals[i] for i in ids]
         for side, hits in zip(("base", "hardened"), sides, strict=True):
-            evaluation[side][name] = rate(hits, names, worse=worse, num_bootstrap=100)
-        evaluation["paired"][name] = change(*sides, names, num_bootstrap=100)
+            evaluation[side][name] = rate(hits, names, worse=worse, num_bootstrap=100).as_json()
+        evaluation["paired"][name] = change(*sides, names, num_bootstrap=100).as_json()
     ids = [p.prompt_id for p in test if p.label is Label.BENIGN]
     evaluation["paired"]["kl_per_token"] = mean_per_token(
         [0.2 + 0.01 * i for i in range(len(ids))], [9] * len(ids), ids, num_bootstrap=100
-    )
+    ).as_json()
     run.write_json(EVALUATION, evaluation)
 
 

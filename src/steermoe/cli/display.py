@@ -20,10 +20,11 @@ from steermoe.cli.display_evidence import (
 )
 from steermoe.errors import RunDirectoryError
 from steermoe.measures import MEASURES
-from steermoe.records import NO_BATCH, Expert
+from steermoe.records import NO_BATCH, Expert, MetricJson
 from steermoe.report.numbers import ranges
 from steermoe.store.names import ABLATION, EVALUATION, MODEL, REPORT, RISK
 from steermoe.store.run import Run
+from steermoe.store.state import Figures
 from steermoe.units import gibibytes
 
 
@@ -151,7 +152,7 @@ def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) ->
     return text
 
 
-def percent(metric: dict[str, Any]) -> str:
+def percent(metric: MetricJson) -> str:
     """A rate with its interval, n and unscored answers."""
     if metric["value"] is None:
         return f"none scored ({metric['num_unscored']} unscored)"
@@ -178,11 +179,11 @@ def _figures_table(run: Run) -> Table:
     for name in (f"{evaluation['split']} prompts", "before", "after", "p"):
         table.add_column(name)
     for measure in MEASURES:
-        before, after, change = (
-            evaluation[side].get(measure.name) for side in ("base", "hardened", "paired")
-        )
+        before = evaluation["base"].get(measure.name)
+        after = evaluation["hardened"].get(measure.name)
+        change = evaluation["paired"].get(measure.name)
         if measure.unit == "share" and before and after:
-            p_value = (change or {}).get("p_value")
+            p_value = None if change is None else change.get("p_value")
             shown = "" if p_value is None else f"{p_value:.2g}"
             table.add_row(measure.title, percent(before), percent(after), shown)
         elif measure.unit != "share" and change and change["value"] is not None:
@@ -222,7 +223,7 @@ def _cost_table(run: Run) -> Table:
     return table
 
 
-def _work(figures: dict[str, Any]) -> str:
+def _work(figures: Figures) -> str:
     words = {
         "num_prompts": "prompts",
         "num_prompt_tokens": "prompt tokens",

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
-from typing import Any
 
 from steermoe.prompts.goals import normalised_goal
-from steermoe.records import Metric, Prompt, Verdict
+from steermoe.records import IntervalArguments, Metric, Prompt, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Intervals:
     num_bootstrap: int
     seed: int
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> IntervalArguments:
         """As `analysis.rates` takes them."""
         return {
             "confidence": self.confidence,
@@ -92,13 +91,11 @@ class VariantEvidence:
             rates,  # its statistics library is slow to load, and words need none
         )
 
-        return metric_of(
-            rates.mean_per_token(
-                [total(values) for values in totals.values()],
-                [len(values) for values in totals.values()],
-                self.goals(list(totals)),
-                **self.intervals.arguments(),
-            )
+        return rates.mean_per_token(
+            [total(values) for values in totals.values()],
+            [len(values) for values in totals.values()],
+            self.goals(list(totals)),
+            **self.intervals.arguments(),
         )
 
     def values_of(
@@ -112,12 +109,3 @@ class VariantEvidence:
 def total(values: Sequence[float]) -> float:
     """The sum, from the first to the last: the same on every machine."""
     return reduce(add, values, 0.0)
-
-
-def metric_of(found: Mapping[str, Any]) -> Metric:
-    """A figure of `analysis.rates` as a record."""
-    known = ("value", "ci_low", "ci_high", "n", "num_unscored")
-    return Metric(
-        **{name: found[name] for name in known},
-        more={name: value for name, value in found.items() if name not in known},
-    )

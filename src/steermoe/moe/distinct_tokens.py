@@ -10,7 +10,7 @@ Shape legend: B rows, T tokens, U tokens that are computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +116,7 @@ def computing_distinct(
         yield
 
 
-def _are_rows(fed: dict[str, Any]) -> bool:
+def _are_rows(fed: Mapping[str, Any]) -> bool:
     """Whether a pass is given whole rows of tokens, each counted from its first one."""
     ids, mask, positions = (fed.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
     if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.shape != mask.shape:
@@ -132,7 +132,7 @@ def _are_rows(fed: dict[str, Any]) -> bool:
 
 def has_dropout(model: Any) -> bool:
     """Whether training drops something out: then rows that begin alike do not have the same hidden states."""
-    settings: dict[str, Any] = model.config.get_text_config().to_dict()
+    settings = model.config.get_text_config().to_dict()
     in_config = any(
         value
         for name, value in settings.items()

@@ -34,6 +34,10 @@ DIVERGING = [
 """Blue to orange-red through neutral: told apart with every common kind of colour blindness."""
 
 
+Plotly = dict[str, Any]
+"""A part of a figure, in the words of Plotly's own schema."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One figure of the page.
@@ -50,8 +54,8 @@ class Figure:
 
     name: str
     description: str
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
+    data: list[Plotly]
+    layout: Plotly
     min_width: int
     max_width: int = WIDTH
     zoom: bool = False
@@ -119,7 +123,7 @@ def risk_map(risk: pd.DataFrame, selected: Collection[Expert]) -> Figure:
     )
 
 
-def _heat(z: Any, details: Any, limit: float) -> dict[str, Any]:
+def _heat(z: Any, details: Any, limit: float) -> Plotly:
     """The coloured cells; `z` and `details` are indexed by row, then column."""
     return {
         "type": "heatmap",
@@ -172,7 +176,7 @@ def _details(record: Mapping[Any, Any], is_selected: bool) -> list[Any]:
     ]
 
 
-def _outlines(cells: Sequence[tuple[int, int]], num_columns: int) -> dict[str, Any]:
+def _outlines(cells: Sequence[tuple[int, int]], num_columns: int) -> Plotly:
     """A square around each `(column, row)`, in one line that is broken between them."""
     x: list[float | None] = []
     y: list[float | None] = []
@@ -286,7 +290,7 @@ def training_curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     last_step = max(points[-1][0] for *_, points in curves)
     steps = {"dtick": 1} if last_step <= 8 else {"nticks": 8}  # no half steps
     panel = (1 - PANEL_GAP * (len(curves) - 1)) / len(curves)
-    axes: dict[str, Any] = {}
+    axes: Plotly = {}
     for i in range(len(curves)):
         suffix = _suffix(i)
         top = 1 - i * (panel + PANEL_GAP)
@@ -320,9 +324,7 @@ def _suffix(panel: int) -> str:
     return "" if panel == 0 else str(panel + 1)
 
 
-def _curve(
-    panel: int, name: str, colour: str, points: Sequence[tuple[int, float]]
-) -> dict[str, Any]:
+def _curve(panel: int, name: str, colour: str, points: Sequence[tuple[int, float]]) -> Plotly:
     return {
         "type": "scatter",
         "mode": "lines" if len(points) > 1 else "markers",
@@ -337,7 +339,7 @@ def _curve(
     }
 
 
-def _panel_name(name: str, top: float) -> dict[str, Any]:
+def _panel_name(name: str, top: float) -> Plotly:
     return {
         "text": name,
         "xref": "paper",
@@ -374,7 +376,7 @@ def _describe_map(
     )
 
 
-def _ticks(labels: Sequence[int | str], pixels: float, spacing: float) -> dict[str, Any]:
+def _ticks(labels: Sequence[int | str], pixels: float, spacing: float) -> Plotly:
     """Labels at regular places, so that no two come nearer than `spacing` pixels."""
     step = next(
         (
@@ -388,7 +390,7 @@ def _ticks(labels: Sequence[int | str], pixels: float, spacing: float) -> dict[s
     return {"tickvals": places, "ticktext": [str(labels[place]) for place in places]}
 
 
-def _axis(title: str, **more: Any) -> dict[str, Any]:
+def _axis(title: str, **more: Any) -> Plotly:
     return {
         "title": {"text": title, "font": _font(12, "var(--muted)")},
         "tickfont": _font(11, "var(--muted)"),
@@ -402,7 +404,7 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def _layout(**more: Any) -> dict[str, Any]:
+def _layout(**more: Any) -> Plotly:
     return {
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
@@ -419,7 +421,7 @@ def _layout(**more: Any) -> dict[str, Any]:
     }
 
 
-def _font(size: int, colour: str = "var(--ink)") -> dict[str, Any]:
+def _font(size: int, colour: str = "var(--ink)") -> Plotly:
     family = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
     return {"family": family, "size": size, "color": colour}
 

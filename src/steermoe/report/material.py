@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from steermoe.analysis.ablation_figures import AblationFigures
 from steermoe.config import EMBEDDED_MODEL, ArgumentsSection, Config, fields_of, preset
 from steermoe.records import NO_BATCH, Expert, Label, Prompt, Split, Verdict
 from steermoe.report.numbers import counted, integer, is_number, number, words
@@ -72,7 +73,7 @@ class Material:
     selection: ExpertSet | None
     risk: pd.DataFrame | None
     per_batch: pd.DataFrame | None
-    ablation: Mapping[str, Any] | None
+    ablation: AblationFigures | None
     is_trained: bool
     trained_experts: list[Expert]
 
@@ -133,7 +134,7 @@ def kind_of(prompt: Prompt) -> str:
 # ---- how it was made ----------------------------------------------------------------------------------
 
 
-def provenance(material: Material) -> dict[str, Any]:
+def provenance(material: Material) -> dict[str, object]:
     """The last part of the page: model, prompts, settings, stages, packages, and what was left out."""
     state, config = material.state, material.config
     counts = Counter((kind_of(p), str(p.split)) for p in material.prompts)
@@ -221,9 +222,9 @@ def _setting(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _stages(state: RunState) -> list[dict[str, Any]]:
+def _stages(state: RunState) -> list[dict[str, object]]:
     """The finished stages; this one is still at work."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for name, stage in state.stages.items():
         if name == "report":
             continue

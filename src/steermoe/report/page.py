@@ -19,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import RULES
 from steermoe.config import Config
-from steermoe.records import Expert, Verdict
+from steermoe.records import Expert
 from steermoe.report import numbers, text
 from steermoe.report.figures import (
     MAX_EXPERTS_SHOWN,
@@ -29,24 +29,16 @@ from steermoe.report.figures import (
     training_curve,
 )
 from steermoe.report.material import (
-    HARMLESS,
-    KIND_NAMES,
     Material,
-    kind_of,
     provenance,
     read_material,
 )
+from steermoe.report.replies import replies
 from steermoe.report.trust import ablation_tables, trust_rows
 from steermoe.reporter import Reporter
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import REPORT
 from steermoe.store.state import Figures
-
-EXAMPLES_OF_A_KIND = 3
-"""Harmless prompts shown of each kind."""
-
-MAX_LISTED = 200
-"""Prompts that a list shows; the page says how many there are."""
 
 # Control characters would vanish or upset a reader; their pictures are shown in their place.
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {
@@ -87,7 +79,7 @@ def render(material: Material) -> str:
         **_opening(material),
         **_experts(material, figures),
         **_trust(material),
-        **_replies(material),
+        **replies(material),
         **provenance(material),
         figures={figure.name: figure for figure in figures},
         specifications=_as_script_data(figures),
@@ -112,7 +104,7 @@ def _as_script_data(figures: Sequence[Figure]) -> Markup:
 # ---- parts of the page --------------------------------------------------------------------------------
 
 
-def _opening(material: Material) -> dict[str, Any]:
+def _opening(material: Material) -> dict[str, object]:
     config, selection = material.config, material.selection
     largest = selection.largest if selection is not None else None
     held_out = sum(1 for prompt in material.prompts if prompt.split == material.split)
@@ -164,7 +156,7 @@ def _figures(material: Material) -> list[Figure]:
     return [figure for figure in found if figure is not None]
 
 
-def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, Any]:
+def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, object]:
     if material.risk is None:
         return {"experts": [], "uncertainty": [], "num_selected": 0, "num_experts": 0} | {
             "num_in_figure": 0,
@@ -223,7 +215,7 @@ def _steadiness(per_batch: pd.DataFrame | None) -> dict[Expert, str]:
     }
 
 
-def _trust(material: Material) -> dict[str, Any]:
+def _trust(material: Material) -> dict[str, object]:
     """What stands beside a selection, and what is known of switching it off."""
     confounded: Counter[str] = Counter()
     if material.risk is not None and "confounded_by" in material.risk:
@@ -239,68 +231,3 @@ def _trust(material: Material) -> dict[str, Any]:
 
 
 # ---- prompts and replies ------------------------------------------------------------------------------
-
-
-def _replies(material: Material) -> dict[str, Any]:
-    entries = _entries(material)
-    harmless = [entry for entry in entries if entry["kind"] in HARMLESS]
-    harmful = [entry for entry in entries if entry["kind"] not in HARMLESS]
-    last = "after" if material.hardened is not None else "before"
-    order = {Verdict.ANSWERED: 0, Verdict.UNSCORED: 1, Verdict.REFUSED: 2}
-    harmful.sort(key=lambda entry: order[Verdict(entry[last]["verdict"])])
-    not_answered = [e for e in harmless if e[last]["verdict"] != Verdict.ANSWERED]
-    examples = [
-        entry
-        for kind in HARMLESS
-        for entry in evenly_spaced([e for e in harmless if e["kind"] == kind], EXAMPLES_OF_A_KIND)
-    ]
-    return {
-        "examples": examples,
-        "not_answered": not_answered[:MAX_LISTED],
-        "num_not_answered": len(not_answered),
-        "num_harmless": len(harmless),
-        "harmful": harmful[:MAX_LISTED],
-        "num_harmful": len(harmful),
-        "harmful_verdicts": sorted(Counter(str(e[last]["verdict"]) for e in harmful).items()),
-        "show_harmful": material.config.report.show_harmful,
-        "has_after": material.hardened is not None,
-        "kind_names": KIND_NAMES,
-    }
-
-
-def _entries(material: Material) -> list[dict[str, Any]]:
-    """The prompts of the evaluated split with their verdicts; replies only where they may be shown."""
-    prompts = {prompt.prompt_id: prompt for prompt in material.prompts}
-    after = {}
-    if material.hardened is not None:
-        after = {row["prompt_id"]: row for row in material.hardened.to_dict("records")}
-    entries = []
-    responses = material.responses
-    for row in responses[responses["split"] == material.split].to_dict("records"):
-        prompt = prompts[row["prompt_id"]]
-        kind = kind_of(prompt)
-        show = kind in HARMLESS or material.config.report.show_harmful
-        turns = [dict(message) for message in prompt.messages] if show else []
-        entries.append(
-            {
-                "kind": kind,
-                "goal": prompt.goal,
-                "turns": turns,
-                "before": _reply(row, show),
-                "after": _reply(after.get(row["prompt_id"]), show),
-            }
-        )
-    return entries
-
-
-def _reply(row: Mapping[Any, Any] | None, show: bool) -> dict[str, str] | None:
-    if row is None:
-        return None
-    return {"verdict": str(row["verdict"]), "text": str(row["generated_text"]) if show else ""}
-
-
-def evenly_spaced(entries: Sequence[Any], count: int) -> list[Any]:
-    """So many of the entries, spread over all of them."""
-    if len(entries) <= count:
-        return list(entries)
-    return [entries[i * len(entries) // count] for i in range(count)]

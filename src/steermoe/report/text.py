@@ -248,7 +248,7 @@ def _p_is(value: Any) -> str:
 # ---- metrics ------------------------------------------------------------------------------------------
 
 
-def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, object]]:
     """The rows of the metrics table: texts of before, after and change, with their intervals."""
     sides = [evaluation.get(side, {}) for side in ("base", "hardened", "paired")]
     others = sorted({name for side in sides for name in side} - set(BY_NAME))
@@ -280,7 +280,7 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, object]]:
     """The rates that are shown large, each with what its small chart needs: shares of 1, or None."""
     made = []
     for name in TILES:
@@ -302,7 +302,7 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return made
 
 
-def _mark(side: str, metric: Mapping[str, Any]) -> dict[str, Any]:
+def _mark(side: str, metric: Mapping[str, Any]) -> dict[str, object]:
     low, high = (
         metric[key] if is_number(metric.get(key)) else metric["value"]
         for key in ("ci_low", "ci_high")

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from steermoe.config import Config
 from steermoe.measures import MEASURES
 from steermoe.measures.evidence import Intervals, Side, VariantEvidence
-from steermoe.records import MeasureRow, Prompt, Split
+from steermoe.records import Evaluation, MeasureRow, Prompt, Split
 from steermoe.reporter import Reporter
 from steermoe.stages.ablate import ablated_variants, intact_variant
 from steermoe.store.directory import RunDirectory
@@ -119,16 +118,16 @@ def side_of(run: RunDirectory, variant: str, judge: str, prompts: Mapping[str, P
     return Side(verdicts, texts, scored)
 
 
-def as_evaluation(rows: Sequence[MeasureRow], split: str) -> dict[str, Any]:
+def as_evaluation(rows: Sequence[MeasureRow], split: str) -> Evaluation:
     """What `evaluation.json` holds: the two models' own figures, and the changes between them."""
-    own = {
-        variant: {
+    base, hardened = (
+        {
             row.measure: row.metric.as_json()
             for row in rows
             if row.variant == variant and not row.compared_with
         }
         for variant in (BASE, HARDENED)
-    }
+    )
     paired = {
         row.measure: row.metric.as_json()
         for row in rows
@@ -137,4 +136,4 @@ def as_evaluation(rows: Sequence[MeasureRow], split: str) -> dict[str, Any]:
     for found in paired.values():
         if "only_before" in found:
             found.setdefault("p_value", None)  # of no pair there is none
-    return {"split": split, **own, "paired": paired}
+    return Evaluation(split=split, base=base, hardened=hardened, paired=paired)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +27,7 @@ from steermoe.stages.contrast import Contrast, contrast_of
 from steermoe.stages.explained import Explanation, explain_differences, flagged
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import RISK_HELD_OUT
+from steermoe.store.state import Figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class Evidence:
         """The rows of the experts that may be selected."""
         return self.table[self.table["layer"].isin(self.layers)]
 
-    def figures(self, max_q_value: float, min_stability: float) -> dict[str, Any]:
+    def figures(self, max_q_value: float, min_stability: float) -> Figures:
         """How many experts pass what is not a threshold of risk difference alone, for `run.json`."""
-        found: dict[str, Any] = {}
+        found: Figures = {}
         if "q_value" in self.table.columns:
             is_certain = self.eligible["q_value"] <= max_q_value
             found["num_experts_below_max_q_value"] = int(is_certain.sum())
@@ -166,7 +166,7 @@ def replication_of(
     run: RunDirectory,
     config: Config,
     reporter: Reporter,
-) -> dict[str, Any] | None:
+) -> Figures | None:
     """Estimate the risk differences again on held-out goals, and compare. None where there are too few.
 
     `table` holds the experts that may be selected; no others are compared. Pairs are taken whatever their verdicts: a

@@ -6,7 +6,6 @@ Reads train responses only. The selection of every mixed batch is kept beside th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -167,7 +166,7 @@ def describe_selection(
     )
 
 
-def _after_selection(table: pd.DataFrame, experts: Sequence[Expert]) -> list[dict[str, Any]]:
+def _after_selection(table: pd.DataFrame, experts: Sequence[Expert]) -> list[dict[str, object]]:
     """What may be said of each selected expert, in the order of the rule, as far as it is known."""
     shown = ["Layer_Expert", *(name for name in AFTER_SELECTION if name in table.columns)]
     keys = zip(table["layer"], table["expert"], strict=True)

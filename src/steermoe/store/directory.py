@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import fields
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from pydantic import ValidationError
 from safetensors import safe_open
 
+from steermoe.analysis.ablation_figures import AblationFigures
 from steermoe.analysis.counts import RoutingCounts, count_response, find_shared_tokens
 from steermoe.errors import RunDirectoryError
-from steermoe.records import Judgement, Label, MeasureRow, Output, Prompt, Split
+from steermoe.records import Evaluation, Judgement, Label, MeasureRow, Output, Prompt, Split
 from steermoe.store.files import RunFiles
 from steermoe.store.measure_table import from_measures, to_measures
 from steermoe.store.names import (
@@ -49,6 +50,7 @@ from steermoe.store.response_tables import (
     SHARD_SCHEMA,
     TOKENS_SCHEMA,
     VERDICTS_SCHEMA,
+    Row,
     create_counts_file,
     reply_schema,
     unpack_routed_experts,
@@ -274,9 +276,7 @@ class RunDirectory(RunFiles):
         with self.reading(ROUTING) as path, safe_open(path, framework="numpy") as file:
             return dict(file.metadata())
 
-    def iter_outputs(
-        self, prompt_ids: set[str] | None = None
-    ) -> Iterator[tuple[dict[str, Any], Output]]:
+    def iter_outputs(self, prompt_ids: set[str] | None = None) -> Iterator[tuple[Row, Output]]:
         """The responses again as outputs, each with its row of `responses.parquet`, one row group at a time."""
         metadata = self.routing_metadata()
         layer_indices = tuple(json.loads(metadata["layer_indices"]))
@@ -301,7 +301,7 @@ class RunDirectory(RunFiles):
             )
             yield row, output
 
-    def _iter_rows(self, name: str) -> Iterator[dict[str, Any]]:
+    def _iter_rows(self, name: str) -> Iterator[Row]:
         """Rows of a Parquet table, one row group in memory at a time."""
         with self.reading(name) as path:
             table = pq.ParquetFile(path)
@@ -404,13 +404,13 @@ class RunDirectory(RunFiles):
         with self.reading(MEASURES) as path:
             return to_measures(pq.read_table(path))
 
-    def read_evaluation(self) -> dict[str, Any]:
+    def read_evaluation(self) -> Evaluation:
         """`evaluation.json`."""
-        return self.read_json(EVALUATION)
+        return cast("Evaluation", self.read_json(EVALUATION))
 
-    def read_ablation(self) -> dict[str, Any]:
+    def read_ablation(self) -> AblationFigures:
         """`ablation.json`."""
-        return self.read_json(ABLATION)
+        return cast("AblationFigures", self.read_json(ABLATION))
 
 
 def _prompt_token_ids(shards: Iterable[Path]) -> Iterator[Any]:

@@ -73,9 +73,13 @@ SHARD_SCHEMA = pa.schema(
 )
 
 
+Row = dict[str, Any]
+"""A row of a table of replies, by column."""
+
+
 def shard_row(
     prompt: Prompt, output: Output, batch_idx: int = NO_BATCH, in_batch_idx: int = NO_BATCH
-) -> dict[str, Any]:
+) -> Row:
     """One response as a row of `SHARD_SCHEMA`."""
     routed = np.ascontiguousarray(output.routed_experts)
     return {
@@ -116,10 +120,12 @@ def create_counts_file(
     Raises:
         OSError: The disk has no room for it.
     """
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    starts: dict[str, int] = {}
     end = 0
     for name, (dtype, shape) in tensors.items():
         start, end = end, end + 4 * int(np.prod(shape))
+        starts[name] = start
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, ensure_ascii=False).encode("utf-8")
     encoded += b" " * (-len(encoded) % 8)  # the format wants aligned data
@@ -135,7 +141,7 @@ def create_counts_file(
             path,
             np.int32,
             "r+",
-            offset=8 + len(encoded) + header[name]["data_offsets"][0],
+            offset=8 + len(encoded) + starts[name],
             shape=shape,
         )
         for name, (_, shape) in tensors.items()
