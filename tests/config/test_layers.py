@@ -253,6 +253,7 @@ def test_an_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:
         "seed=1.5",
         "prompts.split_fractions=[0.5, 0.5, 0.5]",
         "prompts.split_fractions=[1.5, -0.5, 0.0]",
+        "prompts.limits.dev=-1",
         "prompts.sources=[]",
         "model.id=",
         "model.dtype=int8",
@@ -384,6 +385,28 @@ def test_a_setting_that_needs_a_value_cannot_be_emptied(key: str) -> None:
 def test_the_preset_of_the_embedded_model_can_be_emptied() -> None:
     assert load_config().identify.last_layer is not None
     assert load_config(settings=["identify.last_layer="]).identify.last_layer is None
+
+
+@pytest.mark.parametrize("key", ["prompts.limits.validation", "prompts.limits.train.harmful"])
+def test_a_limit_of_nothing_that_there_is_is_refused_by_name(key: str) -> None:
+    message = refusal(f"{key}=3")
+    assert key in message and "Input should be" in message
+
+
+def test_limits_are_of_a_split_or_of_one_label_of_it() -> None:
+    given = load_config(settings=["prompts.limits.dev=7", "prompts.limits.train.benign=3"], base={})
+    assert given.prompts.limits == {
+        "dev": {"unsafe": 7, "safe": 7, "benign": 7},
+        "train": {"benign": 3},
+    }
+    assert load_config(settings=["prompts.limits="], base={}).prompts.limits == {}
+
+
+def test_what_is_evaluated_on_cannot_be_limited_to_nothing() -> None:
+    assert "set prompts.limits.test" in refusal("prompts.limits.test=0")
+    assert (
+        load_config(settings=["prompts.limits.dev=0"], base={}).prompts.limits["dev"]["safe"] == 0
+    )
 
 
 def test_one_text_is_a_list_of_one() -> None:

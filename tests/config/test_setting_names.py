@@ -22,6 +22,7 @@ SETTINGS = [
     "prompts.system_prompt",
     "prompts.include_failed",
     "prompts.split_fractions",
+    "prompts.limits",
     "collect.batch_size",
     "collect.safe_ratio",
     "collect.num_batches",
