@@ -48,8 +48,8 @@ BATCH_SIZE = 48
 LARGE = 0.10
 MAX_Q_VALUE = 0.05
 
-SETTINGS = ("evaluate.split=dev", "prompts.limits.dev=96", "prompts.limits.test=0")
-"""The preset's own, but that dev prompts take the place of test prompts."""
+SETTINGS = ("evaluate.split=dev", "prompts.limits.test=0")
+"""The preset's own, without test prompts."""
 
 
 @dataclass(frozen=True)

@@ -90,9 +90,14 @@ def test_the_later_layer_wins_and_the_rest_of_a_section_stays(tmp_path: Path) ->
 def test_the_embedded_model_has_a_preset_and_other_models_have_the_general_defaults() -> None:
     embedded = load_config()
     shipped = preset(EMBEDDED_MODEL)
-    assert embedded.identify.first_layer == shipped["identify"]["first_layer"] == 10
-    assert load_config(overrides={"model": {"id": "owner/name"}}).identify.first_layer == 0
-    assert load_config(settings=["identify.first_layer=3"]).identify.first_layer == 3
+    assert embedded.train.epochs == shipped["train"]["epochs"] == 1
+    assert load_config(overrides={"model": {"id": "owner/name"}}).train.epochs == 4
+    assert load_config(settings=["train.epochs=3"]).train.epochs == 3
+
+
+def test_the_preset_of_the_embedded_model_selects_as_the_method_does() -> None:
+    assert load_config().identify == Config().identify
+    assert load_config().train.experts == "global"
 
 
 def test_a_stored_config_is_the_base_without_the_preset_on_top() -> None:
@@ -383,8 +388,9 @@ def test_a_setting_that_needs_a_value_cannot_be_emptied(key: str) -> None:
 
 
 def test_the_preset_of_the_embedded_model_can_be_emptied() -> None:
-    assert load_config().identify.last_layer is not None
-    assert load_config(settings=["identify.last_layer="]).identify.last_layer is None
+    assert load_config().prompts.limits["train"]["unsafe"] > 0
+    assert load_config(settings=["prompts.limits="]).prompts.limits == {}
+    assert load_config(settings=["train.retention_tokens="]).train.retention_tokens is None
 
 
 @pytest.mark.parametrize("key", ["prompts.limits.validation", "prompts.limits.train.harmful"])

@@ -71,7 +71,6 @@ SETTINGS = [
     "train.retention_weight",
     "train.first_tokens",
     "train.first_tokens_weight",
-    "train.retention_first_tokens_weight",
     "train.retention_tokens",
     "train.benign_per_batch",
     "train.kept_change",
