@@ -97,6 +97,7 @@ class Prompt(KeyedRecord):
         category: Free text, but `look_alike`, `plain_goal` and `jailbreak_format` have a meaning of their own.
         split: What the prompt may be used for; None until splits are assigned.
         source: Where it came from: a file's name or `builtin:starter`.
+        style: How it asks, in one word of the file's own, as `polite`; empty if the file does not say.
         rendered: The text after the chat template; empty until it is collected. Every variant is fed this one text.
     """
 
@@ -108,6 +109,7 @@ class Prompt(KeyedRecord):
     category: str = ""
     split: Split | None = None
     source: str = ""
+    style: str = ""
     rendered: str = ""
 
     @property

@@ -143,8 +143,7 @@ def _no_first_tokens(config: Config) -> str:
 
 
 def _first_tokens_weigh_the_same(config: Config) -> str:
-    train = config.train
-    if train.first_tokens_weight == 1 and train.retention_first_tokens_weight in (None, 1):
+    if config.train.first_tokens_weight == 1:
         return "has no effect: these tokens weigh as much as the others (train.first_tokens_weight)"
     return ""
 
@@ -171,17 +170,8 @@ _CONDITIONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
     (_baseline, ("train.kept_change",)),
     (_baseline_without_mask, ("train.experts",)),
     (_no_mask, ("train.mask",)),
-    (
-        _no_retention,
-        (
-            *("train.retention_first_tokens_weight", "train.retention_tokens"),
-            "train.benign_per_batch",
-        ),
-    ),
-    (
-        _no_first_tokens,
-        ("train.first_tokens_weight", "train.retention_first_tokens_weight"),
-    ),
+    (_no_retention, ("train.retention_tokens", "train.benign_per_batch")),
+    (_no_first_tokens, ("train.first_tokens_weight",)),
     (_first_tokens_weigh_the_same, ("train.first_tokens",)),
 )
 """What makes settings void, and which. Of two conditions for one setting the first is said."""

@@ -317,7 +317,6 @@ def test_the_baselines_train_what_they_say(ready: Ready, parameters: str) -> Non
         {"retention_weight": 0.0},
         {"weight_decay": 0.1, "lr_scheduler_type": "cosine"},
         {"first_tokens": 2, "first_tokens_weight": 5.0},
-        {"first_tokens": 2, "first_tokens_weight": 5.0, "retention_first_tokens_weight": 1.5},
         {"adam_epsilon": 1e-4},
     ],
     ids=str,

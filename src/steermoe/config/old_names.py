@@ -26,6 +26,11 @@ RENAMED = {
 }
 """The name of today for each name of before. What a setting means stays the same."""
 
+GONE = {
+    "train.retention_first_tokens_weight": "the leading tokens of all replies weigh train.first_tokens_weight",
+}
+"""Settings that are none any more, and what holds instead. Stored runs hold them still."""
+
 
 def renamed_settings(values: Mapping[str, Any]) -> tuple[Values, list[str]]:
     """Settings under the names of today.
@@ -35,7 +40,7 @@ def renamed_settings(values: Mapping[str, Any]) -> tuple[Values, list[str]]:
 
     Returns:
         The same settings, none under an old name, and a sentence for each that was: `train.save_steps is now
-        train.arguments.save_steps`. A setting that is empty under its old name is left out.
+        train.arguments.save_steps`. A setting that is empty under its old name is left out, and so is one that is gone.
 
     Raises:
         ConfigError: A setting is given under both names, with different values.
@@ -56,6 +61,11 @@ def renamed_settings(values: Mapping[str, Any]) -> tuple[Values, list[str]]:
             continue
         _put(found, old, new, value)
         notes.append(f"{old} is now {new}")
+    for old, instead in GONE.items():
+        *sections, name = old.split(".")
+        section = _section(found, sections)
+        if section is not None and section.pop(name, None) is not None:
+            notes.append(f"{old} is no setting any more and has no effect: {instead}")
     return found, notes
 
 

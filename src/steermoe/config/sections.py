@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from steermoe.config.judge import JudgeSection
 from steermoe.config.section import Section, expand_home
@@ -66,6 +67,9 @@ class ModelSection(Section):
         return self.id if is_hub_id and not path.is_dir() else path.name or self.id
 
 
+PromptLabel = Literal["unsafe", "safe", "benign"]
+
+
 class PromptsSection(Section):
     """Where prompts come from and how they are split."""
 
@@ -90,11 +94,27 @@ class PromptsSection(Section):
         (5 / 9, 1 / 9, 3 / 9),
         description="Shares of goals for train, dev and test, where a file brings no split.",
     )
+    limits: dict[Literal["train", "dev", "test"], dict[PromptLabel, NonNegativeInt]] = Field(
+        default_factory=dict,
+        description="Most prompts of each label that are taken of a split, as {dev = 0}, or of one label alone, as "
+        "{train = {benign = 96}}; drawn by the seed, pairs kept together. What is not named is taken whole.",
+    )
 
     @field_validator("sources")
     @classmethod
     def _in_the_home_directory(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(expand_home(source) for source in sources)
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _of_every_label(cls, limits: Any) -> Any:
+        """One number is that of each label."""
+        if not isinstance(limits, Mapping):
+            return limits
+        return {
+            split: most if isinstance(most, Mapping) else dict.fromkeys(get_args(PromptLabel), most)
+            for split, most in limits.items()
+        }
 
     @model_validator(mode="after")
     def _fractions_add_up(self) -> PromptsSection:
@@ -262,6 +282,16 @@ class Config(Section):
     @classmethod
     def _in_the_home_directory(cls, run: str | None) -> str | None:
         return expand_home(run) if run is not None else None
+
+    @model_validator(mode="after")
+    def _there_is_something_to_evaluate_on(self) -> Config:
+        split = self.evaluate.split
+        limits = self.prompts.limits.get(split, {})
+        if all(limits.get(label) == 0 for label in get_args(PromptLabel)):
+            raise ValueError(
+                f"evaluate.split is {split}, and prompts.limits takes none of its prompts; set prompts.limits.{split}"
+            )
+        return self
 
     def with_model_id(self, model_id: str) -> Config:
         """The same settings, with the model named otherwise."""

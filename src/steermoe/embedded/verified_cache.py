@@ -91,7 +91,7 @@ def find_fault(directory: Path, recipe: str) -> str | None:
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
         if manifest["recipe"] != recipe:
-            return "was made by another recipe"
+            return f"was made by another recipe ({manifest['recipe']}, now {recipe})"
         files: dict[str, FileFacts] = manifest["files"]
         for name, expected in files.items():
             size = (directory / name).stat().st_size
