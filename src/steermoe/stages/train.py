@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import create_expert_mask
 from steermoe.config import Config
@@ -16,6 +18,7 @@ from steermoe.contracts import Objective
 from steermoe.errors import RunDirectoryError
 from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
+from steermoe.moe.finite import first_not_finite, is_finite
 from steermoe.records import NO_BATCH, Expert, Label, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.stages.model_card import model_card
@@ -29,6 +32,7 @@ from steermoe.training.forward_plan import ExpertMasks
 from steermoe.training.objectives import objectives_of
 from steermoe.training.phases import Phase
 from steermoe.training.trainables import Trainable, trainables_of
+from steermoe.training.trainer import diverged
 
 
 def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
@@ -54,7 +58,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         loaded.description,
         trained,
         _masks(run, config, reporter, loaded, experts),
-        loaded.tokenizer.pad_token_id,
+        loaded.pad_token_id,
         lambda: load_model(config.model, loaded.source).model,
         settings,
         config.seed,
@@ -74,6 +78,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
             f"train.kept_change is {settings.kept_change:g}, but a baseline keeps its whole change"
         )
     trained.fold(settings.kept_change if settings.trains_experts else 1.0)
+    _check_sound(loaded, next(_all_rows(phases)))
     _save(run, config, reporter, loaded, trained, experts)
     return {
         "num_trained_experts": len(experts) if settings.trains_experts else None,
@@ -108,6 +113,20 @@ def _phases(
         )
         for phase, trainable in zip(wanted, of_phases, strict=True)
     ]
+
+
+@torch.inference_mode()
+def _check_sound(loaded: LoadedModel, row: TrainingRow) -> None:
+    """Check, before anything is saved, that the trained model computes numbers: the last step may have spoilt it.
+
+    Raises:
+        TrainingError: Its weights, or what it says of a row that it was trained on, are not finite.
+    """
+    if name := first_not_finite(loaded.model):
+        raise diverged(f"{name} is not finite in {loaded.model.dtype} after the last step")
+    ids = torch.tensor([row.prompt_token_ids + row.completion_token_ids], device=loaded.model.device)
+    if not is_finite(loaded.model(input_ids=ids, use_cache=False).logits):
+        raise diverged("the trained model's logits are not finite after the last step")
 
 
 def _save(
