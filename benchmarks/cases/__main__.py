@@ -14,7 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 CACHE = Path(tempfile.mkdtemp(prefix="cases-"))
-os.environ |= {"HF_HOME": str(CACHE / "hub"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ |= {
+    "HF_HOME": str(CACHE / "hub"),
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 from benchmarks.cases import models, settings  # noqa: E402, F401  # the cache is chosen before
 from benchmarks.cases.files import file_cases  # noqa: E402
@@ -47,7 +51,9 @@ def main() -> None:
         words = outcome.words.replace(str(CACHE), "...").replace("|", "\\|").replace("\n", " ")
         if chosen.folder:
             words = words.replace(f"{chosen.folder}/", "")
-        print(f"| {case.name} | {case.what} | {case.before} | {outcome.kind} | {words} |", flush=True)
+        print(
+            f"| {case.name} | {case.what} | {case.before} | {outcome.kind} | {words} |", flush=True
+        )
     print("\n| class | before | now |\n| --- | --- | --- |")
     for kind in CLASSES:
         print(f"| {kind} | {before[kind]} | {after[kind]} |")

@@ -19,16 +19,13 @@ from benchmarks.cases.room import (
     TRACEBACK,
     Case,
     Outcome,
-    Result,
     Room,
     done,
     edit_json,
     refused,
-    rows,
     set_json,
 )
 from conftest import CHATML, byte_tokenizer
-from tiny import write_prompts
 
 CASES: list[Case] = []
 
@@ -66,7 +63,10 @@ def template(model: Path, text: str) -> None:
 
 @case("c13", "generation config that transformers does not save", TRACEBACK)
 def _(room: Room) -> Outcome:
-    set_json(room.model / "generation_config.json", {"do_sample": False, "temperature": 0.6, "top_p": 0.9})
+    set_json(
+        room.model / "generation_config.json",
+        {"do_sample": False, "temperature": 0.6, "top_p": 0.9},
+    )
     result = room.run()
     return done(result) if not result.code else refused(result, "generation")
 
@@ -196,7 +196,9 @@ def _(room: Room) -> Outcome:
 def _(room: Room) -> Outcome:
     with_token(room.model, lambda t: setattr(t, "eos_token", "<|endoftext|>"))
     result = room.run()
-    return done(result, wrong="" if ends_its_turns(room, "<|im_end|>") else "learns another end of turn")
+    return done(
+        result, wrong="" if ends_its_turns(room, "<|im_end|>") else "learns another end of turn"
+    )
 
 
 @case("c22b", "tokenizer without an end", SILENT)
@@ -293,9 +295,7 @@ def _(room: Room) -> Outcome:
 
 @case("c20", "template that opens reasoning", SILENT)
 def _(room: Room) -> Outcome:
-    text = CHATML.replace(
-        "<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n", 1
-    )
+    text = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n", 1)
     template(room.model, text)
     result = room.run()
     trained = sft_tokens(room)
@@ -337,7 +337,9 @@ def _(room: Room) -> Outcome:
         int(row.num_prompt_tokens) == len(base.loc[row.prompt_id, "prompt_token_ids"])
         for row in hardened.itertuples()
     )
-    return done(result, wrong="" if same and all(stored.values()) else "each model has another prompt")
+    return done(
+        result, wrong="" if same and all(stored.values()) else "each model has another prompt"
+    )
 
 
 @case("o41", "reasoning between special tokens", SILENT)
@@ -345,9 +347,15 @@ def _(room: Room) -> Outcome:
     from steermoe.reasoning import answer_of
 
     tokenizer = byte_tokenizer()
-    ids = tokenizer("<think>I can't help with it.</think> Yes sure<|im_end|>", add_special_tokens=False)
+    ids = tokenizer(
+        "<think>I can't help with it.</think> Yes sure<|im_end|>", add_special_tokens=False
+    )
     answer = answer_of(tokenizer, [1], ids["input_ids"], "")
-    return Outcome(READ) if answer is None or "can't" not in str(answer) else Outcome(SILENT, str(answer))
+    return (
+        Outcome(READ)
+        if answer is None or "can't" not in str(answer)
+        else Outcome(SILENT, str(answer))
+    )
 
 
 @case("o61", "no chat template, and the tokenizer puts a first token", SILENT)
@@ -365,7 +373,11 @@ def _(room: Room) -> Outcome:
     (room.model / "chat_template.jinja").unlink()
     with_token(room.model, change)
     result = room.run(command="collect")
-    line = (room.run_dir / "prompts.jsonl").read_text("utf-8").splitlines()[0] if not result.code else ""
+    line = (
+        (room.run_dir / "prompts.jsonl").read_text("utf-8").splitlines()[0]
+        if not result.code
+        else ""
+    )
     return done(result, wrong="" if "<|endoftext|>" in line else "no first token")
 
 

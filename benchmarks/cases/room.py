@@ -171,7 +171,9 @@ def rows() -> list[dict[str, str]]:
         pair = {"pair_id": f"pair-{i}", "split": split}
         found.append({"prompt": f"Unsafe request {i}", "label": "unsafe", **pair})
         found.append({"prompt": f"Safe request {i}", "label": "safe", **pair})
-        found.append({"prompt": f"Bake a loaf {i}", "label": "benign", "pair_id": "", "split": split})
+        found.append(
+            {"prompt": f"Bake a loaf {i}", "label": "benign", "pair_id": "", "split": split}
+        )
     return found
 
 

@@ -7,10 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases.models import case, weights_changed
+from benchmarks.cases.models import case
 from benchmarks.cases.room import (
     LATE,
-    READ,
     SILENT,
     Outcome,
     Room,
@@ -34,8 +33,14 @@ def config_of(room: Room, command: str, *more: str | Path) -> dict[str, Any]:
 
 @case("o80", "model.chat_template_kwargs.enable_thinking=False", SILENT)
 def _(room: Room) -> Outcome:
-    result = room.run("--set", "model.chat_template_kwargs.enable_thinking=False", command="collect")
-    line = (room.run_dir / "prompts.jsonl").read_text("utf-8").splitlines()[0] if not result.code else ""
+    result = room.run(
+        "--set", "model.chat_template_kwargs.enable_thinking=False", command="collect"
+    )
+    line = (
+        (room.run_dir / "prompts.jsonl").read_text("utf-8").splitlines()[0]
+        if not result.code
+        else ""
+    )
     return done(result, wrong="" if "</think>" in line else "thinking stays on")
 
 
@@ -68,7 +73,11 @@ def _(room: Room) -> Outcome:
     home = os.environ["HOME"]
     os.environ["HOME"] = str(room.folder)
     try:
-        return done(room.run("--prompts", f"~/{room.prompts.name}.copy")) if _copied(room) else done(room.run())
+        return (
+            done(room.run("--prompts", f"~/{room.prompts.name}.copy"))
+            if _copied(room)
+            else done(room.run())
+        )
     finally:
         os.environ["HOME"] = home
 
@@ -90,7 +99,9 @@ def _(room: Room) -> Outcome:
         )  # fmt: skip
     finally:
         os.environ["HOME"] = home
-    return done(result, wrong="" if (room.run_dir / "run.json").exists() else "a folder named ~ is made")
+    return done(
+        result, wrong="" if (room.run_dir / "run.json").exists() else "a folder named ~ is made"
+    )
 
 
 @case("o87", "train.arguments.report_to=wandb without wandb", LATE)
@@ -102,7 +113,11 @@ def _(room: Room) -> Outcome:
 def _(room: Room) -> Outcome:
     value = json.dumps({"enable_thinking": False})
     result = room.run("--set", f"model.chat_template_kwargs={value}", command="collect")
-    line = (room.run_dir / "prompts.jsonl").read_text("utf-8").splitlines()[0] if not result.code else ""
+    line = (
+        (room.run_dir / "prompts.jsonl").read_text("utf-8").splitlines()[0]
+        if not result.code
+        else ""
+    )
     return done(result, wrong="" if "</think>" in line else "thinking stays on")
 
 
@@ -125,8 +140,13 @@ def _(room: Room) -> Outcome:
     file.write_text("[train]\nepochs = 77\n", "utf-8")
     result = room.run("--config", file, command="report")
     said = room.json("run.json")["config"]["train"]["epochs"]
-    return refused(result, "train.epochs") if result.code else done(
-        result, wrong="" if said == 2 else "run.json says so, though nothing was trained with it"
+    return (
+        refused(result, "train.epochs")
+        if result.code
+        else done(
+            result,
+            wrong="" if said == 2 else "run.json says so, though nothing was trained with it",
+        )
     )
 
 
@@ -227,7 +247,10 @@ def judged(room: Room, *said: str) -> Outcome:
 
 @case("o92", "one prompt is labelled unsafe and benign", SILENT)
 def _(room: Room) -> Outcome:
-    more = [*rows(), {"prompt": "Bake a loaf 1", "label": "unsafe", "pair_id": "", "split": "train"}]
+    more = [
+        *rows(),
+        {"prompt": "Bake a loaf 1", "label": "unsafe", "pair_id": "", "split": "train"},
+    ]
     write_prompts(room.prompts, more)
     return done(room.run(command="collect"), "more than one label")
 
@@ -249,7 +272,11 @@ def _(room: Room) -> Outcome:
 def _(room: Room) -> Outcome:
     weights = ["--set", "train.refusal_weight=0", "--set", "train.retention_weight=0"]
     result = room.run(*weights)
-    return done(result, "train.refusal_weight") if not result.code else refused(result, "train.refusal_weight")
+    return (
+        done(result, "train.refusal_weight")
+        if not result.code
+        else refused(result, "train.refusal_weight")
+    )
 
 
 @case("o96", "collect.max_new_tokens=1", LATE)
@@ -265,7 +292,12 @@ def _(room: Room) -> Outcome:
     second_room = Room(room.folder / "second", room.settings)
     second_room.folder.mkdir()
     result = second_room.run(
-        "--set", "train.experts=union", "--set", "identify.threshold=-1", "--set", "identify.rule=random"
+        "--set",
+        "train.experts=union",
+        "--set",
+        "identify.threshold=-1",
+        "--set",
+        "identify.rule=random",
     )
     second = second_room.json("run.json")["stages"]["train"]["figures"]["trained_experts"]
     same = sorted(map(tuple, first)) == sorted(map(tuple, second))

@@ -12,13 +12,14 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from steermoe.chat import ensure_chat_template
 from steermoe.config import EMBEDDED_MODEL, ModelSection
 from steermoe.embedded.description import embedded_config
 from steermoe.embedded.model import embedded_model_path
-from steermoe.errors import ConfigError, ModelError
 from steermoe.engines.transformers import padding_of, stop_token_ids
+from steermoe.errors import ConfigError, ModelError
 from steermoe.moe.completeness import check_expert_numbers, check_no_adapter
 from steermoe.moe.configs import read_config
 from steermoe.moe.finite import check_weights
@@ -81,10 +82,13 @@ def model_source(settings: ModelSection, report: Report | None = None) -> str:
 
 
 def hub_commit(settings: ModelSection, source: str) -> str | None:
-    """The commit of a hub model that its branch or tag stands for; None where the hub's client does not tell."""
-    config = read_config(source, settings.revision, settings.trust_remote_code)
-    commit = getattr(config, "_commit_hash", None)
-    return str(commit) if commit else None
+    """The commit of a hub model that its branch or tag stands for; None where the hub's client does not tell.
+
+    The config of the model is read first, so that it is in the cache, whose folders are named after commits.
+    """
+    read_config(source, settings.revision, settings.trust_remote_code)
+    path = cached_file(source, "config.json", revision=settings.revision)
+    return extract_commit_hash(path, None)
 
 
 def describe_model(settings: ModelSection, source: str) -> MoEDescription:

@@ -239,7 +239,7 @@ class TransformersEngine:
         return np.concatenate([prompt, *(step[row] for step in fed)])
 
 
-class _Checked(LogitsProcessor):  # type: ignore[misc]  # transformers left it untyped
+class _Checked(LogitsProcessor):
     """Looks at the logits of each new token, and changes nothing."""
 
     def __init__(self, model: Any) -> None:
@@ -253,7 +253,7 @@ class _Checked(LogitsProcessor):  # type: ignore[misc]  # transformers left it u
 def padding_of(model: Any, tokenizer: Any, stop_token_ids: Sequence[int]) -> int:
     """A token to pad with. No model reads it, but its embedding is looked up: one that has none would be an error.
 
-    Tokenizers without padding are common, and so are those that were given `[PAD]` while the embedding stayed as it was.
+    Tokenizers without padding are common, and those that were given `[PAD]` beyond the end of the embedding.
     """
     pad = tokenizer.pad_token_id
     num_embedded = model.get_input_embeddings().num_embeddings

@@ -33,8 +33,8 @@ def check_weights(model: nn.Module, source: str) -> None:
     """
     if name := first_not_finite(model):
         raise ModelError(
-            f"{name} of {source} holds numbers that are not finite, so no reply of this model means anything: fetch its "
-            "files again, and where model.dtype = 'float16' is set, take bfloat16 or float32"
+            f"{name} of {source} holds numbers that are not finite, so no reply of this model means anything: fetch "
+            "its files again, and where model.dtype = 'float16' is set, take bfloat16 or float32"
         )
 
 
@@ -53,7 +53,8 @@ def check_logits(logits: Tensor, model: Any) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all entries of a tensor are: a NaN wins the smallest and the largest, so nothing of the tensor's size is made."""
+    """Whether all entries of a tensor are."""
+    # A NaN wins the smallest and the largest; a mask of the tensor's size would take a quarter of its memory again.
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
     low, high = tensor.aminmax()

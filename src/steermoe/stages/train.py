@@ -6,6 +6,7 @@ import gc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,9 @@ def _check_sound(loaded: LoadedModel, row: TrainingRow) -> None:
     """
     if name := first_not_finite(loaded.model):
         raise diverged(f"{name} is not finite in {loaded.model.dtype} after the last step")
-    ids = torch.tensor([row.prompt_token_ids + row.completion_token_ids], device=loaded.model.device)
+    ids = torch.tensor(
+        [row.prompt_token_ids + row.completion_token_ids], device=loaded.model.device
+    )
     if not is_finite(loaded.model(input_ids=ids, use_cache=False).logits):
         raise diverged("the trained model's logits are not finite after the last step")
 
@@ -201,7 +204,7 @@ def training_rows(
         elif prompt.label is Label.BENIGN:
             benign.append(made)
         else:
-            rows.append(made)
+            rows.append(replace(made, pair_id=prompt.pair_id))
             num_made[made.objective] += 1
     return rows, benign, left_out
 
