@@ -70,8 +70,6 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         _say_phase(reporter, fit, phase, config, experts)
     with _saving_checkpoints(run.file(CHECKPOINTS)):
         history = fit.run(phases)
-    # Only now: settings that the trainer refuses must leave the finished run as it is.
-    run.write_json_lines(SFT_DATASET, (row.as_sft() for row in _all_rows(phases)))
     gc.collect()  # the trainer and its moments sit in reference cycles, and saving needs room
     num_parameters = sum(parameter.numel() for _, parameter in trained.named_parameters())
     if not settings.trains_experts and settings.kept_change < 1:
@@ -80,6 +78,8 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         )
     trained.fold(settings.kept_change if settings.trains_experts else 1.0)
     _check_sound(loaded, next(_all_rows(phases)))
+    # Only now: settings that the trainer refuses, or that spoil the model, must leave the finished run as it is.
+    run.write_json_lines(SFT_DATASET, (row.as_sft() for row in _all_rows(phases)))
     _save(run, config, reporter, loaded, trained, experts)
     return {
         "num_trained_experts": len(experts) if settings.trains_experts else None,
