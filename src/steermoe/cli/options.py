@@ -113,6 +113,16 @@ class Options:
         stored = run.config.model_dump(mode="json")
         return load_config(self.config, self.settings or (), overrides, base=stored)
 
+    def run_as_stored(self) -> Config:
+        """The settings stored in a run, as they are.
+
+        Raises:
+            RunDirectoryError: There is no run.
+        """
+        from steermoe.store.run import load_run
+
+        return load_run(self.new_config().run_dir).config
+
     def _overrides(self) -> Values:
         check_run_named(self.run_dir)
         return {

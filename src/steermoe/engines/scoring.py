@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from steermoe.moe.distinct_tokens import computing_distinct
+from steermoe.moe.finite import check_logits
 from steermoe.moe.layers import MoEDescription
 from steermoe.moe.partial_passes import only_positions
 from steermoe.records import Continuation
@@ -37,6 +38,9 @@ def completion_logits(
 
     Returns:
         `(C, V)`: the logits that predict each completion token, one continuation after the other.
+
+    Raises:
+        ModelError: They are not finite.
     """
     lengths = [len(c.prompt_token_ids) + len(c.completion_token_ids) for c in continuations]
     # The last token predicts nothing, so it need not be fed.
@@ -56,6 +60,7 @@ def completion_logits(
             use_cache=False,
         )
     logits: Tensor = outputs.logits[0]
+    check_logits(logits, model)
     return logits
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from steermoe.chat import encode, ensure_chat_template, render
 from steermoe.engines.scoring import by_continuation, completion_logits, passes
 from steermoe.errors import PromptError, RoutingError
 from steermoe.moe.distinct_tokens import computing_distinct
+from steermoe.moe.finite import check_logits
 from steermoe.moe.layers import MoEDescription, find_moe_layers
 from steermoe.moe.routing import RoutingRecorder
 from steermoe.reasoning import answer_of
@@ -49,9 +51,8 @@ class TransformersEngine:
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.record = record
         ensure_chat_template(tokenizer)
-        self.stop_token_ids = _stop_token_ids(model, tokenizer)
-        pad = tokenizer.pad_token_id
-        self.pad_token_id = int(pad) if pad is not None else self.stop_token_ids[0]
+        self.stop_token_ids = stop_token_ids(model, tokenizer)
+        self.pad_token_id = padding_of(model, tokenizer, self.stop_token_ids)
 
     @property
     def layer_indices(self) -> tuple[int, ...]:
@@ -120,6 +121,7 @@ class TransformersEngine:
 
         Raises:
             PromptError: A conversation does not fit the context.
+            ModelError: The model computes numbers that are not finite.
             RoutingError: The model did not run one pass a token, so routes cannot be told apart.
         """
         if not conversations:
@@ -178,6 +180,7 @@ class TransformersEngine:
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "generation_config": settings,
+            "logits_processor": LogitsProcessorList([_Checked(self.model)]),
         }
         with (
             torch.random.fork_rng(enabled=not greedy),
@@ -236,6 +239,27 @@ class TransformersEngine:
         return np.concatenate([prompt, *(step[row] for step in fed)])
 
 
+class _Checked(LogitsProcessor):
+    """Looks at the logits of each new token, and changes nothing."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        check_logits(scores, self.model)
+        return scores
+
+
+def padding_of(model: Any, tokenizer: Any, stop_token_ids: Sequence[int]) -> int:
+    """A token to pad with. No model reads it, but its embedding is looked up: one that has none would be an error.
+
+    Tokenizers without padding are common, and those that were given `[PAD]` beyond the end of the embedding.
+    """
+    pad = tokenizer.pad_token_id
+    num_embedded = model.get_input_embeddings().num_embeddings
+    return int(pad) if pad is not None and pad < num_embedded else stop_token_ids[0]
+
+
 @contextmanager
 def _generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
     """A model in evaluation mode, without generation settings of its own: those would fill what ours leave open."""
@@ -269,7 +293,7 @@ def contiguous_head_input(model: Any) -> Iterator[None]:
         handle.remove()
 
 
-def _stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
+def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
     """Ids that end a turn: the generation config's, the model config's and the tokenizer's."""
     configs = (getattr(model, "generation_config", None), model.config.get_text_config())
     found: list[int] = []

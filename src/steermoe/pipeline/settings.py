@@ -35,6 +35,34 @@ def values_of(config: Config, keys: Sequence[str], aside: Sequence[str] = ()) ->
     }
 
 
+def not_read(before: Config, now: Config, keys: Sequence[str]) -> dict[str, Any]:
+    """The settings that differ and that none of the keys covers, with the values they have now."""
+    old, new = (values_of(config, tuple(Config.model_fields)) for config in (before, now))
+    names = dict.fromkeys([*new, *old])
+    return {
+        name: new.get(name)
+        for name in names
+        if name != "run" and old.get(name) != new.get(name) and not _covers(keys, name)
+    }
+
+
+def keeping(before: Config, now: Config, keys: Sequence[str]) -> Config:
+    """The settings as they were, but for those that the keys cover, which are as they are now."""
+    return _mixed(before, now, "", set(keys))
+
+
+def _mixed(before: _S, now: _S, prefix: str, keys: set[str]) -> _S:
+    taken: dict[str, Any] = {}
+    for name in type(now).model_fields:
+        dotted = f"{prefix}{name}"
+        old, new = getattr(before, name), getattr(now, name)
+        if _covers(keys, dotted):
+            taken[name] = new
+        elif isinstance(new, Section) and any(key.startswith(f"{dotted}.") for key in keys):
+            taken[name] = _mixed(old, new, f"{dotted}.", keys)
+    return before.model_copy(update=taken)
+
+
 def _covers(keys: Sequence[str] | set[str], name: str) -> bool:
     return any(name == key or name.startswith(f"{key}.") for key in keys)
 

@@ -40,6 +40,11 @@ def _nothing_to_check(config: Config) -> None:
     """Of a step whose settings name nothing."""
 
 
+def _nothing_to_doubt(config: Config) -> list[str]:
+    """Of a step whose settings can always mean something."""
+    return []
+
+
 def _nothing_is_shared(run: RunDirectory, config: Config) -> bool:
     """Of a step that writes files of its own."""
     return True
@@ -69,11 +74,14 @@ class Step:
         function: What it does: it reads and writes files of the run, and returns figures for `run.json`.
         settings: The settings that it is handed.
         aside: Those of them that change nothing in its result: where a model lies, how often something is saved.
+        asks: The settings that can be given to it alone; by default those that it is handed. What a page merely shows
+            was decided by the steps before it.
         reads: What it reads.
         writes: The files that it may leave; `*` stands for any variant.
         goes_on_from: Which files an interrupted attempt leaves to go on from. What is no result of the step is removed
             once it is done.
         check: Refuses what can be told to be wrong before any step is run: names, prompt files.
+        doubts: What to say of settings with which it can be done to no purpose, before any step is run.
         needs_model: Whether it reads the base model, and so whether that has to be there.
         only_where: It is left out, without a word, where this file is missing.
         is_there: Whether its part of a file that other steps write to as well is there.
@@ -85,8 +93,10 @@ class Step:
     reads: tuple[Input, ...]
     writes: tuple[str, ...]
     aside: tuple[str, ...] = ()
+    asks: tuple[str, ...] | None = None
     goes_on_from: tuple[str, ...] = ()
     check: Callable[[Config], object] = field(default=_nothing_to_check)
+    doubts: Callable[[Config], list[str]] = field(default=_nothing_to_doubt)
     needs_model: bool = False
     only_where: str = ""
     is_there: Callable[[RunDirectory, Config], bool] = field(default=_nothing_is_shared)
@@ -94,8 +104,11 @@ class Step:
 
 def _check_collect(config: Config) -> None:
     from steermoe.stages.collect import plan_groups, prepare_prompts
+    from steermoe.stages.ready import check_ready
 
-    plan_groups(prepare_prompts(config, silent()), config)
+    prompts = prepare_prompts(config, silent())
+    plan_groups(prompts, config)
+    check_ready(config, prompts)
 
 
 def _check_judge(config: Config) -> None:
@@ -116,6 +129,12 @@ def _check_train(config: Config) -> None:
         )
     resolve_target(config.train.target_response)
     check_names(config.train)
+
+
+def _doubts_about_training(config: Config) -> list[str]:
+    from steermoe.stages.doubts import doubts_about_training
+
+    return doubts_about_training(config.train)
 
 
 MODEL_ASIDE = ("model.id", "model.revision", "model.device", "model.device_map")
@@ -203,6 +222,7 @@ TRAIN = Step(
     writes=(names.SFT_DATASET, names.MODEL),
     goes_on_from=(names.CHECKPOINTS,),
     check=_check_train,
+    doubts=_doubts_about_training,
     needs_model=True,
 )
 
@@ -257,6 +277,7 @@ REPORT = Step(
     report,
     settings=tuple(Config.model_fields),
     aside=("run", *MODEL_ASIDE[2:]),
+    asks=("report", "model.id"),
     reads=(
         PROMPTS,
         BASE_REPLIES,
@@ -339,3 +360,12 @@ COMMANDS: dict[str, tuple[tuple[Step, ...], tuple[Step, ...]]] = {
     "report": ((), (REPORT,)),
 }
 """Of each command the cheap steps that it brings up to date first, and those that it is there for."""
+
+
+def settings_of(command: str) -> tuple[str, ...]:
+    """The settings that can be given to a command; those that begin a run take all, for the steps to come."""
+    if command in ("run", "collect"):
+        return tuple(Config.model_fields)
+    steps = [step for part in COMMANDS[command] for step in part]
+    asked = (step.settings if step.asks is None else step.asks for step in steps)
+    return ("run", *dict.fromkeys(key for keys in asked for key in keys))

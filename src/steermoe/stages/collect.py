@@ -21,6 +21,7 @@ from steermoe.prompts.resolve import resolve_prompts
 from steermoe.prompts.splits import assign_splits
 from steermoe.records import NO_BATCH, Label, Prompt, Sampling, Split
 from steermoe.reporter import Reporter
+from steermoe.stages.doubts import doubts_about_routing
 from steermoe.store.directory import RunDirectory
 from steermoe.store.response_tables import shard_row
 from steermoe.store.state import Figures
@@ -122,6 +123,8 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     groups = plan_groups(prompts, config, reporter)
     source = model_source(config.model, reporter.line)
     description = describe_model(config.model, source)
+    for doubt in doubts_about_routing(description):
+        reporter.note(doubt)
     missing = [i for i in range(len(groups)) if not run.has_shard(SHARD_PREFIX, i)]
     if missing:
         tokenizer = load_tokenizer(config.model, source, reporter.line)

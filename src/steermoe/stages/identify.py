@@ -27,9 +27,10 @@ from steermoe.config import Config
 from steermoe.records import NO_BATCH, Expert
 from steermoe.reporter import Reporter
 from steermoe.stages.contrast import train_contrast
+from steermoe.stages.doubts import doubts_about_replies
 from steermoe.stages.evidence import add_evidence, replication_of
 from steermoe.store.directory import RunDirectory
-from steermoe.store.names import RISK, RISK_PER_BATCH
+from steermoe.store.names import BASE, RISK, RISK_PER_BATCH
 from steermoe.store.selection_file import ExpertSet
 from steermoe.store.state import Figures
 
@@ -47,6 +48,9 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         Figures for `run.json`: how many experts were selected, what was left out.
     """
     settings = config.identify
+    prompts = {prompt.prompt_id: prompt for prompt in run.read_prompts()}
+    for doubt in doubts_about_replies(run.read_judged(BASE, config.judge.main), prompts):
+        reporter.note(doubt)
     contrast = train_contrast(run, config, reporter)
     layers = selectable_layers(
         contrast.counts.layer_indices, settings.first_layer, settings.last_layer

@@ -159,7 +159,7 @@ def _divergence(
         slices = attach_expert_slices(hardened.model, experts)
         slices.load_state_dict(base_side)
         base = hardened.model
-    pad = hardened.tokenizer.pad_token_id
+    pad = hardened.pad_token_id
     values: dict[str, list[float]] = {c.prompt_id: [] for c in continuations}
     with reporter.bar(len(continuations), "divergence") as bar:
         for together in passes(continuations):

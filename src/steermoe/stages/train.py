@@ -6,8 +6,11 @@ import gc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import create_expert_mask
@@ -16,6 +19,7 @@ from steermoe.contracts import Objective
 from steermoe.errors import RunDirectoryError
 from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
+from steermoe.moe.finite import first_not_finite, is_finite
 from steermoe.records import NO_BATCH, Expert, Label, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.stages.model_card import model_card
@@ -29,6 +33,7 @@ from steermoe.training.forward_plan import ExpertMasks
 from steermoe.training.objectives import objectives_of
 from steermoe.training.phases import Phase
 from steermoe.training.trainables import Trainable, trainables_of
+from steermoe.training.trainer import diverged
 
 
 def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
@@ -54,7 +59,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         loaded.description,
         trained,
         _masks(run, config, reporter, loaded, experts),
-        loaded.tokenizer.pad_token_id,
+        loaded.pad_token_id,
         lambda: load_model(config.model, loaded.source).model,
         settings,
         config.seed,
@@ -65,8 +70,6 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         _say_phase(reporter, fit, phase, config, experts)
     with _saving_checkpoints(run.file(CHECKPOINTS)):
         history = fit.run(phases)
-    # Only now: settings that the trainer refuses must leave the finished run as it is.
-    run.write_json_lines(SFT_DATASET, (row.as_sft() for row in _all_rows(phases)))
     gc.collect()  # the trainer and its moments sit in reference cycles, and saving needs room
     num_parameters = sum(parameter.numel() for _, parameter in trained.named_parameters())
     if not settings.trains_experts and settings.kept_change < 1:
@@ -74,6 +77,9 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
             f"train.kept_change is {settings.kept_change:g}, but a baseline keeps its whole change"
         )
     trained.fold(settings.kept_change if settings.trains_experts else 1.0)
+    _check_sound(loaded, next(_all_rows(phases)))
+    # Only now: settings that the trainer refuses, or that spoil the model, must leave the finished run as it is.
+    run.write_json_lines(SFT_DATASET, (row.as_sft() for row in _all_rows(phases)))
     _save(run, config, reporter, loaded, trained, experts)
     return {
         "num_trained_experts": len(experts) if settings.trains_experts else None,
@@ -108,6 +114,22 @@ def _phases(
         )
         for phase, trainable in zip(wanted, of_phases, strict=True)
     ]
+
+
+@torch.inference_mode()
+def _check_sound(loaded: LoadedModel, row: TrainingRow) -> None:
+    """Check, before anything is saved, that the trained model computes numbers: the last step may have spoilt it.
+
+    Raises:
+        TrainingError: Its weights, or what it says of a row that it was trained on, are not finite.
+    """
+    if name := first_not_finite(loaded.model):
+        raise diverged(f"{name} is not finite in {loaded.model.dtype} after the last step")
+    ids = torch.tensor(
+        [row.prompt_token_ids + row.completion_token_ids], device=loaded.model.device
+    )
+    if not is_finite(loaded.model(input_ids=ids, use_cache=False).logits):
+        raise diverged("the trained model's logits are not finite after the last step")
 
 
 def _save(
@@ -182,7 +204,7 @@ def training_rows(
         elif prompt.label is Label.BENIGN:
             benign.append(made)
         else:
-            rows.append(made)
+            rows.append(replace(made, pair_id=prompt.pair_id))
             num_made[made.objective] += 1
     return rows, benign, left_out
 
