@@ -21,7 +21,16 @@ from safetensors import safe_open
 
 from steermoe.analysis.counts import RoutingCounts, count_response, find_shared_tokens
 from steermoe.errors import RunDirectoryError
-from steermoe.records import Judgement, Label, MeasureRow, Output, Prompt, Split
+from steermoe.records import (
+    RECORDED_SUMS,
+    Judgement,
+    Label,
+    MeasureRow,
+    Output,
+    Prompt,
+    ResponseSums,
+    Split,
+)
 from steermoe.store.files import RunFiles
 from steermoe.store.measure_table import from_measures, to_measures
 from steermoe.store.names import (
@@ -50,8 +59,10 @@ from steermoe.store.response_tables import (
     TOKENS_SCHEMA,
     VERDICTS_SCHEMA,
     create_counts_file,
+    record_sums,
     reply_schema,
     unpack_routed_experts,
+    unpack_sums,
 )
 from steermoe.store.selection_file import ExpertSet
 from steermoe.store.state import SCHEMA_VERSION, RunState
@@ -199,6 +210,9 @@ class RunDirectory(RunFiles):
             "active": ("I32", (num_responses, 2, num_layers, num_experts)),
             "num_tokens": ("I32", (num_responses, 2)),
         }
+        if record_sums(shards):
+            of_scores = ("F32", (num_responses, 2, num_layers, num_experts))
+            tensors |= dict.fromkeys(RECORDED_SUMS, of_scores)
         with (
             self.writing(RESPONSES) as responses_path,
             self.writing(TOKENS) as tokens_path,
@@ -221,6 +235,9 @@ class RunDirectory(RunFiles):
                             routed, row["num_prompt_tokens"], num_experts, shared
                         )
                         arrays["active"][at], arrays["num_tokens"][at] = counted
+                        for name, of_score in unpack_sums(row, *shape).items():
+                            if name in arrays:
+                                arrays[name][at] = of_score
                         at += 1
             for array in arrays.values():
                 array.flush()
@@ -268,6 +285,17 @@ class RunDirectory(RunFiles):
                 num_tokens=file.get_tensor("num_tokens"),
                 layer_indices=tuple(json.loads(metadata["layer_indices"])),
             )
+
+    def read_sums(self, score: str) -> ResponseSums | None:
+        """The sums of a score that collecting records, of every response in the order of `responses.parquet`.
+
+        None where the engine, or the older steermoe, that the run was collected with did not record it.
+        """
+        with self.reading(ROUTING) as path, safe_open(path, framework="numpy") as file:
+            if score not in file.keys():
+                return None
+            layers = tuple(json.loads(file.metadata()["layer_indices"]))
+            return ResponseSums(file.get_tensor(score), file.get_tensor("num_tokens"), layers)
 
     def routing_metadata(self) -> dict[str, str]:
         """Header of `routing.safetensors`: layer_indices, top_k, num_experts, model, shared_prompt_tokens."""
