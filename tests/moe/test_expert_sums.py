@@ -86,13 +86,16 @@ def test_sums_are_those_of_a_loop_over_tokens_and_experts(name: str, implementat
     counted = [row if row is not None else (0, 0) for row in rows]
     with torch.no_grad():
         alone = model(ids).logits
-    with torch.no_grad(), ExpertSums(model, 2) as sums:
-        with sums.tokens(
+    with (
+        torch.no_grad(),
+        ExpertSums(model, 2) as sums,
+        sums.tokens(
             torch.tensor([row[0] for row in counted]),
             torch.tensor([row[1] for row in counted]),
             torch.tensor([row is not None for row in rows]),
-        ):
-            watched = model(ids).logits
+        ),
+    ):
+        watched = model(ids).logits
     assert torch.equal(alone, watched)  # looking changes no bit
     mass, contribution = sums_in_a_loop(model, ids, rows, 2)
     torch.testing.assert_close(sums.totals["gate_mass"].float(), mass, rtol=1e-4, atol=1e-5)
@@ -114,11 +117,15 @@ def test_tokens_that_are_computed_once_count_for_every_row(implementation: str) 
     announced = (response, torch.zeros(3, 6, dtype=torch.long), mask.bool())
     found = []
     for distinct in (False, True):
-        with torch.no_grad(), ExpertSums(model, 3) as sums, sums.tokens(*announced):
-            with ExitStack() as stack:
-                if distinct:
-                    sums.expand = stack.enter_context(computing_distinct(model))
-                model(input_ids=ids, attention_mask=mask)
+        with (
+            torch.no_grad(),
+            ExpertSums(model, 3) as sums,
+            sums.tokens(*announced),
+            ExitStack() as stack,
+        ):
+            if distinct:
+                sums.expand = stack.enter_context(computing_distinct(model))
+            model(input_ids=ids, attention_mask=mask)
         found.append(sums.totals)
     for name in ("gate_mass", "contribution"):
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-5, atol=1e-6)

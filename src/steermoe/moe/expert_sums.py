@@ -177,10 +177,12 @@ class _CaptureOutputs(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is Tensor.sum and args[0].is_floating_point() and args[0].dim() == 3:
-            if args[0].shape[:2] == self._shape:
-                self.reduced = self._reduce(args[0])
+        if func is Tensor.sum and self._are_outputs(args[0]):
+            self.reduced = self._reduce(args[0])
         return func(*args, **(kwargs or {}))
+
+    def _are_outputs(self, added: Tensor) -> bool:
+        return added.is_floating_point() and added.dim() == 3 and added.shape[:2] == self._shape
 
 
 def outputs_by_choice(

@@ -292,7 +292,8 @@ class RunDirectory(RunFiles):
         None where the engine, or the older steermoe, that the run was collected with did not record it.
         """
         with self.reading(ROUTING) as path, safe_open(path, framework="numpy") as file:
-            if score not in file.keys():
+            names: list[str] = file.keys()
+            if score not in names:
                 return None
             layers = tuple(json.loads(file.metadata()["layer_indices"]))
             return ResponseSums(file.get_tensor(score), file.get_tensor("num_tokens"), layers)
