@@ -40,6 +40,7 @@ COMPARED = (
     "routing.safetensors",
     "risk_diff_per_batch.parquet",
     "risk_diff.parquet",
+    "scores.parquet",
     "unsafe_experts.json",
     "sft_dataset.jsonl",
     "verdicts.parquet",

@@ -300,6 +300,11 @@ class ResponseSums:
         """Routed experts of one layer, E."""
         return int(self.total.shape[3])
 
+    def segment(self, name: str) -> tuple[npt.NDArray[Any], IntArray]:
+        """Sums `(N, L, E)` and tokens `(N,)` of one segment: `prompt` or `generation`."""
+        position = ("prompt", "generation").index(name)
+        return self.total[:, position], self.num_tokens[:, position]
+
     def select(self, responses: npt.ArrayLike) -> ResponseSums:
         """The sums of some responses, given by a boolean mask or by positions."""
         rows = np.asarray(responses)

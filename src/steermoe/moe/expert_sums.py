@@ -103,7 +103,7 @@ class ExpertSums(PerResponseWatcher):
             )
         ids_TK = top_k_index.reshape(-1, top_k_index.shape[-1])
         self._ids.append(ids_TK)
-        self._values.append(_of_choices(weights, ids_TK).unsqueeze(0))
+        self._values.append(choice_weights(weights, ids_TK).unsqueeze(0))
 
     def _watching(self, position: int) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
         """Of a layer's forward: the same, with every quantity of its outputs kept until it is added up."""
@@ -193,7 +193,7 @@ def outputs_by_choice(
     Each choice is made a token of its own, so the experts compute as many rows as they always do.
     """
     num_choices = top_k_index.shape[-1]
-    weights = _of_choices(top_k_weights, top_k_index)
+    weights = choice_weights(top_k_weights, top_k_index)
     one_each = forward(
         hidden.repeat_interleave(num_choices, dim=0),
         top_k_index.reshape(-1, 1),
@@ -202,7 +202,7 @@ def outputs_by_choice(
     return one_each.view(len(hidden), num_choices, -1)
 
 
-def _of_choices(weights: Tensor, ids_TK: Tensor) -> Tensor:
+def choice_weights(weights: Tensor, ids_TK: Tensor) -> Tensor:
     """The weights of the chosen experts `(T, K)`; some routers hand on those of all experts."""
     if weights.shape == ids_TK.shape:
         return weights

@@ -44,6 +44,16 @@ def experts_argument(place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return next(kwargs[name] for name in _ARGUMENT_NAMES[place] if name in kwargs)
 
 
+def with_argument(
+    place: int, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What an experts module is given, with another value in that place."""
+    if len(args) > place:
+        return (*args[:place], value, *args[place + 1 :]), kwargs
+    name = next(name for name in _ARGUMENT_NAMES[place] if name in kwargs)
+    return args, {**kwargs, name: value}
+
+
 def in_backward() -> bool:
     """Whether autograd's backward pass is running: a forward pass seen then is a recomputation."""
     return torch._C._current_graph_task_id() != -1

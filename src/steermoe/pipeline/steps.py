@@ -45,6 +45,17 @@ def _nothing_is_shared(run: RunDirectory, config: Config) -> bool:
     return True
 
 
+def _always(config: Config) -> bool:
+    """Of a step that every run has."""
+    return True
+
+
+def _asks_for_passes(config: Config) -> bool:
+    from steermoe.stages.scoring import passes_of
+
+    return bool(passes_of(config))
+
+
 def _is_judged(variant: str) -> Callable[[RunDirectory, Config], bool]:
     def is_judged(run: RunDirectory, config: Config) -> bool:
         return all(
@@ -77,6 +88,7 @@ class Step:
         needs_model: Whether it reads the base model, and so whether that has to be there.
         only_where: It is left out, without a word, where this file is missing.
         is_there: Whether its part of a file that other steps write to as well is there.
+        is_asked: Whether the settings ask for it; if not, it is left out without a word.
     """
 
     name: str
@@ -90,6 +102,7 @@ class Step:
     needs_model: bool = False
     only_where: str = ""
     is_there: Callable[[RunDirectory, Config], bool] = field(default=_nothing_is_shared)
+    is_asked: Callable[[Config], bool] = field(default=_always)
 
 
 def _check_collect(config: Config) -> None:
@@ -103,6 +116,13 @@ def _check_judge(config: Config) -> None:
         check = getattr(judge, "check", None)
         if check is not None:  # a server that is not there, or takes no key, is found out now
             check()
+
+
+def _check_identify(config: Config) -> None:
+    from steermoe.stages.scoring import check_scores
+
+    resolve_rule(config.identify.rule)
+    check_scores(config)
 
 
 def _check_train(config: Config) -> None:
@@ -171,13 +191,54 @@ JUDGE = Step(
     is_there=_is_judged(names.BASE),
 )
 
+SCORE_SUMS = f"{names.SCORE_SUMS}/*.safetensors"
+
+SCORE = Step(
+    "score",
+    _stage("score", "score"),
+    settings=(
+        *("seed", "model", "judge.main", "train.target_response"),
+        *(f"identify.{key}" for key in ("rank_by", "scores", "forecast", "score_prompts")),
+        *("identify.filter_by_verdict", "identify.replicate_on"),
+    ),
+    # Which passes they ask for is what is read of them.
+    aside=(*MODEL_ASIDE, "identify.rank_by", "identify.scores", "identify.forecast"),
+    reads=(
+        inputs.BASE_MODEL,
+        inputs.PASSES,
+        PROMPTS,
+        BASE_REPLIES,
+        TOKENS,
+        ROUTING,
+        inputs.verdicts_on(names.BASE),
+    ),
+    writes=(SCORE_SUMS,),
+    goes_on_from=(f"{names.SHARDS}/score-*", SCORE_SUMS),
+    check=_check_identify,
+    needs_model=True,
+    is_asked=_asks_for_passes,
+)
+
 IDENTIFY = Step(
     "identify",
     _stage("identify", "identify"),
     settings=("seed", "identify", "judge.main"),
-    reads=(PROMPTS, BASE_REPLIES, TOKENS, ROUTING, inputs.verdicts_on(names.BASE)),
-    writes=(names.RISK, names.RISK_PER_BATCH, names.RISK_HELD_OUT, names.UNSAFE_EXPERTS),
-    check=lambda config: resolve_rule(config.identify.rule),
+    reads=(
+        PROMPTS,
+        BASE_REPLIES,
+        TOKENS,
+        ROUTING,
+        inputs.verdicts_on(names.BASE),
+        inputs.family("sums of passes", SCORE_SUMS),
+    ),
+    writes=(
+        names.RISK,
+        names.RISK_PER_BATCH,
+        names.RISK_HELD_OUT,
+        names.SCORES,
+        names.UNSAFE_EXPERTS,
+    ),
+    check=_check_identify,
 )
 
 TRAIN = Step(
@@ -325,14 +386,14 @@ ABLATION = Step(
     writes=(names.ABLATION, names.ABLATION_FIGURES),
 )
 
-RUN = (COLLECT, JUDGE, IDENTIFY, TRAIN, REPLY, JUDGE_HARDENED, EVALUATE, REPORT)
+RUN = (COLLECT, JUDGE, SCORE, IDENTIFY, TRAIN, REPLY, JUDGE_HARDENED, EVALUATE, REPORT)
 """What `steermoe run` does, in order."""
 
 COMMANDS: dict[str, tuple[tuple[Step, ...], tuple[Step, ...]]] = {
     "run": ((), RUN),
     "collect": ((), (COLLECT, JUDGE)),
     "judge": ((), (JUDGE, JUDGE_HARDENED, JUDGE_ABLATED)),
-    "identify": ((JUDGE,), (IDENTIFY,)),
+    "identify": ((JUDGE,), (SCORE, IDENTIFY)),
     "train": ((JUDGE,), (TRAIN,)),
     "evaluate": ((JUDGE,), (REPLY, JUDGE_HARDENED, EVALUATE)),
     "ablate": ((JUDGE,), (ABLATE, JUDGE_ABLATED, EVALUATE, ABLATION)),

@@ -38,6 +38,7 @@ from steermoe.report.material import (
 )
 from steermoe.report.trust import ablation_tables, trust_rows
 from steermoe.reporter import Reporter
+from steermoe.scores import RISK_DIFF
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import REPORT
 from steermoe.store.state import Figures
@@ -123,7 +124,9 @@ def _opening(material: Material) -> dict[str, Any]:
         num_selected=None if selection is None else len(material.experts),
         num_experts=None if material.risk is None else len(material.risk),
         largest=(largest[0].label, largest[1]) if largest else None,
-        threshold=config.identify.threshold if config.identify.rule in RULES else None,
+        threshold=config.identify.threshold
+        if config.identify.rule in RULES and config.identify.rank_by == RISK_DIFF
+        else None,
         is_trained=material.is_trained,
         num_held_out=held_out,
         split=material.split,

@@ -13,11 +13,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from steermoe.analysis.counts import RoutingCounts, count_response, find_shared_tokens
 from steermoe.errors import RunDirectoryError
@@ -49,6 +51,7 @@ from steermoe.store.names import (
     UNSAFE_EXPERTS,
     VERDICTS,
     replies_of,
+    score_sums_of,
     scored_of,
     shard_of,
 )
@@ -287,16 +290,31 @@ class RunDirectory(RunFiles):
             )
 
     def read_sums(self, score: str) -> ResponseSums | None:
-        """The sums of a score that collecting records, of every response in the order of `responses.parquet`.
+        """The sums of a recorded score or of a pass, of every response in the order of `responses.parquet`.
 
-        None where the engine, or the older steermoe, that the run was collected with did not record it.
+        None where the engine, or the older steermoe, that the run was collected with did not record it, or no pass was
+        made.
         """
+        of_pass = score_sums_of(score)
+        if self.has(of_pass):
+            with self.reading(of_pass) as path, safe_open(path, framework="numpy") as file:
+                layers = tuple(json.loads(file.metadata()["layer_indices"]))
+                return ResponseSums(file.get_tensor("total"), file.get_tensor("num_tokens"), layers)
         with self.reading(ROUTING) as path, safe_open(path, framework="numpy") as file:
             names: list[str] = file.keys()
             if score not in names:
                 return None
             layers = tuple(json.loads(file.metadata()["layer_indices"]))
             return ResponseSums(file.get_tensor(score), file.get_tensor("num_tokens"), layers)
+
+    def write_sums(self, name: str, sums: ResponseSums) -> None:
+        """Write the sums that a pass over the model has left of every response."""
+        tensors = {
+            "total": np.ascontiguousarray(sums.total, dtype=np.float32),
+            "num_tokens": np.ascontiguousarray(sums.num_tokens, dtype=np.int32),
+        }
+        with self.writing(score_sums_of(name)) as path:
+            save_file(tensors, path, {"layer_indices": json.dumps(list(sums.layer_indices))})
 
     def routing_metadata(self) -> dict[str, str]:
         """Header of `routing.safetensors`: layer_indices, top_k, num_experts, model, shared_prompt_tokens."""
