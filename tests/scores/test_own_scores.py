@@ -86,5 +86,5 @@ def test_what_an_own_score_returns_is_checked(
 
 @pytest.mark.parametrize("name", ["nothing", "no_such_module:at_all"])
 def test_a_score_that_is_not_there_is_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match="rank_by|score"):
+    with pytest.raises(ConfigError, match=r"rank_by|score"):
         score_named(name)

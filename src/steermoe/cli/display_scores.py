@@ -9,7 +9,7 @@ from rich.text import Text
 from steermoe.analysis.scores import rank_correlations
 from steermoe.report.numbers import is_number
 from steermoe.scores import KNOWN, title_of
-from steermoe.store.names import SCORES
+from steermoe.store.names import FORECAST, SCORES
 from steermoe.store.run import Run
 
 
@@ -34,6 +34,13 @@ def scores(run: Run) -> Group | None:
         shown.add_row(title_of(name), *(f"{v:.2f}" if is_number(v) else "-" for v in values))
     lines = [f"{KNOWN[name].title}: {KNOWN[name].meaning}" for name in names if name in KNOWN]
     return Group(shown, Text("\n".join(lines)))
+
+
+def forecast(run: Run) -> Text | None:
+    """What training the selected experts is expected to cost; None where it was not forecast."""
+    if not run.directory.file(FORECAST).exists():
+        return None
+    return Text("\n".join(run.directory.read_forecast().sentences()))
 
 
 def _candidates(run: Run) -> list[tuple[int, int]]:

@@ -241,6 +241,22 @@ IDENTIFY = Step(
     check=_check_identify,
 )
 
+FORECAST = Step(
+    "forecast",
+    _stage("forecast", "forecast_selection"),
+    settings=(*INTERVALS, "identify.forecast", "train.experts"),
+    reads=(
+        PROMPTS,
+        BASE_REPLIES,
+        RISK,
+        inputs.SELECTION,
+        ROUTING,
+        inputs.whole_file(names.score_sums_of("gradient")),
+    ),
+    writes=(names.FORECAST,),
+    is_asked=lambda config: config.identify.forecast,
+)
+
 TRAIN = Step(
     "train",
     _stage("train", "train"),
@@ -325,6 +341,8 @@ REPORT = Step(
         inputs.whole_file(names.RISK_PER_BATCH),
         inputs.whole_file(names.RISK_HELD_OUT),
         inputs.whole_file(names.UNSAFE_EXPERTS),
+        inputs.whole_file(names.SCORES),
+        inputs.whole_file(names.FORECAST),
         inputs.HARDENED_MODEL,
         inputs.replies(names.HARDENED),
         inputs.verdicts_on(names.BASE),
@@ -386,14 +404,14 @@ ABLATION = Step(
     writes=(names.ABLATION, names.ABLATION_FIGURES),
 )
 
-RUN = (COLLECT, JUDGE, SCORE, IDENTIFY, TRAIN, REPLY, JUDGE_HARDENED, EVALUATE, REPORT)
+RUN = (COLLECT, JUDGE, SCORE, IDENTIFY, FORECAST, TRAIN, REPLY, JUDGE_HARDENED, EVALUATE, REPORT)
 """What `steermoe run` does, in order."""
 
 COMMANDS: dict[str, tuple[tuple[Step, ...], tuple[Step, ...]]] = {
     "run": ((), RUN),
     "collect": ((), (COLLECT, JUDGE)),
     "judge": ((), (JUDGE, JUDGE_HARDENED, JUDGE_ABLATED)),
-    "identify": ((JUDGE,), (SCORE, IDENTIFY)),
+    "identify": ((JUDGE,), (SCORE, IDENTIFY, FORECAST)),
     "train": ((JUDGE,), (TRAIN,)),
     "evaluate": ((JUDGE,), (REPLY, JUDGE_HARDENED, EVALUATE)),
     "ablate": ((JUDGE,), (ABLATE, JUDGE_ABLATED, EVALUATE, ABLATION)),

@@ -36,6 +36,7 @@ from steermoe.report.material import (
     provenance,
     read_material,
 )
+from steermoe.report.scoring import correlation_map, correlations_of, scores_part
 from steermoe.report.trust import ablation_tables, trust_rows
 from steermoe.reporter import Reporter
 from steermoe.scores import RISK_DIFF
@@ -88,6 +89,9 @@ def render(material: Material) -> str:
         **_opening(material),
         **_experts(material, figures),
         **_trust(material),
+        **scores_part(
+            material.scores, material.selectable_layers, material.forecast, material.evaluation
+        ),
         **_replies(material),
         **provenance(material),
         figures={figure.name: figure for figure in figures},
@@ -161,6 +165,9 @@ def _figures(material: Material) -> list[Figure]:
         found.append(risk_map(material.risk, set(material.experts)))
         if material.per_batch is not None:
             found.append(differences_per_batch(material.per_batch, material.experts))
+    correlations = correlations_of(material.scores, material.selectable_layers)
+    if correlations is not None:
+        found.append(correlation_map(correlations))
     if material.is_trained:
         trained = material.state.figures_of("train")
         found.append(training_curve(trained.get("history") or []))

@@ -34,12 +34,14 @@ from steermoe.records import (
     Split,
 )
 from steermoe.store.files import RunFiles
+from steermoe.store.forecast_file import Forecast
 from steermoe.store.measure_table import from_measures, to_measures
 from steermoe.store.names import (
     ABLATION,
     BASE,
     CHECKPOINTS,
     EVALUATION,
+    FORECAST,
     MEASURES,
     PROMPTS,
     RESPONSES,
@@ -440,6 +442,11 @@ class RunDirectory(RunFiles):
         """`unsafe_experts.json`."""
         with self.reading(UNSAFE_EXPERTS):
             return ExpertSet.from_json(self.read_json(UNSAFE_EXPERTS))
+
+    def read_forecast(self) -> Forecast:
+        """`forecast.json`."""
+        with self.reading(FORECAST):
+            return Forecast.from_json(self.read_json(FORECAST))
 
     def write_measures(self, rows: Sequence[MeasureRow]) -> None:
         """Write `measures.parquet`."""

@@ -13,6 +13,7 @@ RISK = "risk_diff.parquet"
 RISK_HELD_OUT = "risk_diff_heldout.parquet"
 SCORES = "scores.parquet"
 UNSAFE_EXPERTS = "unsafe_experts.json"
+FORECAST = "forecast.json"
 SFT_DATASET = "sft_dataset.jsonl"
 MODEL = "model"
 REPLIES = "replies"
@@ -42,6 +43,7 @@ RESULTS = (
     SCORE_SUMS,
     SCORES,
     UNSAFE_EXPERTS,
+    FORECAST,
     SFT_DATASET,
     MODEL,
     REPLIES,
@@ -99,6 +101,7 @@ COMMAND_OF = {
     SCORE_SUMS: "identify",
     SCORES: "identify",
     UNSAFE_EXPERTS: "identify",
+    FORECAST: "identify",
     SFT_DATASET: "train",
     MODEL: "train",
     REPLIES: "evaluate",
