@@ -366,8 +366,12 @@ def _restore(request: _Request, step: Step, stages_before: dict[str, StepRecord]
             steps = COMMANDS["run"][1]
             done = steps[: steps.index(step)]
         asked = state.config
-        sections = {key.partition(".")[0] for other in done for key in other.settings}
-        applied = {name: asked[name] for name in sections}
-        state.config = {**before.config, **applied, "run": asked["run"]}
+        state.config = {**before.config, "run": asked["run"]}
+        for key in (key for other in done for key in other.settings):
+            section, _, name = key.partition(".")
+            if not name:
+                state.config[section] = asked[section]
+            else:  # what else is in that section belongs to later steps
+                state.config[section] = {**state.config[section], name: asked[section][name]}
         state.seed = int(state.config["seed"])
     request.directory.write_state(state)
