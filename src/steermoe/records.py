@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 IntArray = npt.NDArray[np.integer[Any]]
 FloatArray = npt.NDArray[np.float64]
+Float32Array = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 Message = Mapping[str, str]
@@ -31,6 +32,9 @@ PLAIN_GOAL = "plain_goal"
 
 JAILBREAK_FORMAT = "jailbreak_format"
 """Category of a benign prompt in a jailbreak's wrapping: with some, the effect of the format shows by itself."""
+
+RECORDED_SUMS = ("gate_mass", "contribution")
+"""What collecting adds up of every reply, beside how often each expert was active."""
 
 NO_BATCH = -1
 """`batch_idx` of a response that belongs to no mixed batch."""
@@ -163,6 +167,7 @@ class Output(KeyedRecord):
         layer_indices: Decoder-layer index of each row of the layer axis.
         answer: The part of the reply that is meant for the user, without its reasoning; None where the reply ended
             inside that.
+        sums: By score, its sums over tokens `(2, L, E)` in the order of segments, where they were recorded.
     """
 
     prompt: str
@@ -173,6 +178,7 @@ class Output(KeyedRecord):
     routed_experts: IntArray
     layer_indices: tuple[int, ...] = ()
     answer: str | None = None
+    sums: Mapping[str, Float32Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,13 +280,37 @@ class ResponseSums:
 
     Attributes:
         total: `(N, 2, L, E)`, of prompt and generated tokens.
-        num_tokens: `(N, 2)`: tokens that were summed over.
+        num_tokens: `(N, 2)`: tokens that were summed over. A quantity that a response has as a whole, and not token by
+            token, stands in both segments, of one token each.
         layer_indices: Decoder-layer index of each row of the layer axis.
     """
 
     total: npt.NDArray[Any]
     num_tokens: IntArray
     layer_indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.total)
+
+    @property
+    def num_layers(self) -> int:
+        """MoE layers, L."""
+        return int(self.total.shape[2])
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of one layer, E."""
+        return int(self.total.shape[3])
+
+    def segment(self, name: str) -> tuple[npt.NDArray[Any], IntArray]:
+        """Sums `(N, L, E)` and tokens `(N,)` of one segment: `prompt` or `generation`."""
+        position = ("prompt", "generation").index(name)
+        return self.total[:, position], self.num_tokens[:, position]
+
+    def select(self, responses: npt.ArrayLike) -> ResponseSums:
+        """The sums of some responses, given by a boolean mask or by positions."""
+        rows = np.asarray(responses)
+        return ResponseSums(self.total[rows], self.num_tokens[rows], self.layer_indices)
 
 
 class IntervalArguments(TypedDict):

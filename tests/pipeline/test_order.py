@@ -339,7 +339,8 @@ def test_the_hash_of_every_result_is_kept(fakes: Fakes, config: Make) -> None:
     import hashlib
 
     run = run_pipeline(config())
-    left = {name for step in RUN for name in step.writes if "*" not in name}
+    done = [step for step in RUN if step.name in ALL]
+    left = {name for step in done for name in step.writes if "*" not in name}
     assert run.state.files.keys() == left
     for name, found in run.state.files.items():
         assert found.sha256 == hashlib.sha256((run.path / name).read_bytes()).hexdigest()

@@ -18,6 +18,7 @@ from steermoe.cli.display_evidence import (
     stability_line,
     with_held_out,
 )
+from steermoe.cli.display_scores import forecast, scores
 from steermoe.errors import RunDirectoryError
 from steermoe.measures import MEASURES
 from steermoe.records import NO_BATCH, Expert, MetricJson
@@ -49,7 +50,10 @@ def overview(run: Run, top: int) -> Group:
         parts.append(_figures_table(run))
     if run.directory.file(RISK).exists():
         parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
-    evidence = (selection_lines(run), stability_line(run), replication_table(run))
+    evidence = (
+        *(selection_lines(run), stability_line(run), forecast(run)),
+        *(scores(run), replication_table(run)),
+    )
     parts += [part for part in evidence if part is not None]
     if run.directory.file(ABLATION).exists():
         parts.append(ablation(run))

@@ -159,11 +159,40 @@ class IdentifySection(Section):
         min_length=1,
         description="Selection rule: threshold, fdr, stability, combined, lowest, random, or package.module:callable.",
     )
+    rank_by: str = Field(
+        "risk_diff",
+        min_length=1,
+        description="Score that experts are ranked by: risk_diff, gate_mass, contribution, taylor, selectivity, "
+        "selective_gain, projection, or package.module:callable.",
+    )
+    rank_within: Literal["model", "layer"] = Field(
+        "model",
+        description="Rank the experts of all layers together, or take the first of every layer, then the second.",
+    )
+    scores: tuple[str, ...] = Field(
+        (),
+        description="Scores to compute beside the one that experts are ranked by and those that come with collecting. "
+        "taylor, selectivity, selective_gain and projection take passes of the model.",
+    )
+    score_prompts: int = Field(
+        32,
+        ge=1,
+        description="Prompts of each kind that passes for scores and forecast are made over, picked by the seed.",
+    )
+    forecast: bool = Field(
+        True,
+        description="Say before training what the selection is expected to cost: the interference of the selected "
+        "experts, beside random ones. It takes one pass of the model.",
+    )
     threshold: float = Field(
-        0.05, ge=-1, le=1, description="Least risk difference of an unsafe expert."
+        0.05,
+        allow_inf_nan=False,
+        description="Least risk difference of an unsafe expert; of another score, its least value in its own unit.",
     )
     top_k: int = Field(
-        50, ge=1, description="Most experts that are selected, the largest risk differences."
+        50,
+        ge=1,
+        description="Most experts that are selected, the largest risk differences or scores.",
     )
     first_layer: int = Field(
         0,
@@ -212,6 +241,12 @@ class IdentifySection(Section):
         le=1,
         description="Share of halves that must select an expert, for the rules stability and combined.",
     )
+
+    @model_validator(mode="after")
+    def _threshold_of_a_share(self) -> IdentifySection:
+        if self.rank_by == "risk_diff" and not -1 <= self.threshold <= 1:
+            raise ValueError(f"threshold {self.threshold:g} is no risk difference: give -1 to 1")
+        return self
 
 
 class EvaluateSection(Section):

@@ -112,9 +112,17 @@ def _content_of(source: str) -> str:
         return "unreadable"  # reading it as prompts says why
 
 
+def _passes(ledger: Ledger) -> str:
+    from steermoe.stages.scoring import passes_of, ranks_by_gradients
+
+    config = ledger.config
+    return _hash([passes_of(config), ranks_by_gradients(config)])
+
+
 BASE_MODEL = Input(
     "base model", (), lambda ledger: ledger.state.model.hash or ledger.state.model.commit or ""
 )
+PASSES = Input("passes for scores", (), _passes)
 PROMPT_FILES = Input("prompt files", (), _prompt_files)
 JUDGES = Input("judges", (), _judges)
 PLAIN_GOALS = Input("verdicts on plain goals", (VERDICTS, PROMPTS), _verdicts_on_plain_goals)

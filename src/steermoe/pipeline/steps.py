@@ -50,6 +50,17 @@ def _nothing_is_shared(run: RunDirectory, config: Config) -> bool:
     return True
 
 
+def _always(config: Config) -> bool:
+    """Of a step that every run has."""
+    return True
+
+
+def _asks_for_passes(config: Config) -> bool:
+    from steermoe.stages.scoring import passes_of
+
+    return bool(passes_of(config))
+
+
 def _is_judged(variant: str) -> Callable[[RunDirectory, Config], bool]:
     def is_judged(run: RunDirectory, config: Config) -> bool:
         return all(
@@ -85,6 +96,7 @@ class Step:
         needs_model: Whether it reads the base model, and so whether that has to be there.
         only_where: It is left out, without a word, where this file is missing.
         is_there: Whether its part of a file that other steps write to as well is there.
+        is_asked: Whether the settings ask for it; if not, it is left out without a word.
     """
 
     name: str
@@ -100,6 +112,7 @@ class Step:
     needs_model: bool = False
     only_where: str = ""
     is_there: Callable[[RunDirectory, Config], bool] = field(default=_nothing_is_shared)
+    is_asked: Callable[[Config], bool] = field(default=_always)
 
 
 def _check_collect(config: Config) -> None:
@@ -116,6 +129,13 @@ def _check_judge(config: Config) -> None:
         check = getattr(judge, "check", None)
         if check is not None:  # a server that is not there, or takes no key, is found out now
             check()
+
+
+def _check_identify(config: Config) -> None:
+    from steermoe.stages.scoring import check_scores
+
+    resolve_rule(config.identify.rule)
+    check_scores(config)
 
 
 def _check_train(config: Config) -> None:
@@ -190,13 +210,70 @@ JUDGE = Step(
     is_there=_is_judged(names.BASE),
 )
 
+SCORE_SUMS = f"{names.SCORE_SUMS}/*.safetensors"
+
+SCORE = Step(
+    "score",
+    _stage("score", "score"),
+    settings=(
+        *("seed", "model", "judge.main", "train.target_response"),
+        *(f"identify.{key}" for key in ("rank_by", "scores", "forecast", "score_prompts")),
+        *("identify.filter_by_verdict", "identify.replicate_on"),
+    ),
+    # Which passes they ask for is what is read of them.
+    aside=(*MODEL_ASIDE, "identify.rank_by", "identify.scores", "identify.forecast"),
+    reads=(
+        inputs.BASE_MODEL,
+        inputs.PASSES,
+        PROMPTS,
+        BASE_REPLIES,
+        TOKENS,
+        ROUTING,
+        inputs.verdicts_on(names.BASE),
+    ),
+    writes=(SCORE_SUMS,),
+    goes_on_from=(f"{names.SHARDS}/score-*", SCORE_SUMS),
+    check=_check_identify,
+    needs_model=True,
+    is_asked=_asks_for_passes,
+)
+
 IDENTIFY = Step(
     "identify",
     _stage("identify", "identify"),
     settings=("seed", "identify", "judge.main"),
-    reads=(PROMPTS, BASE_REPLIES, TOKENS, ROUTING, inputs.verdicts_on(names.BASE)),
-    writes=(names.RISK, names.RISK_PER_BATCH, names.RISK_HELD_OUT, names.UNSAFE_EXPERTS),
-    check=lambda config: resolve_rule(config.identify.rule),
+    reads=(
+        PROMPTS,
+        BASE_REPLIES,
+        TOKENS,
+        ROUTING,
+        inputs.verdicts_on(names.BASE),
+        inputs.family("sums of passes", SCORE_SUMS),
+    ),
+    writes=(
+        names.RISK,
+        names.RISK_PER_BATCH,
+        names.RISK_HELD_OUT,
+        names.SCORES,
+        names.UNSAFE_EXPERTS,
+    ),
+    check=_check_identify,
+)
+
+FORECAST = Step(
+    "forecast",
+    _stage("forecast", "forecast_selection"),
+    settings=(*INTERVALS, "identify.forecast", "train.experts"),
+    reads=(
+        PROMPTS,
+        BASE_REPLIES,
+        RISK,
+        inputs.SELECTION,
+        ROUTING,
+        inputs.whole_file(names.score_sums_of("gradient")),
+    ),
+    writes=(names.FORECAST,),
+    is_asked=lambda config: config.identify.forecast,
 )
 
 TRAIN = Step(
@@ -285,6 +362,8 @@ REPORT = Step(
         inputs.whole_file(names.RISK_PER_BATCH),
         inputs.whole_file(names.RISK_HELD_OUT),
         inputs.whole_file(names.UNSAFE_EXPERTS),
+        inputs.whole_file(names.SCORES),
+        inputs.whole_file(names.FORECAST),
         inputs.HARDENED_MODEL,
         inputs.replies(names.HARDENED),
         inputs.verdicts_on(names.BASE),
@@ -346,14 +425,14 @@ ABLATION = Step(
     writes=(names.ABLATION, names.ABLATION_FIGURES),
 )
 
-RUN = (COLLECT, JUDGE, IDENTIFY, TRAIN, REPLY, JUDGE_HARDENED, EVALUATE, REPORT)
+RUN = (COLLECT, JUDGE, SCORE, IDENTIFY, FORECAST, TRAIN, REPLY, JUDGE_HARDENED, EVALUATE, REPORT)
 """What `steermoe run` does, in order."""
 
 COMMANDS: dict[str, tuple[tuple[Step, ...], tuple[Step, ...]]] = {
     "run": ((), RUN),
     "collect": ((), (COLLECT, JUDGE)),
     "judge": ((), (JUDGE, JUDGE_HARDENED, JUDGE_ABLATED)),
-    "identify": ((JUDGE,), (IDENTIFY,)),
+    "identify": ((JUDGE,), (SCORE, IDENTIFY, FORECAST)),
     "train": ((JUDGE,), (TRAIN,)),
     "evaluate": ((JUDGE,), (REPLY, JUDGE_HARDENED, EVALUATE)),
     "ablate": ((JUDGE,), (ABLATE, JUDGE_ABLATED, EVALUATE, ABLATION)),

@@ -104,16 +104,16 @@ def risk_map(risk: pd.DataFrame, selected: Collection[Expert]) -> Figure:
             _heat(z, details, limit),
             _outlines([cell(*expert) for expert in outlined], len(across)),
         ],
-        layout=_layout(
+        layout=figure_layout(
             height=round(height) + 100,
             margin={"l": 52, "r": 12, "t": 56, "b": 44},
-            xaxis=_axis(
+            xaxis=axis(
                 titles[0],
                 range=[-0.5, len(across) - 0.5],
                 showgrid=False,
                 **_ticks(across, width, 30),
             ),
-            yaxis=_axis(
+            yaxis=axis(
                 titles[1], range=[len(down) - 0.5, -0.5], showgrid=False, **_ticks(down, height, 18)
             ),
         ),
@@ -237,11 +237,11 @@ def differences_per_batch(per_batch: pd.DataFrame, selected: Sequence[Expert]) -
                 "hovertemplate": "%{customdata[0]}, mean: %{customdata[1]}<extra></extra>",
             },
         ],
-        layout=_layout(
+        layout=figure_layout(
             height=(18 if len(found) <= 30 else 14) * len(found) + 90,
             margin={"l": 76, "r": 16, "t": 36, "b": 44},
-            xaxis=_axis("risk difference", zeroline=True, rangemode="tozero", nticks=7),
-            yaxis=_axis("", range=[len(found) - 0.4, -0.6], **_ticks(names, 18 * len(found), 1)),
+            xaxis=axis("risk difference", zeroline=True, rangemode="tozero", nticks=7),
+            yaxis=axis("", range=[len(found) - 0.4, -0.6], **_ticks(names, 18 * len(found), 1)),
             showlegend=True,
             legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": _font(12)},
         ),
@@ -296,8 +296,8 @@ def training_curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:
         top = 1 - i * (panel + PANEL_GAP)
         title = "optimizer step" if i == len(curves) - 1 else ""
         shared = {"matches": "x"} if i else {}
-        axes[f"xaxis{suffix}"] = _axis(title, anchor=f"y{suffix}", **steps, **shared)
-        axes[f"yaxis{suffix}"] = _axis(
+        axes[f"xaxis{suffix}"] = axis(title, anchor=f"y{suffix}", **steps, **shared)
+        axes[f"yaxis{suffix}"] = axis(
             "", domain=[max(0.0, top - panel), top], rangemode="tozero", nticks=4
         )
     said = [f"{name} went from {p[0][1]:.3f} to {p[-1][1]:.3f}" for name, _, p in curves]
@@ -305,7 +305,7 @@ def training_curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:
         name="training",
         description=f"Over {last_step} steps {'; '.join(said)}.",
         data=[_curve(i, *curve) for i, curve in enumerate(curves)],
-        layout=_layout(
+        layout=figure_layout(
             height=150 * len(curves) + 70,
             margin={"l": 56, "r": 16, "t": 28, "b": 46},
             annotations=[
@@ -390,7 +390,8 @@ def _ticks(labels: Sequence[int | str], pixels: float, spacing: float) -> Plotly
     return {"tickvals": places, "ticktext": [str(labels[place]) for place in places]}
 
 
-def _axis(title: str, **more: Any) -> Plotly:
+def axis(title: str, **more: Any) -> Plotly:
+    """One axis as all figures have it."""
     return {
         "title": {"text": title, "font": _font(12, "var(--muted)")},
         "tickfont": _font(11, "var(--muted)"),
@@ -404,7 +405,8 @@ def _axis(title: str, **more: Any) -> Plotly:
     }
 
 
-def _layout(**more: Any) -> Plotly:
+def figure_layout(**more: Any) -> Plotly:
+    """What the layouts of all figures share."""
     return {
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",

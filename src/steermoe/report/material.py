@@ -14,13 +14,16 @@ from steermoe.config import EMBEDDED_MODEL, ArgumentsSection, Config, fields_of,
 from steermoe.records import NO_BATCH, Expert, Label, Prompt, Split, Verdict
 from steermoe.report.numbers import counted, integer, is_number, number, words
 from steermoe.store.directory import RunDirectory
+from steermoe.store.forecast_file import Forecast
 from steermoe.store.names import (
     ABLATION,
     EVALUATION,
+    FORECAST,
     HARDENED,
     MODEL,
     RISK,
     RISK_PER_BATCH,
+    SCORES,
     UNSAFE_EXPERTS,
 )
 from steermoe.store.run import Run
@@ -60,6 +63,8 @@ class Material:
         risk: The aggregated risk table.
         per_batch: The risk tables of the batches.
         ablation: `ablation.json`.
+        scores: `scores.parquet`.
+        forecast: `forecast.json`.
         is_trained: Whether there is a hardened model.
         trained_experts: What it was trained on; empty for a baseline, or without one.
     """
@@ -74,6 +79,8 @@ class Material:
     risk: pd.DataFrame | None
     per_batch: pd.DataFrame | None
     ablation: AblationFigures | None
+    scores: pd.DataFrame | None
+    forecast: Forecast | None
     is_trained: bool
     trained_experts: list[Expert]
 
@@ -81,6 +88,14 @@ class Material:
     def split(self) -> str:
         """The split that was evaluated, or would be."""
         return str((self.evaluation or {}).get("split", self.config.evaluate.split))
+
+    @property
+    def selectable_layers(self) -> set[int]:
+        """The decoder layers that experts may be selected from."""
+        settings = self.config.identify
+        known = set() if self.risk is None else {int(layer) for layer in self.risk["layer"]}
+        last = max(known, default=0) if settings.last_layer is None else settings.last_layer
+        return {layer for layer in known if settings.first_layer <= layer <= last}
 
     @property
     def experts(self) -> list[Expert]:
@@ -119,6 +134,8 @@ def read_material(run: RunDirectory, config: Config) -> Material:
         risk=table(RISK) if selected else None,
         per_batch=table(RISK_PER_BATCH),
         ablation=run.read_ablation() if run.has(ABLATION) else None,
+        scores=table(SCORES) if selected else None,
+        forecast=run.read_forecast() if selected and run.has(FORECAST) else None,
         is_trained=is_trained,
         trained_experts=Run(run).trained_experts if is_trained else [],
     )

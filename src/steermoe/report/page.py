@@ -34,8 +34,10 @@ from steermoe.report.material import (
     read_material,
 )
 from steermoe.report.replies import replies
+from steermoe.report.scoring import correlation_map, correlations_of, scores_part
 from steermoe.report.trust import ablation_tables, trust_rows
 from steermoe.reporter import Reporter
+from steermoe.scores import RISK_DIFF
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import REPORT
 from steermoe.store.state import Figures
@@ -79,6 +81,9 @@ def render(material: Material) -> str:
         **_opening(material),
         **_experts(material, figures),
         **_trust(material),
+        **scores_part(
+            material.scores, material.selectable_layers, material.forecast, material.evaluation
+        ),
         **replies(material),
         **provenance(material),
         figures={figure.name: figure for figure in figures},
@@ -115,7 +120,9 @@ def _opening(material: Material) -> dict[str, object]:
         num_selected=None if selection is None else len(material.experts),
         num_experts=None if material.risk is None else len(material.risk),
         largest=(largest[0].label, largest[1]) if largest else None,
-        threshold=config.identify.threshold if config.identify.rule in RULES else None,
+        threshold=config.identify.threshold
+        if config.identify.rule in RULES and config.identify.rank_by == RISK_DIFF
+        else None,
         is_trained=material.is_trained,
         num_held_out=held_out,
         split=material.split,
@@ -150,6 +157,9 @@ def _figures(material: Material) -> list[Figure]:
         found.append(risk_map(material.risk, set(material.experts)))
         if material.per_batch is not None:
             found.append(differences_per_batch(material.per_batch, material.experts))
+    correlations = correlations_of(material.scores, material.selectable_layers)
+    if correlations is not None:
+        found.append(correlation_map(correlations))
     if material.is_trained:
         trained = material.state.figures_of("train")
         found.append(training_curve(trained.get("history") or []))

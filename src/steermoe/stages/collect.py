@@ -11,6 +11,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from steermoe.analysis.counts import find_shared_tokens
+from steermoe.chat import encode
 from steermoe.config import Config
 from steermoe.contracts import Engine
 from steermoe.engines.transformers import TransformersEngine
@@ -137,6 +139,7 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
             engine.check_length(
                 prompt.messages, config.collect.max_new_tokens, prompt.prompt_id, prompt.rendered
             )
+        engine.shared_tokens = find_shared_tokens(encode(tokenizer, p.rendered) for p in prompts)
         # Nothing is written before this, so prompts that are refused replace none.
         run.write_prompts(prompts)
         groups = plan_groups(prompts, config)

@@ -11,11 +11,14 @@ VERDICTS = "verdicts.parquet"
 RISK_PER_BATCH = "risk_diff_per_batch.parquet"
 RISK = "risk_diff.parquet"
 RISK_HELD_OUT = "risk_diff_heldout.parquet"
+SCORES = "scores.parquet"
 UNSAFE_EXPERTS = "unsafe_experts.json"
+FORECAST = "forecast.json"
 SFT_DATASET = "sft_dataset.jsonl"
 MODEL = "model"
 REPLIES = "replies"
 SCORED = "scored"
+SCORE_SUMS = "score_sums"
 MEASURES = "measures.parquet"
 EVALUATION = "evaluation.json"
 ABLATION = "ablation.json"
@@ -37,7 +40,10 @@ RESULTS = (
     RISK,
     RISK_PER_BATCH,
     RISK_HELD_OUT,
+    SCORE_SUMS,
+    SCORES,
     UNSAFE_EXPERTS,
+    FORECAST,
     SFT_DATASET,
     MODEL,
     REPLIES,
@@ -62,6 +68,16 @@ def scored_of(variant: str) -> str:
     return f"{SCORED}/{variant}.parquet"
 
 
+def score_sums_of(name: str) -> str:
+    """The sums that a pass over the model leaves of every response; the name of a user's own score may have a colon."""
+    return f"{SCORE_SUMS}/{name.replace(':', '.')}.safetensors"
+
+
+def score_shard_of(name: str, index: int) -> str:
+    """One piece of an unfinished pass for scores."""
+    return f"{SHARDS}/score-{name.replace(':', '.')}-{index:05d}.safetensors"
+
+
 def shard_of(prefix: str, index: int) -> str:
     """One piece of unfinished work."""
     return f"{SHARDS}/{prefix}-{index:05d}.parquet"
@@ -82,7 +98,10 @@ COMMAND_OF = {
     RISK: "identify",
     RISK_PER_BATCH: "identify",
     RISK_HELD_OUT: "identify",
+    SCORE_SUMS: "identify",
+    SCORES: "identify",
     UNSAFE_EXPERTS: "identify",
+    FORECAST: "identify",
     SFT_DATASET: "train",
     MODEL: "train",
     REPLIES: "evaluate",
