@@ -19,7 +19,7 @@ from steermoe.store.directory import RunDirectory
 from steermoe.store.names import BASE, HARDENED, PROMPTS, UNSAFE_EXPERTS, VERDICTS, shard_of
 from steermoe.store.selection_file import ExpertSet
 
-ALL = [step.name for step in RUN]
+ALL = [step.name for step in RUN if step.is_asked_for(Config())]
 
 
 class Fakes:

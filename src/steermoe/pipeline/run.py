@@ -245,7 +245,8 @@ def _do_steps(request: _Request) -> None:
     chosen = [
         step
         for step in (*first, *wanted)
-        if not step.only_where or step in wanted or _has(request, step)
+        if step.is_asked_for(request.ledger.config)
+        and (not step.only_where or step in wanted or _has(request, step))
     ]
     is_due = False
     for step in chosen:

@@ -21,6 +21,7 @@ from steermoe.analysis.selection import RULES
 from steermoe.config import Config
 from steermoe.records import Expert, Verdict
 from steermoe.report import numbers, text
+from steermoe.report.card import write_card_figures
 from steermoe.report.figures import (
     MAX_EXPERTS_SHOWN,
     Figure,
@@ -36,6 +37,7 @@ from steermoe.report.material import (
     provenance,
     read_material,
 )
+from steermoe.report.side_by_side import benchmark_lines
 from steermoe.report.trust import ablation_tables, trust_rows
 from steermoe.reporter import Reporter
 from steermoe.store.directory import RunDirectory
@@ -63,6 +65,7 @@ def report(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     page = render(read_material(run, config))
     with run.writing(REPORT) as path:
         path.write_text(page, "utf-8", newline="\n")
+    write_card_figures(run, config.evaluate.confidence)
     reporter.line(f"report: {run.file(REPORT)}")
     return {"shows_harmful_replies": config.report.show_harmful}
 
@@ -136,6 +139,7 @@ def _opening(material: Material) -> dict[str, Any]:
         "cautions": text.cautions(evaluation, config.judge.main, material.split),
         "metrics": text.metric_rows(evaluation) if evaluation else [],
         "tiles": text.tiles(evaluation) if evaluation else [],
+        "benchmarks": list(benchmark_lines(evaluation)) if evaluation else [],
         "divergence": _divergence(evaluation),
         "confidence": f"{100 * config.evaluate.confidence:g}{numbers.NBSP}%",
         "split": material.split,
