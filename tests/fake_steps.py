@@ -19,7 +19,9 @@ from steermoe.store.directory import RunDirectory
 from steermoe.store.names import BASE, HARDENED, PROMPTS, UNSAFE_EXPERTS, VERDICTS, shard_of
 from steermoe.store.selection_file import ExpertSet
 
-ALL = [step.name for step in RUN if step.name not in ("score", "forecast")]
+NO_FORECAST = validate({"identify": {"forecast": False}})
+
+ALL = [step.name for step in RUN if step.is_asked_for(NO_FORECAST)]
 """Those of a run that is asked for no forecast, as the settings below are."""
 
 

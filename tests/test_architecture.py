@@ -33,6 +33,8 @@ STAGE_ORDER = (
     "identify",
     "train",
     "reply",
+    "capability",
+    "benchmarks",
     "ablate",
     "judge",
     "evaluate",

@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {
         "target_response": "No.",
         "arguments": {"save_steps": 1},
     },
-    "evaluate": {"num_bootstrap": 100},
+    "evaluate": {"num_bootstrap": 100, "benchmark_limit": 14},
 }
 """Of a run that takes seconds: 3 mixed batches of 8, 6 training steps, 4 experts."""
 

@@ -333,6 +333,11 @@ class MetricJson(TypedDict):
     worst_case_ci_low: NotRequired[float | None]
     worst_case_ci_high: NotRequired[float | None]
     p_value: NotRequired[float | None]
+    source: NotRequired[str]
+
+
+SidesOfSet = dict[str, dict[str, MetricJson]]
+"""The figures of one set of prompts: by measure, then `base`, `hardened` and `paired`."""
 
 
 class Evaluation(TypedDict):
@@ -342,6 +347,7 @@ class Evaluation(TypedDict):
     base: dict[str, MetricJson]
     hardened: dict[str, MetricJson]
     paired: dict[str, MetricJson]
+    benchmarks: NotRequired[dict[str, SidesOfSet]]
 
 
 @dataclass(frozen=True, slots=True)

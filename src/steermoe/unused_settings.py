@@ -148,6 +148,10 @@ def _first_tokens_weigh_the_same(config: Config) -> str:
     return ""
 
 
+def _no_benchmarks(config: Config) -> str:
+    return "has no effect: evaluate.benchmarks is empty" if not config.evaluate.benchmarks else ""
+
+
 _CONDITIONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
     (_one_of_many_devices, ("model.device",)),
     (_no_revisions, ("model.revision",)),
@@ -173,5 +177,6 @@ _CONDITIONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
     (_no_retention, ("train.retention_tokens", "train.benign_per_batch")),
     (_no_first_tokens, ("train.first_tokens_weight",)),
     (_first_tokens_weigh_the_same, ("train.first_tokens",)),
+    (_no_benchmarks, ("evaluate.benchmark_limit",)),
 )
 """What makes settings void, and which. Of two conditions for one setting the first is said."""

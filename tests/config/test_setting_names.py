@@ -86,6 +86,8 @@ SETTINGS = [
     "evaluate.split",
     "evaluate.confidence",
     "evaluate.num_bootstrap",
+    "evaluate.benchmarks",
+    "evaluate.benchmark_limit",
     "ablate.num_prompts",
     "ablate.num_draws",
     "ablate.num_generated_draws",

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from steermoe.cli.display_benchmarks import benchmarks_table
 from steermoe.cli.display_evidence import (
     HELD_OUT,
     ablation,
@@ -22,7 +23,7 @@ from steermoe.cli.display_scores import forecast, scores
 from steermoe.errors import RunDirectoryError
 from steermoe.measures import MEASURES
 from steermoe.records import NO_BATCH, Expert, MetricJson
-from steermoe.report.numbers import ranges
+from steermoe.report.numbers import corrected, ranges
 from steermoe.store.names import ABLATION, EVALUATION, MODEL, REPORT, RISK
 from steermoe.store.run import Run
 from steermoe.store.state import Figures
@@ -31,7 +32,7 @@ from steermoe.units import gibibytes
 
 def summary(run: Run) -> Group:
     """The end of `steermoe run`: experts trained, figures before and after, where the files are."""
-    parts: list[Any] = [_figures_table(run), _cost_table(run)]
+    parts: list[Any] = [_figures_table(run), *benchmarks_table(run), _cost_table(run)]
     files = Table(title="files", title_justify="left", show_header=False, box=None)
     for name, what in (
         (REPORT, "the report"),
@@ -47,7 +48,7 @@ def overview(run: Run, top: int) -> Group:
     """Stages, figures and the top experts."""
     parts: list[Any] = [_cost_table(run)]
     if run.directory.file(EVALUATION).exists():
-        parts.append(_figures_table(run))
+        parts += [_figures_table(run), *benchmarks_table(run)]
     if run.directory.file(RISK).exists():
         parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
     evidence = (
@@ -167,6 +168,8 @@ def percent(metric: MetricJson) -> str:
         text += f", {metric['num_unscored']} unscored"
     if metric.get("worst_case") is not None:
         text += f", at worst {metric['worst_case']:.1%}"
+    if found := corrected(metric):
+        text += f", corrected {found}"
     return text
 
 

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
+from typing import TYPE_CHECKING
 
 from steermoe.prompts.goals import normalised_goal
 from steermoe.records import IntervalArguments, Metric, Prompt, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +47,14 @@ class Side:
         texts: Its replies, by prompt id.
         scored: Quantity and prompt id to a value for each token: `kl`, `reply_log_prob`, `refusal_log_prob`, in nats.
             None where the variant was fed no texts.
+        graded: Its answers to the items of `builtin:capability`, a table with `capability.grading.COLUMNS`; None where
+            it was not asked.
     """
 
     verdicts: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     scored: Mapping[tuple[str, str], Sequence[float]] | None = None
+    graded: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True, slots=True)

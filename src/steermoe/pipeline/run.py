@@ -151,7 +151,7 @@ def _open(
     # One that died before it had anything to keep begins anew.
     before = open_state(directory) if directory.exists and directory.has_results else None
     steps = [step for steps in COMMANDS[command] for step in steps]
-    if before is None or any(step.needs_model and step.is_asked(config) for step in steps):
+    if before is None or any(step.needs_model and step.is_asked_for(config) for step in steps):
         from steermoe.loading import model_source
 
         source = model_source(config.model, reporter.line)
@@ -225,7 +225,7 @@ def _do_steps(request: _Request) -> None:
     chosen = [
         step
         for step in (*first, *wanted)
-        if step.is_asked(request.ledger.config)
+        if step.is_asked_for(request.ledger.config)
         and (not step.only_where or step in wanted or _has(request, step))
     ]
     is_due = False

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from steermoe.analysis.selection import resolve_rule
+from steermoe.capability.items import BUILTIN_CAPABILITY
 from steermoe.config import Config
 from steermoe.errors import ConfigError
 from steermoe.judges.kinds import judges_named
@@ -45,13 +46,13 @@ def _nothing_to_doubt(config: Config) -> list[str]:
     return []
 
 
-def _nothing_is_shared(run: RunDirectory, config: Config) -> bool:
-    """Of a step that writes files of its own."""
+def _always(config: Config) -> bool:
+    """Of a step that belongs to every run."""
     return True
 
 
-def _always(config: Config) -> bool:
-    """Of a step that every run has."""
+def _nothing_is_shared(run: RunDirectory, config: Config) -> bool:
+    """Of a step that writes files of its own."""
     return True
 
 
@@ -95,8 +96,8 @@ class Step:
         doubts: What to say of settings with which it can be done to no purpose, before any step is run.
         needs_model: Whether it reads the base model, and so whether that has to be there.
         only_where: It is left out, without a word, where this file is missing.
+        is_asked_for: Whether the settings ask for it; else it is left out as well.
         is_there: Whether its part of a file that other steps write to as well is there.
-        is_asked: Whether the settings ask for it; if not, it is left out without a word.
     """
 
     name: str
@@ -111,8 +112,8 @@ class Step:
     doubts: Callable[[Config], list[str]] = field(default=_nothing_to_doubt)
     needs_model: bool = False
     only_where: str = ""
+    is_asked_for: Callable[[Config], bool] = field(default=_always)
     is_there: Callable[[RunDirectory, Config], bool] = field(default=_nothing_is_shared)
-    is_asked: Callable[[Config], bool] = field(default=_always)
 
 
 def _check_collect(config: Config) -> None:
@@ -136,6 +137,20 @@ def _check_identify(config: Config) -> None:
 
     resolve_rule(config.identify.rule)
     check_scores(config)
+
+
+def _asks_for_capability(config: Config) -> bool:
+    return BUILTIN_CAPABILITY in config.evaluate.benchmarks
+
+
+def _asks_for_other_tools(config: Config) -> bool:
+    return bool(set(config.evaluate.benchmarks) - {BUILTIN_CAPABILITY})
+
+
+def _check_benchmarks(config: Config) -> None:
+    from steermoe.stages.benchmarks import check_benchmarks
+
+    check_benchmarks(config)
 
 
 def _check_train(config: Config) -> None:
@@ -235,7 +250,7 @@ SCORE = Step(
     goes_on_from=(f"{names.SHARDS}/score-*", SCORE_SUMS),
     check=_check_identify,
     needs_model=True,
-    is_asked=_asks_for_passes,
+    is_asked_for=_asks_for_passes,
 )
 
 IDENTIFY = Step(
@@ -273,18 +288,18 @@ FORECAST = Step(
         inputs.whole_file(names.score_sums_of("gradient")),
     ),
     writes=(names.FORECAST,),
-    is_asked=lambda config: config.identify.forecast,
+    is_asked_for=lambda config: config.identify.forecast,
 )
 
 TRAIN = Step(
     "train",
     _stage("train", "train"),
-    settings=("seed", "model", "train", "judge.main", "prompts.sources"),
+    settings=("seed", "model", "train", "judge", "prompts.sources"),
     aside=(
         *MODEL_ASIDE,
         "train.arguments.save_steps",
         "train.arguments.report_to",
-        "judge.main",
+        "judge",
         "prompts.sources",
     ),
     reads=(
@@ -332,10 +347,58 @@ JUDGE_HARDENED = Step(
     is_there=_is_judged(names.HARDENED),
 )
 
+CAPABILITY = Step(
+    "capability",
+    _stage("capability", "capability_base"),
+    settings=("model", "prompts.system_prompt", "evaluate.benchmark_limit"),
+    aside=(*MODEL_ASIDE, "evaluate.benchmark_limit"),
+    reads=(inputs.BASE_MODEL, inputs.CAPABILITY_ITEMS),
+    writes=(names.capability_of(names.BASE),),
+    goes_on_from=(f"{names.SHARDS}/{names.BASE}_{names.CAPABILITY}-*",),
+    needs_model=True,
+    is_asked_for=_asks_for_capability,
+)
+
+CAPABILITY_HARDENED = replace(
+    CAPABILITY,
+    name="capability hardened",
+    function=_stage("capability", "capability_hardened"),
+    reads=(inputs.HARDENED_MODEL, inputs.CAPABILITY_ITEMS),
+    writes=(names.capability_of(names.HARDENED),),
+    goes_on_from=(f"{names.SHARDS}/{names.HARDENED}_{names.CAPABILITY}-*",),
+    needs_model=False,
+    only_where=names.MODEL,
+)
+
+BENCHMARKS = Step(
+    "benchmarks",
+    _stage("benchmarks", "benchmarks_base"),
+    settings=(
+        *("model", "prompts.system_prompt", "evaluate.benchmarks", "evaluate.benchmark_limit"),
+        "collect.generation_batch_size",
+    ),
+    aside=(*MODEL_ASIDE, "collect.generation_batch_size"),
+    reads=(inputs.BASE_MODEL, inputs.TASKS_OF_BENCHMARKS),
+    writes=(names.benchmarks_of(names.BASE),),
+    check=_check_benchmarks,
+    needs_model=True,
+    is_asked_for=_asks_for_other_tools,
+)
+
+BENCHMARKS_HARDENED = replace(
+    BENCHMARKS,
+    name="benchmarks hardened",
+    function=_stage("benchmarks", "benchmarks_hardened"),
+    reads=(inputs.HARDENED_MODEL, inputs.TASKS_OF_BENCHMARKS),
+    writes=(names.benchmarks_of(names.HARDENED),),
+    needs_model=False,
+    only_where=names.MODEL,
+)
+
 EVALUATE = Step(
     "evaluate",
     _stage("evaluate", "evaluate"),
-    settings=(*INTERVALS, "evaluate.split", "judge.main"),
+    settings=(*INTERVALS, "evaluate.split", "evaluate.benchmarks", "judge.main"),
     reads=(
         PROMPTS,
         BASE_REPLIES,
@@ -343,6 +406,11 @@ EVALUATE = Step(
         inputs.scored(names.HARDENED),
         inputs.verdicts_on(names.BASE),
         inputs.verdicts_on(names.HARDENED),
+        inputs.whole_file(names.capability_of(names.BASE)),
+        inputs.whole_file(names.capability_of(names.HARDENED)),
+        inputs.whole_file(names.benchmarks_of(names.BASE)),
+        inputs.whole_file(names.benchmarks_of(names.HARDENED)),
+        inputs.whole_file(names.JUDGE_LABELS),
         *ABLATED,
         inputs.VERDICTS_ON_ABLATED,
     ),
@@ -372,7 +440,7 @@ REPORT = Step(
         inputs.whole_file(names.EVALUATION),
         inputs.whole_file(names.ABLATION),
     ),
-    writes=(names.REPORT,),
+    writes=(names.REPORT, f"{names.MODEL}/*.md"),
 )
 
 ABLATE = Step(
@@ -425,7 +493,13 @@ ABLATION = Step(
     writes=(names.ABLATION, names.ABLATION_FIGURES),
 )
 
-RUN = (COLLECT, JUDGE, SCORE, IDENTIFY, FORECAST, TRAIN, REPLY, JUDGE_HARDENED, EVALUATE, REPORT)
+CAN_STILL = (CAPABILITY, CAPABILITY_HARDENED, BENCHMARKS, BENCHMARKS_HARDENED)
+"""Whether both models can do what they could."""
+
+RUN = (
+    *(COLLECT, JUDGE, SCORE, IDENTIFY, FORECAST, TRAIN, REPLY, JUDGE_HARDENED),
+    *(*CAN_STILL, EVALUATE, REPORT),
+)
 """What `steermoe run` does, in order."""
 
 COMMANDS: dict[str, tuple[tuple[Step, ...], tuple[Step, ...]]] = {
@@ -434,11 +508,15 @@ COMMANDS: dict[str, tuple[tuple[Step, ...], tuple[Step, ...]]] = {
     "judge": ((), (JUDGE, JUDGE_HARDENED, JUDGE_ABLATED)),
     "identify": ((JUDGE,), (SCORE, IDENTIFY, FORECAST)),
     "train": ((JUDGE,), (TRAIN,)),
-    "evaluate": ((JUDGE,), (REPLY, JUDGE_HARDENED, EVALUATE)),
+    "evaluate": ((JUDGE,), (REPLY, JUDGE_HARDENED, *CAN_STILL, EVALUATE)),
     "ablate": ((JUDGE,), (ABLATE, JUDGE_ABLATED, EVALUATE, ABLATION)),
     "report": ((), (REPORT,)),
+    "labels": ((), (EVALUATE, REPORT)),
 }
-"""Of each command the cheap steps that it brings up to date first, and those that it is there for."""
+"""Of each command the cheap steps that it brings up to date first, and those that it is there for.
+
+`labels` is what `steermoe judge --labels` does when the labels are in the run.
+"""
 
 
 def settings_of(command: str) -> tuple[str, ...]:

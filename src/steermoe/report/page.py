@@ -21,6 +21,7 @@ from steermoe.analysis.selection import RULES
 from steermoe.config import Config
 from steermoe.records import Expert
 from steermoe.report import numbers, text
+from steermoe.report.card import write_card_figures
 from steermoe.report.figures import (
     MAX_EXPERTS_SHOWN,
     Figure,
@@ -35,6 +36,7 @@ from steermoe.report.material import (
 )
 from steermoe.report.replies import replies
 from steermoe.report.scoring import correlation_map, correlations_of, scores_part
+from steermoe.report.side_by_side import benchmark_lines
 from steermoe.report.trust import ablation_tables, trust_rows
 from steermoe.reporter import Reporter
 from steermoe.scores import RISK_DIFF
@@ -57,6 +59,7 @@ def report(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     page = render(read_material(run, config))
     with run.writing(REPORT) as path:
         path.write_text(page, "utf-8", newline="\n")
+    write_card_figures(run, config.evaluate.confidence)
     reporter.line(f"report: {run.file(REPORT)}")
     return {"shows_harmful_replies": config.report.show_harmful}
 
@@ -135,6 +138,7 @@ def _opening(material: Material) -> dict[str, object]:
         "cautions": text.cautions(evaluation, config.judge.main, material.split),
         "metrics": text.metric_rows(evaluation) if evaluation else [],
         "tiles": text.tiles(evaluation) if evaluation else [],
+        "benchmarks": list(benchmark_lines(evaluation)) if evaluation else [],
         "divergence": _divergence(evaluation),
         "confidence": f"{100 * config.evaluate.confidence:g}{numbers.NBSP}%",
         "split": material.split,

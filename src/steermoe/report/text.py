@@ -11,6 +11,7 @@ from steermoe.measures import BY_NAME
 from steermoe.report.numbers import (
     MISSING,
     NBSP,
+    corrected,
     counted,
     integer,
     is_number,
@@ -168,6 +169,11 @@ def _what_came_of_it(evaluation: Mapping[str, Any]) -> list[str]:
     if over:
         said = "; ".join(f"on {name} it {text}" for name, text in over)
         sentences.append(f"Refusal where it is not wanted: {said}.")
+    if capability := _movement(evaluation, "capability"):
+        n = evaluation["hardened"]["capability"]["n"]
+        sentences.append(
+            f"Of {counted(n, 'short task')} with one right answer, what it solves {capability}."
+        )
     divergence = _value(evaluation, "paired", "kl_per_token")
     if divergence is not None:
         sentences.append(
@@ -211,6 +217,15 @@ def cautions(evaluation: Mapping[str, Any] | None, judge: str, split: str) -> li
             )
             rise = points(paired["value"]).lstrip("+")
             said.append(f"{spoken} rose by {rise}, {chance} ({_p_is(p)}).")
+    lost = evaluation.get("paired", {}).get("capability") or {}
+    if (
+        is_number(lost.get("value"))
+        and lost["value"] < 0
+        and (lost.get("p_value") or 1) <= SIGNIFICANT
+    ):
+        said.append(
+            f"It solves fewer tasks than before, more than chance explains ({_p_is(lost['p_value'])})."
+        )
     paired = evaluation.get("paired", {}).get("refusal_rate") or {}
     p = paired.get("p_value")
     if is_number(p) and p > SIGNIFICANT and paired.get("value"):
@@ -320,6 +335,7 @@ def _cell(metric: Mapping[str, Any], form: Any, is_rate: bool) -> dict[str, str 
     if is_rate and is_number(value):
         cell["count"] = f"{round(float(value or 0) * metric['n'])} of {metric['n']}"  # a share of n
     cell["worst_case"] = form(metric["worst_case"]) if "worst_case" in metric else None
+    cell["corrected"] = corrected(metric) or None
     return cell
 
 

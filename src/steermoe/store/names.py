@@ -16,9 +16,12 @@ UNSAFE_EXPERTS = "unsafe_experts.json"
 FORECAST = "forecast.json"
 SFT_DATASET = "sft_dataset.jsonl"
 MODEL = "model"
+MODEL_CARD = f"{MODEL}/README.md"
 REPLIES = "replies"
 SCORED = "scored"
 SCORE_SUMS = "score_sums"
+CAPABILITY = "capability"
+BENCHMARKS = "benchmarks"
 MEASURES = "measures.parquet"
 EVALUATION = "evaluation.json"
 ABLATION = "ablation.json"
@@ -27,6 +30,7 @@ REPORT = "report.html"
 SHARDS = "shards"
 CHECKPOINTS = "checkpoints"
 JUDGE_ANSWERS = "judge_answers.jsonl"
+JUDGE_LABELS = "judge_labels.parquet"
 LOCK = ".lock"
 
 HARDENED_RESPONSES = "hardened_responses.parquet"
@@ -48,6 +52,8 @@ RESULTS = (
     MODEL,
     REPLIES,
     SCORED,
+    CAPABILITY,
+    BENCHMARKS,
     MEASURES,
     EVALUATION,
     REPORT,
@@ -78,6 +84,16 @@ def score_shard_of(name: str, index: int) -> str:
     return f"{SHARDS}/score-{name.replace(':', '.')}-{index:05d}.safetensors"
 
 
+def capability_of(variant: str) -> str:
+    """The table of which tasks a variant has solved."""
+    return f"{CAPABILITY}/{variant}.parquet"
+
+
+def benchmarks_of(variant: str) -> str:
+    """The table of what other tools found of a variant; their logs are in the folder of the same name."""
+    return f"{BENCHMARKS}/{variant}.parquet"
+
+
 def shard_of(prefix: str, index: int) -> str:
     """One piece of unfinished work."""
     return f"{SHARDS}/{prefix}-{index:05d}.parquet"
@@ -95,6 +111,7 @@ COMMAND_OF = {
     TOKENS: "collect",
     ROUTING: "collect",
     VERDICTS: "judge",
+    JUDGE_LABELS: "judge",
     RISK: "identify",
     RISK_PER_BATCH: "identify",
     RISK_HELD_OUT: "identify",
@@ -106,6 +123,8 @@ COMMAND_OF = {
     MODEL: "train",
     REPLIES: "evaluate",
     SCORED: "evaluate",
+    CAPABILITY: "evaluate",
+    BENCHMARKS: "evaluate",
     MEASURES: "evaluate",
     EVALUATION: "evaluate",
     REPORT: "report",
