@@ -17,7 +17,7 @@ FLOORS = (
     {"cli"},
     {"pipeline", "api"},
     {"stages", "report"},
-    {"variants", "measures"},
+    {"variants", "measures", "scores"},
     {"store", "loading", "harness"},
     {"training", "engines", "judges", "prompts", "embedded", "capability"},
     {"analysis", "moe", "chat", "reasoning", "reporter"},
@@ -28,8 +28,19 @@ FLOORS = (
 """Rooms from the top down. A room imports only from floors below its own."""
 
 STAGE_ORDER = (
-    *("collect", "identify", "train", "reply", "reply_sets", "read_text"),
-    *("ablate", "judge", "evaluate", "ablation"),
+    "collect",
+    "score",
+    "identify",
+    "train",
+    "reply",
+    "reply_sets",
+    "read_text",
+    "capability",
+    "benchmarks",
+    "ablate",
+    "judge",
+    "evaluate",
+    "ablation",
 )
 """A stage may use what an earlier one defines, never the other way round."""
 

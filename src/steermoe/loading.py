@@ -12,13 +12,17 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from steermoe.chat import ensure_chat_template
 from steermoe.config import EMBEDDED_MODEL, ModelSection
 from steermoe.embedded.description import embedded_config
 from steermoe.embedded.model import embedded_model_path
+from steermoe.engines.transformers import padding_of, stop_token_ids
 from steermoe.errors import ConfigError, ModelError
+from steermoe.moe.completeness import check_expert_numbers, check_no_adapter
 from steermoe.moe.configs import read_config
+from steermoe.moe.finite import check_weights
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.layers import (
     MoEDescription,
@@ -28,7 +32,7 @@ from steermoe.moe.layers import (
     load_description,
 )
 from steermoe.moe.quantization import check_blocks, dequantization_arguments, forget_quantization
-from steermoe.moe.stored import local_folder
+from steermoe.moe.stored import local_folder, stored_tensors
 from steermoe.units import gibibytes
 
 Report = Callable[[str], None]
@@ -49,6 +53,11 @@ class LoadedModel:
     tokenizer: Any
     description: MoEDescription
     source: str
+
+    @property
+    def pad_token_id(self) -> int:
+        """A token to pad with, which is in the embedding whatever the tokenizer says."""
+        return padding_of(self.model, self.tokenizer, stop_token_ids(self.model, self.tokenizer))
 
 
 def model_source(settings: ModelSection, report: Report | None = None) -> str:
@@ -73,10 +82,13 @@ def model_source(settings: ModelSection, report: Report | None = None) -> str:
 
 
 def hub_commit(settings: ModelSection, source: str) -> str | None:
-    """The commit of a hub model that its branch or tag stands for; None where the hub's client does not tell."""
-    config = read_config(source, settings.revision, settings.trust_remote_code)
-    commit = getattr(config, "_commit_hash", None)
-    return str(commit) if commit else None
+    """The commit of a hub model that its branch or tag stands for; None where the hub's client does not tell.
+
+    The config of the model is read first, so that it is in the cache, whose folders are named after commits.
+    """
+    read_config(source, settings.revision, settings.trust_remote_code)
+    path = cached_file(source, "config.json", revision=settings.revision)
+    return extract_commit_hash(path, None)
 
 
 def describe_model(settings: ModelSection, source: str) -> MoEDescription:
@@ -122,7 +134,7 @@ def load_tokenizer(settings: ModelSection, source: str, report: Report | None = 
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the library in Rust raises bare ones
         raise ModelError(
             f"tokenizer of {source} cannot be loaded: {_first_line(error)}; see that the checkpoint has its "
             "tokenizer.json and tokenizer_config.json"
@@ -170,6 +182,8 @@ def load_model(
     config = read_config(source, settings.revision, settings.trust_remote_code)
     if is_packed:
         arguments |= _unpacking(config, source, description, report)
+    if Path(source).is_dir():
+        _check_files(source, settings)
     try:
         model_class = auto_model_class(config)
         with warnings.catch_warnings():
@@ -185,16 +199,30 @@ def load_model(
             f"model {source} cannot be loaded: its files lack {len(missing)} tensors, the first of them "
             f"{missing[0]}; fetch them again"
         )
-    if is_packed:
-        if not Path(source).is_dir():  # a hub's files are here only now
+    if not Path(source).is_dir():  # a hub's files are here only now
+        _check_files(source, settings)
+        if is_packed:
             check_blocks(config, local_folder(source, settings.revision))
+    if is_packed:
         forget_quantization(model)
+    check_weights(model, source)
     if not settings.device_map:
         model.to(pick_device(settings.device))
     model.eval().requires_grad_(False)
     description = find_moe_layers(model)
     _let_go_of_files(model, description)
     return LoadedModel(model, tokenizer, description, source)
+
+
+def _check_files(source: str, settings: ModelSection) -> None:
+    """Check that a checkpoint is no adapter, can be compared with what is saved, and lacks no expert.
+
+    Raises:
+        ModelError: It cannot be used.
+    """
+    folder = local_folder(source, settings.revision)
+    check_no_adapter(folder)
+    check_expert_numbers(stored_tensors(folder), source)
 
 
 def _unpacking(

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steermoe.analysis.rates import Metric
-from steermoe.records import FloatArray
+from steermoe.records import FloatArray, Metric
 
 
 def perplexity(
@@ -25,7 +24,7 @@ def perplexity(
         seed: Seeds them.
 
     Returns:
-        `{value, ci_low, ci_high, n, num_unscored}`; `n` counts tokens. No interval of one window alone.
+        The metric; `n` counts tokens. No interval of one window alone.
     """
     sums, counts = _by_window(windows)
     drawn = _perplexities(sums, counts, num_bootstrap, seed)
@@ -80,10 +79,10 @@ def _metric(value: float, drawn: FloatArray, counts: FloatArray, confidence: flo
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     is_one = len(counts) == 1
-    return {
-        "value": value,
-        "ci_low": None if is_one else float(low),
-        "ci_high": None if is_one else float(high),
-        "n": int(counts.sum()),
-        "num_unscored": 0,
-    }
+    return Metric(
+        value,
+        None if is_one else float(low),
+        None if is_one else float(high),
+        int(counts.sum()),
+        0,
+    )

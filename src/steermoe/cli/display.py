@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from steermoe.cli.display_benchmarks import benchmarks_table
 from steermoe.cli.display_evidence import (
     HELD_OUT,
     ablation,
@@ -19,17 +20,19 @@ from steermoe.cli.display_evidence import (
     with_held_out,
 )
 from steermoe.cli.display_figures import figure_rows, group_tables, set_tables
+from steermoe.cli.display_scores import forecast, scores
 from steermoe.errors import RunDirectoryError
 from steermoe.records import NO_BATCH, Expert
 from steermoe.report.numbers import ranges
 from steermoe.store.names import ABLATION, EVALUATION, MODEL, REPORT, RISK
 from steermoe.store.run import Run
+from steermoe.store.state import Figures
 from steermoe.units import gibibytes
 
 
 def summary(run: Run) -> Group:
     """The end of `steermoe run`: experts trained, figures before and after, where the files are."""
-    parts: list[Any] = [_figures_table(run), _cost_table(run)]
+    parts: list[Any] = [_figures_table(run), *benchmarks_table(run), _cost_table(run)]
     if run.directory.file(EVALUATION).exists():
         parts[1:1] = set_tables(run.evaluation)
     files = Table(title="files", title_justify="left", show_header=False, box=None)
@@ -48,10 +51,14 @@ def overview(run: Run, top: int) -> Group:
     parts: list[Any] = [_cost_table(run)]
     if run.directory.file(EVALUATION).exists():
         evaluation = run.evaluation
-        parts += [_figures_table(run), *set_tables(evaluation), *group_tables(evaluation)]
+        parts += [_figures_table(run), *set_tables(evaluation), *benchmarks_table(run)]
+        parts += group_tables(evaluation)
     if run.directory.file(RISK).exists():
         parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
-    evidence = (selection_lines(run), stability_line(run), replication_table(run))
+    evidence = (
+        *(selection_lines(run), stability_line(run), forecast(run)),
+        *(scores(run), replication_table(run)),
+    )
     parts += [part for part in evidence if part is not None]
     if run.directory.file(ABLATION).exists():
         parts.append(ablation(run))
@@ -200,7 +207,7 @@ def _cost_table(run: Run) -> Table:
     return table
 
 
-def _work(figures: dict[str, Any]) -> str:
+def _work(figures: Figures) -> str:
     words = {
         "num_prompts": "prompts",
         "num_prompt_tokens": "prompt tokens",

@@ -9,9 +9,11 @@ from rich.table import Table
 
 from steermoe.measures import MEASURES
 from steermoe.measures.groups import parts_of_group_name
+from steermoe.records import MetricJson
+from steermoe.report.numbers import corrected
 
 
-def percent(metric: Mapping[str, Any]) -> str:
+def percent(metric: MetricJson) -> str:
     """A rate with its interval, n and unscored answers."""
     if metric["value"] is None:
         return f"none scored ({metric['num_unscored']} unscored)"
@@ -22,10 +24,12 @@ def percent(metric: Mapping[str, Any]) -> str:
         text += f", {metric['num_unscored']} unscored"
     if metric.get("worst_case") is not None:
         text += f", at worst {metric['worst_case']:.1%}"
+    if found := corrected(metric):
+        text += f", corrected {found}"
     return text
 
 
-def figure(metric: Mapping[str, Any], unit: str) -> str:
+def figure(metric: MetricJson, unit: str) -> str:
     """Any figure with its interval, unit and n."""
     if unit == "share" or metric["value"] is None:
         return percent(metric)

@@ -16,7 +16,7 @@ import typer
 from steermoe.errors import ConfigError, SteerMoEError
 
 if TYPE_CHECKING:
-    from steermoe.config import Config
+    from steermoe.config import Config, Values
     from steermoe.reporter import Reporter
     from steermoe.store.run import Run
 
@@ -113,7 +113,17 @@ class Options:
         stored = run.config.model_dump(mode="json")
         return load_config(self.config, self.settings or (), overrides, base=stored)
 
-    def _overrides(self) -> dict[str, Any]:
+    def run_as_stored(self) -> Config:
+        """The settings stored in a run, as they are.
+
+        Raises:
+            RunDirectoryError: There is no run.
+        """
+        from steermoe.store.run import load_run
+
+        return load_run(self.new_config().run_dir).config
+
+    def _overrides(self) -> Values:
         check_run_named(self.run_dir)
         return {
             "run": self.run_dir,

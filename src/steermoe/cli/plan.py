@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steermoe.cli.options import Options, print_result
@@ -55,10 +56,20 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
     from steermoe.loading import describe_named
     from steermoe.records import Label, Split
     from steermoe.stages.collect import plan_groups, prepare_prompts
+    from steermoe.stages.doubts import doubts_about_routing, doubts_about_training
+    from steermoe.stages.ready import check_ready, check_replies_are_fed
 
     prompts = prepare_prompts(config, reporter)
     groups = plan_groups(prompts, config, reporter)
     description = describe_named(config.model)
+    for doubt in (*doubts_about_routing(description), *doubts_about_training(config.train)):
+        reporter.note(doubt)
+    if Path(
+        config.model.id, "tokenizer_config.json"
+    ).is_file():  # of others, the config alone is here
+        check_ready(config, prompts)
+    else:
+        check_replies_are_fed(config)
     planned = [one for group in groups for one in group]
     num_batches = 1 + max(one.batch_idx for one in planned)
     held_out = [p for p in prompts if p.split == config.evaluate.split]
@@ -78,6 +89,10 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
         f"at most {(len(planned) + len(held_out)) * config.collect.max_new_tokens:,}, in "
         f"{len(groups)} groups and once more for the {len(held_out)} held-out prompts",
     )
+    if config.evaluate.benchmarks:
+        limit = config.evaluate.benchmark_limit
+        most = "" if limit is None else f", at most {limit:,} samples of each"
+        table.add_row("benchmarks", f"{', '.join(config.evaluate.benchmarks)} of both models{most}")
     _add_training(table, config, description, num_batches)
     tokens = sum(_tokens(one, config) for one in planned)
     _add_bytes(table, config, description, num_batches, (len(planned), tokens))

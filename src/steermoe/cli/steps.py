@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steermoe.cli.options import Options
@@ -33,12 +35,48 @@ def run_step(
             f"--prompts {options.prompts[0]}: a run keeps the prompts that it was collected with; give them to "
             "steermoe run or collect"
         )
-    config = options.new_config() if creates_run else options.stored_config()
     reporter = options.reporter
+    config = options.new_config() if creates_run else options.stored_config()
+    if not creates_run:
+        _check_read(step, options, reporter)
     note_settings_without_effect(config, reporter, step)
     from steermoe.pipeline import run_pipeline
 
     return run_pipeline(config, only=step, force=force, verify=verify, reporter=reporter)
+
+
+def _check_read(step: str, options: Options, reporter: Reporter) -> None:
+    """Refuse settings that were given to a step that does not read them; name those of a file, which are left out.
+
+    Raises:
+        ConfigError: There are such settings.
+    """
+    from steermoe.pipeline.settings import not_read
+    from steermoe.pipeline.steps import settings_of
+
+    stored, keys = options.run_as_stored(), settings_of(step)
+    given = not_read(stored, replace(options, config=None).stored_config(), keys)
+    if "model.id" in given and Path(given["model.id"]).resolve() == Path(stored.model.id).resolve():
+        del given["model.id"]  # the same one, spelt otherwise
+    if given:
+        name, value = next(iter(given.items()))
+        raise ConfigError(
+            f"{name} = {value!r} is not read by steermoe {step}, and the run has it as it was made: give it to "
+            f"{_reader_of(name)}"
+        )
+    in_file = not_read(stored, options.stored_config(), keys)
+    if in_file:
+        reporter.note(
+            f"{options.config}: {', '.join(in_file)} not read by steermoe {step}, and left as the run has it"
+        )
+
+
+def _reader_of(name: str) -> str:
+    """The command that a setting is for, in words."""
+    section = name.partition(".")[0]
+    if section in ("identify", "train", "evaluate", "ablate", "report", "judge"):
+        return f"steermoe {section} or run"
+    return "steermoe collect or run"
 
 
 def note_settings_without_effect(config: Config, reporter: Reporter, step: str = "") -> None:

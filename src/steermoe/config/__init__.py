@@ -7,6 +7,7 @@ the model, the `--config` file, then `--set` and the command's own options.
 from steermoe.config.evaluate import RESERVED_NAMES, EvaluateSection, SetSection
 from steermoe.config.judge import JudgeSection
 from steermoe.config.layers import fields_of, load_config, preset, validate
+from steermoe.config.old_names import Values
 from steermoe.config.section import Section, expand_home
 from steermoe.config.sections import (
     BUILTIN_PROMPTS,
@@ -37,6 +38,7 @@ __all__ = [
     "Section",
     "SetSection",
     "TrainSection",
+    "Values",
     "expand_home",
     "fields_of",
     "load_config",

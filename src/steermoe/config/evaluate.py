@@ -61,6 +61,17 @@ class EvaluateSection(Section):
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of every interval.")
     num_bootstrap: int = Field(10_000, ge=100, description="Draws of the cluster bootstrap.")
+    benchmarks: tuple[str, ...] = Field(
+        ("builtin:capability",),
+        description="What both models are asked beside the prompts, to see whether they can still do what they could: "
+        "builtin:capability, lm_eval:TASKS, inspect:TASK.",
+    )
+    benchmark_limit: int | None = Field(
+        None,
+        ge=1,
+        description="Most samples of each benchmark, of builtin:capability as large a share of each category; all "
+        "where it is empty.",
+    )
     max_new_tokens: int | None = Field(
         None,
         ge=1,

@@ -38,6 +38,11 @@ class Section(BaseModel):
             return {} if value == "" else untyped(value)
         if value == "" and (NoneType in parts or kind is tuple):
             return None if NoneType in parts else ()
+        if isinstance(value, Unquoted) and NoneType in parts and value.lower() in ("none", "null"):
+            raise ValueError(
+                f"{value} may be a text or mean nothing; write --set {info.field_name}= to empty the setting, or put "
+                f"the text in quotes that reach the program: '\"{value}\"'"
+            )
         if isinstance(value, str) and kind is tuple and parts[0] is str:
             return (str(value),)
         return str(value) if isinstance(value, Unquoted) else value

@@ -5,6 +5,7 @@ A measure holds its own words (title, meaning, unit, which way is better), which
 
 from steermoe.contracts import Measure
 from steermoe.measures.after_opening import AFTER_OPENING
+from steermoe.measures.capability import CAPABILITY
 from steermoe.measures.divergence import DIVERGENCES
 from steermoe.measures.groups import BY_GROUP
 from steermoe.measures.language import LanguageChanged
@@ -17,6 +18,7 @@ from steermoe.measures.repetition import RepetitionRate
 MEASURES: tuple[Measure, ...] = (
     *RATES,
     *AFTER_OPENING,
+    CAPABILITY,
     *DIVERGENCES,
     RepetitionRate(),
     ReplyLength(),

@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import TYPE_CHECKING
 
 from steermoe.prompts.goals import normalised_goal
-from steermoe.records import MeasureRow, Metric, Prompt, Verdict
+from steermoe.records import IntervalArguments, MeasureRow, Metric, Prompt, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Intervals:
     num_bootstrap: int
     seed: int
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> IntervalArguments:
         """As `analysis.rates` takes them."""
         return {
             "confidence": self.confidence,
@@ -47,6 +50,8 @@ class Side:
         token_ids: Those tokens, of the replies of which they were kept.
         scored: Quantity and prompt id to a value for each token: `kl`, `reply_log_prob`, `refusal_log_prob`, in nats.
             None where the variant was fed no texts.
+        graded: Its answers to the items of `builtin:capability`, a table with `capability.grading.COLUMNS`; None where
+            it was not asked.
         text: Log-probability of each token of the user's text, in nats, window by window; empty where it read none.
     """
 
@@ -57,6 +62,7 @@ class Side:
     token_ids: Mapping[str, Sequence[int]] = field(default_factory=dict)
     scored: Mapping[tuple[str, str], Sequence[float]] | None = None
     text: Sequence[Sequence[float]] = ()
+    graded: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +106,11 @@ class VariantEvidence:
             rates,  # its statistics library is slow to load, and words need none
         )
 
-        return metric_of(
-            rates.mean_per_token(
-                [total(values) for values in totals.values()],
-                [len(values) for values in totals.values()],
-                self.goals(list(totals)),
-                **self.intervals.arguments(),
-            )
+        return rates.mean_per_token(
+            [total(values) for values in totals.values()],
+            [len(values) for values in totals.values()],
+            self.goals(list(totals)),
+            **self.intervals.arguments(),
         )
 
     def replied(self, chosen: Sequence[str]) -> list[str]:
@@ -142,12 +146,10 @@ class VariantEvidence:
 
         goals, arguments = self.goals(chosen), self.intervals.arguments()
         own = hits(self.own)
-        rows = [
-            self.row(measure, source, metric_of(rates.rate(own, goals, worse=worse, **arguments)))
-        ]
+        rows = [self.row(measure, source, rates.rate(own, goals, worse=worse, **arguments))]
         if self.reference is not None and self.is_compared:
             changed = rates.change(hits(self.reference), own, goals, **arguments)
-            rows.append(self.row(measure, source, metric_of(changed), self.reference_name))
+            rows.append(self.row(measure, source, changed, self.reference_name))
         return rows
 
     def means(
@@ -186,12 +188,3 @@ class VariantEvidence:
 def total(values: Sequence[float]) -> float:
     """The sum, from the first to the last: the same on every machine."""
     return reduce(add, values, 0.0)
-
-
-def metric_of(found: Mapping[str, Any]) -> Metric:
-    """A figure of `analysis.rates` as a record."""
-    known = ("value", "ci_low", "ci_high", "n", "num_unscored")
-    return Metric(
-        **{name: found[name] for name in known},
-        more={name: value for name, value in found.items() if name not in known},
-    )

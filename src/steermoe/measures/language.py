@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from steermoe.measures.evidence import VariantEvidence, metric_of
+from steermoe.measures.evidence import VariantEvidence
 from steermoe.records import MeasureRow
 
 LEAST_CERTAIN = 0.5
@@ -60,5 +60,5 @@ class LanguageChanged:
             )
             hits.append(None if own is None or before is None else own != before)
         arguments = evidence.intervals.arguments()
-        metric = metric_of(rates.rate(hits, evidence.goals(chosen), worse=True, **arguments))
+        metric = rates.rate(hits, evidence.goals(chosen), worse=True, **arguments)
         return [evidence.row(self.name, SOURCE, metric, evidence.reference_name)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steermoe.errors import PromptError
-from steermoe.measures.evidence import VariantEvidence, metric_of
+from steermoe.measures.evidence import VariantEvidence
 from steermoe.records import Continuation, MeasureRow
 
 WINDOW = 512
@@ -76,15 +76,11 @@ class Perplexity:
         if not evidence.own.text:
             return []
         arguments = evidence.intervals.arguments()
-        metric = metric_of(perplexity.perplexity(evidence.own.text, **arguments))
+        metric = perplexity.perplexity(evidence.own.text, **arguments)
         rows = [evidence.row(self.name, "teacher_forced", metric)]
         if evidence.reference is not None and evidence.reference.text:
             changed = perplexity.perplexity_change(
                 evidence.reference.text, evidence.own.text, **arguments
             )
-            rows.append(
-                evidence.row(
-                    self.name, "teacher_forced", metric_of(changed), evidence.reference_name
-                )
-            )
+            rows.append(evidence.row(self.name, "teacher_forced", changed, evidence.reference_name))
         return rows

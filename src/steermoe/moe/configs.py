@@ -21,6 +21,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from steermoe.errors import ModelError
+from steermoe.moe.completeness import check_no_adapter
 
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 """What every language model has at least one of."""
@@ -155,6 +156,7 @@ def _stored_config(model: str | Path, revision: str | None, local_files_only: bo
     folder = Path(model)
     try:
         if folder.is_dir():
+            check_no_adapter(folder)
             return json.loads((folder / "config.json").read_bytes())
         stored, _ = PretrainedConfig.get_config_dict(
             str(model), revision=revision, local_files_only=local_files_only

@@ -16,17 +16,17 @@ from steermoe.errors import RunDirectoryError, SteerMoEError
 from steermoe.pipeline.fingerprints import difference, fingerprint_of, inputs_of
 from steermoe.pipeline.inputs import Ledger, check_undamaged, record_of
 from steermoe.pipeline.memory import PeakMemory, release_memory
-from steermoe.pipeline.model import check_layers, identify_model
+from steermoe.pipeline.model import check_layers, check_same_model, identify_model
 from steermoe.pipeline.own_steps import with_own_steps
-from steermoe.pipeline.settings import restricted, values_of
-from steermoe.pipeline.steps import COLLECT, COMMANDS, TRAIN, Step
+from steermoe.pipeline.settings import keeping, restricted, values_of
+from steermoe.pipeline.steps import COLLECT, COMMANDS, TRAIN, Step, settings_of
 from steermoe.pipeline.versions import package_versions
 from steermoe.reporter import Reporter, silent
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import MODEL
 from steermoe.store.old_layout import MOVED_UP, open_state
 from steermoe.store.run import Run
-from steermoe.store.state import ModelRecord, RunState, StepRecord
+from steermoe.store.state import RunState, StepRecord
 
 
 def run_pipeline(
@@ -152,7 +152,7 @@ def _open(
     # One that died before it had anything to keep begins anew.
     before = open_state(directory) if directory.exists and directory.has_results else None
     steps = [step for part in COMMANDS[command] for step in with_own_steps(part, config)]
-    if before is None or any(step.needs_model for step in steps):
+    if before is None or any(step.needs_model and step.is_asked_for(config) for step in steps):
         from steermoe.loading import model_source
 
         source = model_source(config.model, reporter.line)
@@ -167,7 +167,10 @@ def _open(
     else:
         model = before.model
     if before is not None:
-        _check_same_model(directory, config, before.model, model)
+        check_same_model(directory.path, config.model.id, before.model, model)
+    if before is not None:
+        # What no step of this command reads was not applied, and is not said to have been.
+        config = keeping(validate(before.config), config, settings_of(command))
     state = RunState(
         config=config.with_model_id(model.id).model_dump(mode="json"),
         seed=config.seed,
@@ -193,29 +196,6 @@ def _give_fingerprints(request: _Request, before: RunState) -> None:
             record.fingerprint = fingerprint_of(stored, step)
             record.settings = values_of(stored.config, step.settings, step.aside)
             record.inputs = inputs_of(stored, step)
-
-
-def _check_same_model(
-    directory: RunDirectory, config: Config, before: ModelRecord, now: ModelRecord
-) -> None:
-    """Check that a run is of one model.
-
-    Raises:
-        RunDirectoryError: It is of another, or of other weights of it.
-    """
-    asked = (now.id, now.revision)
-    is_same_content = bool(now.hash) and before.hash == now.hash
-    if asked != (before.id, before.revision) and not is_same_content:
-        revision = f" @ {before.revision}" if before.revision else ""
-        raise RunDirectoryError(
-            f"run directory {directory.path} belongs to model {before.id}{revision}, not {config.model.id}; choose "
-            "another with --run"
-        )
-    if (before.hash, before.commit) != (now.hash, now.commit):
-        raise RunDirectoryError(
-            f"run directory {directory.path} was made with other weights of {config.model.id}; choose another with "
-            "--run"
-        )
 
 
 def _check_same_replies(request: _Request, steps: list[Step]) -> None:
@@ -247,7 +227,8 @@ def _do_steps(request: _Request) -> None:
     chosen = [
         step
         for step in (*first, *wanted)
-        if not step.only_where or step in wanted or _has(request, step)
+        if step.is_asked_for(request.ledger.config)
+        and (not step.only_where or step in wanted or _has(request, step))
     ]
     is_due = False
     for step in chosen:
@@ -256,6 +237,8 @@ def _do_steps(request: _Request) -> None:
         is_due = is_due or not request.is_finished(step, fingerprint, is_forced)
         if is_due:
             step.check(request.ledger.config)
+            for doubt in step.doubts(request.ledger.config):
+                request.reporter.note(doubt)
     if request.command == "ablate":
         _note_older_model(request)
     for step in chosen:
@@ -367,8 +350,12 @@ def _restore(request: _Request, step: Step, stages_before: dict[str, StepRecord]
             steps = with_own_steps(COMMANDS["run"][1], request.ledger.config)
             done = steps[: [other.name for other in steps].index(step.name)]
         asked = state.config
-        sections = {key.partition(".")[0] for other in done for key in other.settings}
-        applied = {name: asked[name] for name in sections}
-        state.config = {**before.config, **applied, "run": asked["run"]}
+        state.config = {**before.config, "run": asked["run"]}
+        for key in (key for other in done for key in other.settings):
+            section, _, name = key.partition(".")
+            if not name:
+                state.config[section] = asked[section]
+            else:  # what else is in that section belongs to later steps
+                state.config[section] = {**state.config[section], name: asked[section][name]}
         state.seed = int(state.config["seed"])
     request.directory.write_state(state)

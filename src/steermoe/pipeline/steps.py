@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from steermoe.analysis.selection import resolve_rule
+from steermoe.capability.items import BUILTIN_CAPABILITY
 from steermoe.config import Config
 from steermoe.errors import ConfigError
 from steermoe.judges.kinds import judges_named
@@ -40,9 +41,25 @@ def _nothing_to_check(config: Config) -> None:
     """Of a step whose settings name nothing."""
 
 
+def _nothing_to_doubt(config: Config) -> list[str]:
+    """Of a step whose settings can always mean something."""
+    return []
+
+
+def _always(config: Config) -> bool:
+    """Of a step that belongs to every run."""
+    return True
+
+
 def _nothing_is_shared(run: RunDirectory, config: Config) -> bool:
     """Of a step that writes files of its own."""
     return True
+
+
+def _asks_for_passes(config: Config) -> bool:
+    from steermoe.stages.scoring import passes_of
+
+    return bool(passes_of(config))
 
 
 def is_judged(variant: str) -> Callable[[RunDirectory, Config], bool]:
@@ -71,13 +88,17 @@ class Step:
         function: What it does: it reads and writes files of the run, and returns figures for `run.json`.
         settings: The settings that it is handed.
         aside: Those of them that change nothing in its result: where a model lies, how often something is saved.
+        asks: The settings that can be given to it alone; by default those that it is handed. What a page merely shows
+            was decided by the steps before it.
         reads: What it reads.
         writes: The files that it may leave; `*` stands for any variant.
         goes_on_from: Which files an interrupted attempt leaves to go on from. What is no result of the step is removed
             once it is done.
         check: Refuses what can be told to be wrong before any step is run: names, prompt files.
+        doubts: What to say of settings with which it can be done to no purpose, before any step is run.
         needs_model: Whether it reads the base model, and so whether that has to be there.
         only_where: It is left out, without a word, where this file is missing.
+        is_asked_for: Whether the settings ask for it; else it is left out as well.
         is_there: Whether its part of a file that other steps write to as well is there.
     """
 
@@ -87,17 +108,23 @@ class Step:
     reads: tuple[Input, ...]
     writes: tuple[str, ...]
     aside: tuple[str, ...] = ()
+    asks: tuple[str, ...] | None = None
     goes_on_from: tuple[str, ...] = ()
     check: Callable[[Config], object] = field(default=_nothing_to_check)
+    doubts: Callable[[Config], list[str]] = field(default=_nothing_to_doubt)
     needs_model: bool = False
     only_where: str = ""
+    is_asked_for: Callable[[Config], bool] = field(default=_always)
     is_there: Callable[[RunDirectory, Config], bool] = field(default=_nothing_is_shared)
 
 
 def _check_collect(config: Config) -> None:
     from steermoe.stages.collect import plan_groups, prepare_prompts
+    from steermoe.stages.ready import check_ready
 
-    plan_groups(prepare_prompts(config, silent()), config)
+    prompts = prepare_prompts(config, silent())
+    plan_groups(prompts, config)
+    check_ready(config, prompts)
 
 
 def check_judge(config: Config) -> None:
@@ -112,6 +139,27 @@ def check_judge(config: Config) -> None:
             check()
 
 
+def _check_identify(config: Config) -> None:
+    from steermoe.stages.scoring import check_scores
+
+    resolve_rule(config.identify.rule)
+    check_scores(config)
+
+
+def _asks_for_capability(config: Config) -> bool:
+    return BUILTIN_CAPABILITY in config.evaluate.benchmarks
+
+
+def _asks_for_other_tools(config: Config) -> bool:
+    return bool(set(config.evaluate.benchmarks) - {BUILTIN_CAPABILITY})
+
+
+def _check_benchmarks(config: Config) -> None:
+    from steermoe.stages.benchmarks import check_benchmarks
+
+    check_benchmarks(config)
+
+
 def _check_train(config: Config) -> None:
     from steermoe.training.arguments import check_names
     from steermoe.training.dataset import resolve_target
@@ -123,6 +171,12 @@ def _check_train(config: Config) -> None:
         )
     resolve_target(config.train.target_response)
     check_names(config.train)
+
+
+def _doubts_about_training(config: Config) -> list[str]:
+    from steermoe.stages.doubts import doubts_about_training
+
+    return doubts_about_training(config.train)
 
 
 MODEL_ASIDE = ("model.id", "model.revision", "model.device", "model.device_map")
@@ -184,24 +238,81 @@ JUDGE = Step(
     is_there=is_judged(names.BASE),
 )
 
+SCORE_SUMS = f"{names.SCORE_SUMS}/*.safetensors"
+
+SCORE = Step(
+    "score",
+    stage("score", "score"),
+    settings=(
+        *("seed", "model", "judge.main", "train.target_response"),
+        *(f"identify.{key}" for key in ("rank_by", "scores", "forecast", "score_prompts")),
+        *("identify.filter_by_verdict", "identify.replicate_on"),
+    ),
+    # Which passes they ask for is what is read of them.
+    aside=(*MODEL_ASIDE, "identify.rank_by", "identify.scores", "identify.forecast"),
+    reads=(
+        inputs.BASE_MODEL,
+        inputs.PASSES,
+        PROMPTS,
+        BASE_REPLIES,
+        TOKENS,
+        ROUTING,
+        inputs.verdicts_on(names.BASE),
+    ),
+    writes=(SCORE_SUMS,),
+    goes_on_from=(f"{names.SHARDS}/score-*", SCORE_SUMS),
+    check=_check_identify,
+    needs_model=True,
+    is_asked_for=_asks_for_passes,
+)
+
 IDENTIFY = Step(
     "identify",
     stage("identify", "identify"),
     settings=("seed", "identify", "judge.main"),
-    reads=(PROMPTS, BASE_REPLIES, TOKENS, ROUTING, inputs.verdicts_on(names.BASE)),
-    writes=(names.RISK, names.RISK_PER_BATCH, names.RISK_HELD_OUT, names.UNSAFE_EXPERTS),
-    check=lambda config: resolve_rule(config.identify.rule),
+    reads=(
+        PROMPTS,
+        BASE_REPLIES,
+        TOKENS,
+        ROUTING,
+        inputs.verdicts_on(names.BASE),
+        inputs.family("sums of passes", SCORE_SUMS),
+    ),
+    writes=(
+        names.RISK,
+        names.RISK_PER_BATCH,
+        names.RISK_HELD_OUT,
+        names.SCORES,
+        names.UNSAFE_EXPERTS,
+    ),
+    check=_check_identify,
+)
+
+FORECAST = Step(
+    "forecast",
+    stage("forecast", "forecast_selection"),
+    settings=(*INTERVALS, "identify.forecast", "train.experts"),
+    reads=(
+        PROMPTS,
+        BASE_REPLIES,
+        RISK,
+        inputs.SELECTION,
+        ROUTING,
+        inputs.whole_file(names.score_sums_of("gradient")),
+    ),
+    writes=(names.FORECAST,),
+    is_asked_for=lambda config: config.identify.forecast,
 )
 
 TRAIN = Step(
     "train",
     stage("train", "train"),
-    settings=("seed", "model", "train", "judge.main", "prompts.sources"),
+    settings=("seed", "model", "train", "judge", "prompts.sources"),
     aside=(
         *MODEL_ASIDE,
         "train.arguments.save_steps",
         "train.arguments.report_to",
-        "judge.main",
+        "judge",
         "prompts.sources",
     ),
     reads=(
@@ -216,6 +327,7 @@ TRAIN = Step(
     writes=(names.SFT_DATASET, names.MODEL),
     goes_on_from=(names.CHECKPOINTS,),
     check=_check_train,
+    doubts=_doubts_about_training,
     needs_model=True,
 )
 
@@ -248,10 +360,61 @@ JUDGE_HARDENED = Step(
     is_there=is_judged(names.HARDENED),
 )
 
+CAPABILITY = Step(
+    "capability",
+    stage("capability", "capability_base"),
+    settings=("model", "prompts.system_prompt", "evaluate.benchmark_limit"),
+    aside=(*MODEL_ASIDE, "evaluate.benchmark_limit"),
+    reads=(inputs.BASE_MODEL, inputs.CAPABILITY_ITEMS),
+    writes=(names.capability_of(names.BASE),),
+    goes_on_from=(f"{names.SHARDS}/{names.BASE}_{names.CAPABILITY}-*",),
+    needs_model=True,
+    is_asked_for=_asks_for_capability,
+)
+
+CAPABILITY_HARDENED = replace(
+    CAPABILITY,
+    name="capability hardened",
+    function=stage("capability", "capability_hardened"),
+    reads=(inputs.HARDENED_MODEL, inputs.CAPABILITY_ITEMS),
+    writes=(names.capability_of(names.HARDENED),),
+    goes_on_from=(f"{names.SHARDS}/{names.HARDENED}_{names.CAPABILITY}-*",),
+    needs_model=False,
+    only_where=names.MODEL,
+)
+
+BENCHMARKS = Step(
+    "benchmarks",
+    stage("benchmarks", "benchmarks_base"),
+    settings=(
+        *("model", "prompts.system_prompt", "evaluate.benchmarks", "evaluate.benchmark_limit"),
+        "collect.generation_batch_size",
+    ),
+    aside=(*MODEL_ASIDE, "collect.generation_batch_size"),
+    reads=(inputs.BASE_MODEL, inputs.TASKS_OF_BENCHMARKS),
+    writes=(names.benchmarks_of(names.BASE),),
+    check=_check_benchmarks,
+    needs_model=True,
+    is_asked_for=_asks_for_other_tools,
+)
+
+BENCHMARKS_HARDENED = replace(
+    BENCHMARKS,
+    name="benchmarks hardened",
+    function=stage("benchmarks", "benchmarks_hardened"),
+    reads=(inputs.HARDENED_MODEL, inputs.TASKS_OF_BENCHMARKS),
+    writes=(names.benchmarks_of(names.HARDENED),),
+    needs_model=False,
+    only_where=names.MODEL,
+)
+
 EVALUATE = Step(
     "evaluate",
     stage("evaluate", "evaluate"),
-    settings=(*INTERVALS, "evaluate.split", "judge.main", *WHAT_IS_EVALUATED),
+    settings=(
+        *(*INTERVALS, "evaluate.split", "evaluate.benchmarks", "judge.main"),
+        *WHAT_IS_EVALUATED,
+    ),
     aside=WHAT_IS_EVALUATED[:-1],  # the name of the text is the name of its set
     reads=(
         PROMPTS,
@@ -261,6 +424,11 @@ EVALUATE = Step(
         inputs.scored(names.HARDENED),
         inputs.verdicts_on(names.BASE),
         inputs.verdicts_on(names.HARDENED),
+        inputs.whole_file(names.capability_of(names.BASE)),
+        inputs.whole_file(names.capability_of(names.HARDENED)),
+        inputs.whole_file(names.benchmarks_of(names.BASE)),
+        inputs.whole_file(names.benchmarks_of(names.HARDENED)),
+        inputs.whole_file(names.JUDGE_LABELS),
         *ABLATED,
         inputs.VERDICTS_ON_ABLATED,
     ),
@@ -272,6 +440,7 @@ REPORT = Step(
     report,
     settings=tuple(Config.model_fields),
     aside=("run", *MODEL_ASIDE[2:]),
+    asks=("report", "model.id"),
     reads=(
         PROMPTS,
         BASE_REPLIES,
@@ -279,6 +448,8 @@ REPORT = Step(
         inputs.whole_file(names.RISK_PER_BATCH),
         inputs.whole_file(names.RISK_HELD_OUT),
         inputs.whole_file(names.UNSAFE_EXPERTS),
+        inputs.whole_file(names.SCORES),
+        inputs.whole_file(names.FORECAST),
         inputs.HARDENED_MODEL,
         inputs.replies(names.HARDENED),
         inputs.verdicts_on(names.BASE),
@@ -287,7 +458,7 @@ REPORT = Step(
         inputs.whole_file(names.EVALUATION),
         inputs.whole_file(names.ABLATION),
     ),
-    writes=(names.REPORT,),
+    writes=(names.REPORT, f"{names.MODEL}/*.md"),
 )
 
 ABLATE = Step(
@@ -340,17 +511,36 @@ ABLATION = Step(
     writes=(names.ABLATION, names.ABLATION_FIGURES),
 )
 
-RUN = (COLLECT, JUDGE, IDENTIFY, TRAIN, REPLY, JUDGE_HARDENED, EVALUATE, REPORT)
+CAN_STILL = (CAPABILITY, CAPABILITY_HARDENED, BENCHMARKS, BENCHMARKS_HARDENED)
+"""Whether both models can do what they could."""
+
+RUN = (
+    *(COLLECT, JUDGE, SCORE, IDENTIFY, FORECAST, TRAIN, REPLY, JUDGE_HARDENED),
+    *(*CAN_STILL, EVALUATE, REPORT),
+)
 """What `steermoe run` does, in order."""
 
 COMMANDS: dict[str, tuple[tuple[Step, ...], tuple[Step, ...]]] = {
     "run": ((), RUN),
     "collect": ((), (COLLECT, JUDGE)),
     "judge": ((), (JUDGE, JUDGE_HARDENED, JUDGE_ABLATED)),
-    "identify": ((JUDGE,), (IDENTIFY,)),
+    "identify": ((JUDGE,), (SCORE, IDENTIFY, FORECAST)),
     "train": ((JUDGE,), (TRAIN,)),
-    "evaluate": ((JUDGE,), (REPLY, JUDGE_HARDENED, EVALUATE)),
+    "evaluate": ((JUDGE,), (REPLY, JUDGE_HARDENED, *CAN_STILL, EVALUATE)),
     "ablate": ((JUDGE,), (ABLATE, JUDGE_ABLATED, EVALUATE, ABLATION)),
     "report": ((), (REPORT,)),
+    "labels": ((), (EVALUATE, REPORT)),
 }
-"""Of each command the cheap steps that it brings up to date first, and those that it is there for."""
+"""Of each command the cheap steps that it brings up to date first, and those that it is there for.
+
+`labels` is what `steermoe judge --labels` does when the labels are in the run.
+"""
+
+
+def settings_of(command: str) -> tuple[str, ...]:
+    """The settings that can be given to a command; those that begin a run take all, for the steps to come."""
+    if command in ("run", "collect"):
+        return tuple(Config.model_fields)
+    steps = [step for part in COMMANDS[command] for step in part]
+    asked = (step.settings if step.asks is None else step.asks for step in steps)
+    return ("run", *dict.fromkeys(key for keys in asked for key in keys))

@@ -10,15 +10,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from steermoe.capability.items import BUILTIN_CAPABILITY
 from steermoe.config import Config
 from steermoe.contracts import Measure
+from steermoe.judges.agreement import accuracy
 from steermoe.measures import MEASURES
+from steermoe.measures.corrected import with_corrections
 from steermoe.measures.evidence import Intervals, Side, VariantEvidence
 from steermoe.measures.groups import BY_GROUP
-from steermoe.records import MeasureRow, Prompt, Split
+from steermoe.records import (
+    Comparison,
+    Evaluation,
+    MeasureRow,
+    Prompt,
+    SidesOfSet,
+    Split,
+    Verdict,
+)
 from steermoe.reporter import Reporter
 from steermoe.stages.ablate import ablated_variants, intact_variant
+from steermoe.stages.benchmarks import benchmark_rows
+from steermoe.store.capability_table import read_graded
 from steermoe.store.directory import RunDirectory
+from steermoe.store.label_table import read_labels
 from steermoe.store.names import (
     BASE,
     EVALUATION,
@@ -36,6 +50,9 @@ from steermoe.store.state import Figures
 
 ABLATION_SET = "ablation"
 """The set of prompts that ablated variants are measured on: so many of each kind of the evaluated split."""
+
+TEXT = "text:"
+"""Begins the name of the set that a text is; the name of its file follows."""
 
 OF_WHOLE_SETS = tuple(measure for measure in MEASURES if measure not in BY_GROUP)
 """Those that do not divide a set: of the few prompts that ablated variants are measured on, nothing would be left."""
@@ -59,16 +76,42 @@ def evaluate(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     base = collected
     if config.evaluates_other_replies:
         base = replies_on(run, on_set(BASE, split), config.judge.main, prompts)
-    hardened = side_of(run, HARDENED, config.judge.main, prompts)
+    base = _with_capability(run, config, BASE, base)
+    hardened = _with_capability(
+        run, config, HARDENED, side_of(run, HARDENED, config.judge.main, prompts)
+    )
     rows = _measure_both(config, str(split), prompts, base, hardened)
     for one in config.evaluate.sets:
         rows += _measure_set(run, config, one.name, reporter)
     rows += _measure_text(run, config)
+    rows += benchmark_rows(run, config, intervals_of(config))
     rows += _measure_ablated(run, config, collected, prompts)
+    rows = _corrected(run, config, reporter, rows)
     run.write_measures(rows)
     run.write_json(EVALUATION, as_evaluation(run.read_measures(), str(split)))
     reporter.line(f"evaluated {len(hardened.verdicts)} {split} prompts: {len(rows)} figures")
     return {"num_prompts": len(hardened.verdicts), "num_figures": len(rows)}
+
+
+def _corrected(
+    run: RunDirectory, config: Config, reporter: Reporter, rows: list[MeasureRow]
+) -> list[MeasureRow]:
+    """The figures, with corrected rates beside those of the judge where people have labelled replies."""
+    labels, num_gone = read_labels(run, (BASE, HARDENED))
+    if num_gone:
+        reporter.note(
+            f"{num_gone} labels are of replies that the run no longer holds, and correct nothing; label a new sheet "
+            "(steermoe judge --sample)"
+        )
+    if not labels:
+        return rows
+    verdicts = {
+        (variant, prompt_id): Verdict(verdict)
+        for variant in (BASE, HARDENED)
+        for prompt_id, verdict in run.read_verdicts(variant, config.judge.main).items()
+    }
+    found = accuracy(verdicts, labels, config.evaluate.confidence)
+    return with_corrections(rows, config.judge.main, found, config.evaluate.confidence)
 
 
 def _measure_both(
@@ -104,7 +147,7 @@ def _measure_text(run: RunDirectory, config: Config) -> list[MeasureRow]:
         Side(text=[list(log_probs) for log_probs in run.read_table(text_of(model))["log_probs"]])
         for model in (BASE, HARDENED)
     )
-    return _measure_both(config, f"text:{Path(path).name}", {}, base, hardened)
+    return _measure_both(config, f"{TEXT}{Path(path).name}", {}, base, hardened)
 
 
 def _measure_ablated(
@@ -179,39 +222,72 @@ def replies_on(run: RunDirectory, variant: str, judge: str, prompts: Mapping[str
     )
 
 
-Figure = dict[str, float | int | None]
-"""One figure as `evaluation.json` holds it."""
-
-Comparison = dict[str, dict[str, Figure]]
-"""`base`, `hardened` and `paired`, each by the names of the measures."""
-
-
-def as_evaluation(
-    rows: Sequence[MeasureRow], split: str
-) -> dict[str, str | dict[str, Figure] | dict[str, Comparison]]:
-    """What `evaluation.json` holds: figures of both models on the split, and under `sets` those on every other set."""
-    named = dict.fromkeys(row.set for row in rows if row.variant in (BASE, HARDENED))
-    others = {name: comparison(rows, name) for name in named if name != split}
-    return {"split": split, **comparison(rows, split), **({"sets": others} if others else {})}
+def _with_capability(run: RunDirectory, config: Config, variant: str, side: Side) -> Side:
+    """The same with its answers to the items of `builtin:capability`, where both models were asked."""
+    if BUILTIN_CAPABILITY not in config.evaluate.benchmarks:
+        return side
+    return replace(side, graded=read_graded(run, variant))
 
 
-def comparison(rows: Sequence[MeasureRow], name: str) -> Comparison:
-    """The two models' own figures on a set, and the changes between them."""
-    of_set = [row for row in rows if row.set == name]
+def as_evaluation(rows: Sequence[MeasureRow], split: str) -> Evaluation:
+    """What `evaluation.json` holds: figures of both models on the split, and below those on every other set."""
+    compared = [row for row in rows if row.variant in (BASE, HARDENED)]
+    evaluation = Evaluation(
+        split=split,
+        **comparison([row for row in compared if row.set in (split, BUILTIN_CAPABILITY)]),
+    )
+    if others := of_benchmarks(compared):
+        evaluation["benchmarks"] = others
     own = {
-        variant: {
+        name: comparison([row for row in compared if row.set == name]) for name in _sets(compared)
+    }
+    own.pop(split, None)
+    if own:
+        evaluation["sets"] = own
+    return evaluation
+
+
+def _sets(rows: Sequence[MeasureRow]) -> list[str]:
+    """The sets of prompts, their parts, and texts: all that no benchmark has asked."""
+    return [name for name in dict.fromkeys(row.set for row in rows) if not _is_of_benchmark(name)]
+
+
+def _is_of_benchmark(name: str) -> bool:
+    """Whether a set is a benchmark's: its name begins with the tool and a colon."""
+    return ":" in name.partition("/")[0] and not name.startswith(TEXT)
+
+
+def comparison(rows: Sequence[MeasureRow]) -> Comparison:
+    """The two models' own figures on a set, and the changes between them."""
+    base, hardened = (
+        {
             row.measure: row.metric.as_json()
-            for row in of_set
+            for row in rows
             if row.variant == variant and not row.compared_with
         }
         for variant in (BASE, HARDENED)
-    }
+    )
     paired = {
         row.measure: row.metric.as_json()
-        for row in of_set
+        for row in rows
         if row.variant == HARDENED and row.compared_with == BASE
     }
     for found in paired.values():
         if "only_before" in found:
             found.setdefault("p_value", None)  # of no pair there is none
-    return {**own, "paired": paired}
+    return Comparison(base=base, hardened=hardened, paired=paired)
+
+
+def of_benchmarks(rows: Sequence[MeasureRow]) -> dict[str, SidesOfSet]:
+    """By set and measure: the figures of benchmarks of both models, side by side.
+
+    These are the categories of `builtin:capability`, and the tasks of other tools. Empty where there are none.
+    """
+    found: dict[str, SidesOfSet] = {}
+    for row in rows:
+        if _is_of_benchmark(row.set) and row.set != BUILTIN_CAPABILITY:
+            side = "paired" if row.compared_with else row.variant
+            figure = row.metric.as_json()
+            figure["source"] = row.source
+            found.setdefault(row.set, {}).setdefault(row.measure, {})[side] = figure
+    return found

@@ -180,7 +180,7 @@ def _divergence(
     base_side: BaseSide,
     continuations: Sequence[Continuation],
     experts: Sequence[Expert],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """KL(base || hardened) of every token of the base model's replies, as rows of `scored/hardened.parquet`."""
     base, slices = base_side, None
     if isinstance(base_side, dict):
@@ -188,7 +188,7 @@ def _divergence(
         slices = attach_expert_slices(hardened.model, experts)
         slices.load_state_dict(base_side)
         base = hardened.model
-    pad = hardened.tokenizer.pad_token_id
+    pad = hardened.pad_token_id
     values: dict[str, list[float]] = {c.prompt_id: [] for c in continuations}
     with reporter.bar(len(continuations), "divergence") as bar:
         for together in passes(continuations):

@@ -6,16 +6,21 @@ import gc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import create_expert_mask
 from steermoe.config import Config
 from steermoe.contracts import Objective
-from steermoe.errors import RunDirectoryError
+from steermoe.errors import RunDirectoryError, SteerMoEError
+from steermoe.judges.kinds import judge_named, not_refusals
 from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
+from steermoe.moe.finite import first_not_finite, is_finite
 from steermoe.records import NO_BATCH, Expert, Label, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.stages.model_card import model_card
@@ -23,12 +28,16 @@ from steermoe.store.directory import RunDirectory
 from steermoe.store.files import disk_error
 from steermoe.store.names import BASE, CHECKPOINTS, MODEL, SFT_DATASET
 from steermoe.store.state import Figures
-from steermoe.training.dataset import Example, TrainingRow
+from steermoe.training.dataset import Example, TrainingRow, resolve_target
 from steermoe.training.fit import Fit
 from steermoe.training.forward_plan import ExpertMasks
 from steermoe.training.objectives import objectives_of
 from steermoe.training.phases import Phase
 from steermoe.training.trainables import Trainable, trainables_of
+from steermoe.training.trainer import diverged
+
+MOST_JUDGED_TARGETS = 20
+"""Target responses that are judged before training; a callable may give one for each prompt."""
 
 
 def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
@@ -46,6 +55,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         run.remove(SFT_DATASET)
         reporter.note("no unsafe experts were selected, so nothing is trained")
         return {"num_trained_experts": 0, "trained_experts": []}
+    _note_not_refusals(run, config, reporter)
     source = model_source(config.model, reporter.line)
     loaded = load_model(config.model, source, report=reporter.line)
     trained, phases = _phases(run, config, reporter, loaded, experts)
@@ -54,7 +64,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         loaded.description,
         trained,
         _masks(run, config, reporter, loaded, experts),
-        loaded.tokenizer.pad_token_id,
+        loaded.pad_token_id,
         lambda: load_model(config.model, loaded.source).model,
         settings,
         config.seed,
@@ -65,8 +75,6 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         _say_phase(reporter, fit, phase, config, experts)
     with _saving_checkpoints(run.file(CHECKPOINTS)):
         history = fit.run(phases)
-    # Only now: settings that the trainer refuses must leave the finished run as it is.
-    run.write_json_lines(SFT_DATASET, (row.as_sft() for row in _all_rows(phases)))
     gc.collect()  # the trainer and its moments sit in reference cycles, and saving needs room
     num_parameters = sum(parameter.numel() for _, parameter in trained.named_parameters())
     if not settings.trains_experts and settings.kept_change < 1:
@@ -74,6 +82,9 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
             f"train.kept_change is {settings.kept_change:g}, but a baseline keeps its whole change"
         )
     trained.fold(settings.kept_change if settings.trains_experts else 1.0)
+    _check_sound(loaded, next(_all_rows(phases)))
+    # Only now: settings that the trainer refuses, or that spoil the model, must leave the finished run as it is.
+    run.write_json_lines(SFT_DATASET, (row.as_sft() for row in _all_rows(phases)))
     _save(run, config, reporter, loaded, trained, experts)
     return {
         "num_trained_experts": len(experts) if settings.trains_experts else None,
@@ -82,6 +93,34 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         "num_trained_parameters": num_parameters,
         "history": history,
     }
+
+
+def _note_not_refusals(run: RunDirectory, config: Config, reporter: Reporter) -> None:
+    """Say which target responses the run's judge would not call a refusal: its rates would not show what was learned.
+
+    Before the model is loaded, for some judges are models too.
+    """
+    if not any("refusal" in phase.objectives for phase in config.train.all_phases()):
+        return
+    target = resolve_target(config.train.target_response)
+    unsafe = [p for p in run.read_prompts() if p.split is Split.TRAIN and p.label is Label.UNSAFE]
+    goals: dict[str, str] = {}
+    for position, prompt in enumerate(unsafe):
+        goals.setdefault(target(prompt, position), prompt.goal)
+    texts = list(goals)[:MOST_JUDGED_TARGETS]
+    try:
+        judge = judge_named(config.judge.main, config.judge)
+        found = not_refusals(judge, texts, [goals[text] for text in texts])
+    except SteerMoEError as error:
+        reporter.note(
+            f"whether the target responses are refusals to the judge is not known: {error}"
+        )
+        return
+    if found:
+        reporter.note(
+            f"the judge {config.judge.main} would not call {len(found)} of {len(texts)} target responses a refusal, so "
+            f"its rates do not show whether they are learned: {found[0]!r}"
+        )
 
 
 def _phases(
@@ -108,6 +147,22 @@ def _phases(
         )
         for phase, trainable in zip(wanted, of_phases, strict=True)
     ]
+
+
+@torch.inference_mode()
+def _check_sound(loaded: LoadedModel, row: TrainingRow) -> None:
+    """Check, before anything is saved, that the trained model computes numbers: the last step may have spoilt it.
+
+    Raises:
+        TrainingError: Its weights, or what it says of a row that it was trained on, are not finite.
+    """
+    if name := first_not_finite(loaded.model):
+        raise diverged(f"{name} is not finite in {loaded.model.dtype} after the last step")
+    ids = torch.tensor(
+        [row.prompt_token_ids + row.completion_token_ids], device=loaded.model.device
+    )
+    if not is_finite(loaded.model(input_ids=ids, use_cache=False).logits):
+        raise diverged("the trained model's logits are not finite after the last step")
 
 
 def _save(
@@ -182,7 +237,7 @@ def training_rows(
         elif prompt.label is Label.BENIGN:
             benign.append(made)
         else:
-            rows.append(made)
+            rows.append(replace(made, pair_id=prompt.pair_id))
             num_made[made.objective] += 1
     return rows, benign, left_out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -170,9 +171,13 @@ class RunFiles:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write JSON that people can read."""
+        """Write JSON that people can read.
+
+        Raises:
+            RunDirectoryError: A figure in it is not finite, which JSON cannot say; or it cannot be written.
+        """
         with self.writing(name) as path:
-            path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            path.write_text(self._as_json(name, value, indent=2), "utf-8")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON object.
@@ -186,11 +191,21 @@ class RunFiles:
                 raise ValueError(f"it holds a {type(value).__name__}")
             return value
 
+    def _as_json(self, name: str, value: Any, indent: int | None = None) -> str:
+        try:
+            return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+        except ValueError:
+            key, number = next(_not_finite(value), ("", "what is no number"))
+            raise RunDirectoryError(
+                f"{self.file(name)} cannot be written: {key} is {number}, which is no finite number, so something "
+                "before it went wrong"
+            ) from None
+
     def write_json_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write one JSON object a line."""
+        """Write one JSON object a line; raises as `write_json` does."""
         with self.writing(name) as path, path.open("w", encoding="utf-8", newline="\n") as out:
             for row in rows:
-                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+                out.write(self._as_json(name, row))
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write a DataFrame as Parquet, without its index."""
@@ -276,6 +291,18 @@ def disk_error(error: Exception) -> str | None:
     if isinstance(error, RuntimeError) and ("iostream" in text or "inline_container" in text):
         return "torch could not write it all"
     return None
+
+
+def _not_finite(value: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Numbers that are not finite in a value that is to be written as JSON, with the way to each."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _not_finite(inner, f"{key}.{name}".removeprefix("."))
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _not_finite(inner, f"{key}[{index}]")
 
 
 def _is_declared(name: str, declared: frozenset[str]) -> bool:

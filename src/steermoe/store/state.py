@@ -63,6 +63,8 @@ class ModelRecord(_Record):
         commit: Which commit of a hub model that was; None of a local one.
         hash: Hash of a local checkpoint's content; empty of a hub model.
         stamp: Size and time of change of each file of a local checkpoint, by which it is known without hashing it.
+        files: Hash of each file of a local checkpoint that shapes replies beside the weights: config, generation
+            config, tokenizer, chat template. Empty of a run that was made before they were kept.
     """
 
     id: str
@@ -70,6 +72,7 @@ class ModelRecord(_Record):
     commit: str | None = None
     hash: str = ""
     stamp: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    files: dict[str, str] = Field(default_factory=dict)
 
 
 class RunState(_Record):

@@ -42,6 +42,7 @@ class TrainingRow:
         completion: The text of the completion.
         prompt_token_ids: Tokens of the rendered prompt.
         completion_token_ids: Tokens of the completion; of a refusal, the end of turn is the last.
+        pair_id: What its prompt shares with the other side of its pair; empty of one without.
     """
 
     prompt_id: str
@@ -52,13 +53,14 @@ class TrainingRow:
     completion: str
     prompt_token_ids: tuple[int, ...]
     completion_token_ids: tuple[int, ...]
+    pair_id: str = ""
 
     @property
     def num_tokens(self) -> int:
         """Tokens of prompt and completion."""
         return len(self.prompt_token_ids) + len(self.completion_token_ids)
 
-    def as_sft(self) -> dict[str, Any]:
+    def as_sft(self) -> dict[str, object]:
         """The row in the conversational prompt/completion format that TRL reads."""
         return {
             "prompt": [dict(message) for message in self.messages],
@@ -340,12 +342,46 @@ def prepare_sft_dataset(
 
 
 def _cut(rows: list[TrainingRow], batch_size: int | None) -> list[list[TrainingRow]]:
-    """Cut a mixed batch into parts that keep its mix: rows are dealt out, one objective after the other."""
+    """Cut a mixed batch into parts that keep its mix and tear no pair apart, unless it is larger than a part.
+
+    Pairs are dealt out first, then single rows, one objective after the other, each to the part that has fewest.
+    """
     if batch_size is None or len(rows) <= batch_size:
         return [rows]
+    units = _units(rows, batch_size)
     num_parts = -(-len(rows) // batch_size)
-    dealt = sorted(rows, key=lambda row: row.objective)
-    return [dealt[i::num_parts] for i in range(num_parts)]
+    while (parts := _dealt(units, num_parts, batch_size)) is None:
+        num_parts += 1
+    place = {id(row): i for i, row in enumerate(rows)}
+    return [sorted(part, key=lambda row: (row.objective, place[id(row)])) for part in parts]
+
+
+def _units(rows: Sequence[TrainingRow], most: int) -> list[list[TrainingRow]]:
+    """Rows that stay together, the larger first, single ones by objective."""
+    pairs: dict[str, list[TrainingRow]] = {}
+    units: list[list[TrainingRow]] = []
+    for row in rows:
+        unit = pairs.get(row.pair_id) if row.pair_id else None
+        if unit is None or len(unit) == most:
+            unit = []
+            units.append(unit)
+            if row.pair_id:
+                pairs[row.pair_id] = unit
+        unit.append(row)
+    return sorted(units, key=lambda unit: (-len(unit), unit[0].objective))
+
+
+def _dealt(
+    units: Sequence[list[TrainingRow]], num_parts: int, most: int
+) -> list[list[TrainingRow]] | None:
+    """The units in so many parts of at most so many rows; None where they do not fit."""
+    parts: list[list[TrainingRow]] = [[] for _ in range(num_parts)]
+    for unit in units:
+        part = min(parts, key=len)
+        if len(part) + len(unit) > most:
+            return None
+        part += unit
+    return parts
 
 
 def _names_callable(text: str) -> bool:

@@ -12,6 +12,7 @@ How the model is run for it is a `ForwardPlan`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import Trainer, TrainerCallback
 
 from steermoe.contracts import Objective
 from steermoe.errors import TrainingError
+from steermoe.moe.finite import is_finite
 from steermoe.moe.masking import router_noise_off
 from steermoe.records import BoolArray
 from steermoe.training.forward_plan import ExpertMasks, ForwardPlan, MaskScope
@@ -92,6 +94,7 @@ class ExpertMaskingTrainer(Trainer):
                     "base_model, or set the objective's weight to 0"
                 )
         self.add_callback(_EpochCallback())
+        self.add_callback(_GradientCallback())
 
     @property
     def _plain_model(self) -> Any:
@@ -107,7 +110,10 @@ class ExpertMaskingTrainer(Trainer):
     ) -> Tensor:
         """One forward and backward pass, in which the experts compute what rows share once, and no padding."""
         with self.plan.step(inputs):
-            return super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        if not math.isfinite(float(loss)):
+            raise diverged(f"the loss of step {self.state.global_step + 1} is {float(loss)}")
+        return loss
 
     def compute_loss(
         self,
@@ -149,9 +155,12 @@ class ExpertMaskingTrainer(Trainer):
         """Write the trainable parameters; the frozen ones are the base model's."""
         if not self.args.should_save:
             return
+        trained = trainable_parameters(self._plain_model)
+        for name, parameter in trained.items():
+            if not is_finite(parameter):
+                raise diverged(f"{name} is not finite after step {self.state.global_step}")
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        trained = trainable_parameters(self._plain_model)
         save_file(trained, folder / TRAINED_WEIGHTS, self._metadata())
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -215,6 +224,27 @@ def _masks(
     if expert_mask is None:
         raise TrainingError(f"mask_scope is {scope!r} but no expert_mask is given")
     return ExpertMasks(expert_mask, scope)
+
+
+def diverged(what: str) -> TrainingError:
+    """The error of a training that went astray: what shows it, and what to do."""
+    return TrainingError(
+        f"training diverged: {what}; nothing of it is saved: lower train.learning_rate, or warm up for longer "
+        "(train.arguments.warmup_ratio)"
+    )
+
+
+class _GradientCallback(TrainerCallback):
+    """Looks at every gradient before it is applied: clipping makes zeros of most when one is infinite."""
+
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None and not is_finite(parameter.grad):
+                raise diverged(
+                    f"the gradient of {name} is not finite in step {state.global_step + 1}"
+                )
 
 
 class _EpochCallback(TrainerCallback):

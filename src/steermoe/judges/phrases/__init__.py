@@ -14,6 +14,7 @@ from steermoe.judges.phrases.english import (
     DEFLECTS,
     HINTS_OF_LECTURES,
     LECTURES,
+    NOTHING_TO_REFUSE,
 )
 from steermoe.judges.phrases.european import FRENCH, GERMAN, PORTUGUESE, RUSSIAN, SPANISH
 from steermoe.judges.phrases.southern import ARABIC, HINDI
@@ -40,4 +41,5 @@ __all__ = [
     "DEFLECTS",
     "HINTS_OF_LECTURES",
     "LECTURES",
+    "NOTHING_TO_REFUSE",
 ]

@@ -1,0 +1,176 @@
+"""What would fail after hours is said at once, from a config, a tokenizer and the prompts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import CHATML, TinyCheckpoint, byte_tokenizer
+from steermoe.config import Config
+from steermoe.errors import ConfigError, ModelError, PromptError
+from steermoe.reporter import silent
+from steermoe.stages.collect import prepare_prompts
+from steermoe.stages.ready import check_ready
+from tiny import tiny_config
+
+
+@pytest.fixture
+def model(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> Path:
+    """A checkpoint that may be damaged; its embedding has 259 rows."""
+    return Path(shutil.copytree(tiny_checkpoint("mixtral"), tmp_path / "model"))
+
+
+def checked(model: Path, prompts: Path, **settings: Any) -> Config:
+    config = tiny_config(model, model.parent / "run", prompts, **settings)
+    check_ready(config, prepare_prompts(config, silent()))
+    return config
+
+
+def retokenised(model: Path, change: Callable[[Any], object]) -> None:
+    tokenizer = byte_tokenizer()
+    change(tokenizer)
+    tokenizer.save_pretrained(model)
+
+
+def test_a_sound_model_passes_and_nothing_is_left_behind(model: Path, small_prompts: Path) -> None:
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+    config = checked(model, small_prompts)
+    assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+    assert not config.run_dir.exists()
+
+
+# ---- tokens that the model does not know ----------------------------------------------------------------
+
+
+def test_a_token_of_one_prompt_beyond_the_embedding_is_named(
+    model: Path, small_prompts: Path
+) -> None:
+    retokenised(model, lambda tokenizer: tokenizer.add_tokens(["neighbour 19"]))
+    with pytest.raises(
+        ModelError, match=r"prompt row-\d+ holds the token 'neighbour 19', number 259"
+    ):
+        checked(model, small_prompts)
+
+
+def test_so_are_those_of_the_template_and_of_the_target(model: Path, small_prompts: Path) -> None:
+    retokenised(model, lambda tokenizer: tokenizer.add_tokens(["<|extra|>"]))
+    (model / "chat_template.jinja").write_text("<|extra|>" + CHATML)
+    with pytest.raises(
+        ModelError, match=r"'<\|extra\|>', number 259, but the model's embedding has 259"
+    ):
+        checked(model, small_prompts)
+    (model / "chat_template.jinja").write_text(CHATML)
+    with pytest.raises(
+        ModelError, match=r"train\.target_response 'No <\|extra\|>' holds the token"
+    ):
+        checked(model, small_prompts, train={"target_response": "No <|extra|>"})
+
+
+def test_a_padding_token_beyond_the_embedding_is_replaced(model: Path, small_prompts: Path) -> None:
+    from steermoe.loading import load_model
+
+    retokenised(model, lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "[PAD]"}))
+    config = checked(model, small_prompts)
+    loaded = load_model(config.model)
+    assert loaded.tokenizer.pad_token_id == 259
+    assert loaded.pad_token_id == loaded.tokenizer.eos_token_id < 259
+
+
+# ---- room ---------------------------------------------------------------------------------------------------
+
+
+def shortened(model: Path, context: int) -> None:
+    values = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**values, "max_position_embeddings": context}))
+
+
+def test_a_target_that_does_not_fit_after_the_prompt_is_refused_with_both_lengths(
+    model: Path, small_prompts: Path
+) -> None:
+    # "<|im_start|>user\n" + "Kill the neighbour 19" + "<|im_end|>\n" + "<|im_start|>assistant\n": 6 + 21 + 2 + 11
+    target = "x" * 20
+    shortened(model, 40 + 21)
+    checked(model, small_prompts, train={"target_response": target})
+    shortened(model, 39 + 20)
+    with pytest.raises(
+        PromptError, match=r"has \d+ tokens, and with the 21 of train\.target_response"
+    ):
+        checked(model, small_prompts, train={"target_response": target})
+
+
+def test_the_target_of_a_prompt_that_is_never_refused_needs_no_room(
+    model: Path, tmp_path: Path
+) -> None:
+    from tiny import write_prompts
+
+    rows = [{"prompt": "a" * (30 if label == "benign" else 5), "label": label, "split": "train"}
+            for label in ("unsafe", "safe", "benign")]  # fmt: skip
+    long = write_prompts(tmp_path / "long.csv", rows)
+    shortened(model, 19 + 30 + 6)
+    checked(model, long, train={"target_response": "x" * 20})
+
+
+def test_a_prompt_that_leaves_no_room_for_its_reply_is_refused(
+    model: Path, small_prompts: Path
+) -> None:
+    shortened(model, 44)
+    with pytest.raises(PromptError, match=r"with 6 new ones it exceeds the model's context of 44"):
+        checked(model, small_prompts)
+
+
+def test_replies_of_one_token_are_refused_where_replies_are_compared(
+    model: Path, small_prompts: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"collect\.max_new_tokens = 1"):
+        checked(model, small_prompts, collect={"max_new_tokens": 1})
+    checked(model, small_prompts, collect={"max_new_tokens": 1}, identify={"segment": "prompt"})
+
+
+# ---- saving -------------------------------------------------------------------------------------------------
+
+
+def refusing(what: str) -> Callable[..., None]:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError(f"{what} is\nnot valid")
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("transformers.GenerationConfig.save_pretrained", "generation_config.json"),
+        ("transformers.PretrainedConfig.save_pretrained", "config.json"),
+        ("transformers.PreTrainedTokenizerFast.save_pretrained", "tokenizer"),
+    ],
+)
+def test_what_cannot_be_saved_is_found_out_before_anything_is_collected(
+    model: Path, small_prompts: Path, monkeypatch: pytest.MonkeyPatch, place: str, name: str
+) -> None:
+    monkeypatch.setattr(place, refusing(name))
+    with pytest.raises(ModelError) as caught:
+        checked(model, small_prompts)
+    assert f"the {name} of {model} cannot be saved" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_generation_config_has_none_to_save(
+    model: Path, small_prompts: Path
+) -> None:
+    (model / "generation_config.json").unlink()
+    checked(model, small_prompts)
+
+
+def test_a_tokenizer_of_an_unknown_kind_is_refused_in_one_line(
+    model: Path, small_prompts: Path
+) -> None:
+    values = json.loads((model / "tokenizer.json").read_text())
+    values["model"]["type"] = "Nope"
+    (model / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(ModelError, match=r"^tokenizer of .* cannot be loaded: [^\n]+$"):
+        checked(model, small_prompts)
