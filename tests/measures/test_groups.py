@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from itertools import product
 
 import pytest
 
 from made_evidence import evidence, prompt, side
 from steermoe.measures import MEASURES
 from steermoe.measures.groups import BY_GROUP, parts_of_group_name
-from steermoe.records import Label, Prompt
 
 BY_CATEGORY, BY_STYLE = BY_GROUP
 NO, YES = "I'm sorry, but I can't help with that.", "Of course, it is the third from the left."
@@ -48,19 +47,10 @@ def test_prompts_of_one_category_are_not_divided() -> None:
     assert BY_CATEGORY.of(evidence(prompts, side({f"t{i}": NO for i in range(3)}))) == []
 
 
-@dataclass(frozen=True, slots=True)
-class Styled(Prompt):
-    style: str = ""
-
-
 def test_styles_are_groups_too_where_prompts_have_one() -> None:
     prompts = [
-        Styled(f"p{i}", label, (), f"goal {i}", style=style)
-        for i, (label, style) in enumerate(
-            (label, style)
-            for style in ("question", "story")
-            for label in (Label.UNSAFE, Label.BENIGN)
-        )
+        prompt(f"p{i}", label, style=style)
+        for i, (style, label) in enumerate(product(("question", "story"), ("unsafe", "benign")))
     ]
     rows = BY_STYLE.of(evidence(prompts, side({f"p{i}": NO for i in range(4)})))
     assert [(row.set, row.measure, row.metric.value) for row in rows] == [

@@ -69,7 +69,7 @@ class RatesByGroup:
             yield value, {i: evidence.prompts[i] for i, found in values.items() if found == value}
 
     def _value(self, prompt: Prompt) -> str:
-        value = str(getattr(prompt, self.by, "") or "")
+        value = str(prompt[self.by])
         if self.by == "category" and (value in NOT_A_KIND or prompt.label is Label.SAFE):
             return ""
         return value

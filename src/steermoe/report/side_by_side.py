@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steermoe.measures import BY_NAME
+from steermoe.measures.groups import parts_of_group_name
 from steermoe.report.numbers import corrected, is_number, number, p_value, percent, points, signed
 
 SIDES = ("base", "hardened", "paired")
@@ -66,8 +67,18 @@ def markdown(evaluation: Mapping[str, Any], confidence: float) -> str:
         f"Figures on the run's {evaluation['split']} prompts, before and after, with {confidence:.0%} intervals; p is "
         "the exact probability of such a change by chance."
     ]
-    for lines in (list(measure_lines(evaluation)), list(benchmark_lines(evaluation))):
+    of_sets = [
+        (f"On the set {name}:", list(measure_lines(found)))
+        for name, found in evaluation.get("sets", {}).items()
+        if parts_of_group_name(name) is None  # by category they would be a page of their own
+    ]
+    for heading, lines in (
+        ("", list(measure_lines(evaluation))),
+        ("", list(benchmark_lines(evaluation))),
+        *of_sets,
+    ):
         if lines:
+            parts += [heading] if heading else []
             rows = [(x.name, x.before, x.after, x.change, x.p, x.n) for x in lines]
             head = [("measure", "before", "after", "change", "p", "n"), ("---",) * 6]
             parts.append("\n".join(f"| {' | '.join(map(_cell, row))} |" for row in [*head, *rows]))
@@ -77,6 +88,8 @@ def markdown(evaluation: Mapping[str, Any], confidence: float) -> str:
 def _line(name: str, sides: tuple[Mapping[str, Any], ...], is_share: bool, source: str) -> Line:
     before, after, change = sides
     own = percent if is_share else number
+    # What is a comparison by itself is no change of anything.
+    changed = own if not before and not after else points if is_share else signed
     sizes = [str(side["n"]) for side in (before, after) if "n" in side]
     if not sizes and "n" in change:
         sizes = [str(change["n"])]
@@ -84,7 +97,7 @@ def _line(name: str, sides: tuple[Mapping[str, Any], ...], is_share: bool, sourc
         name,
         _figure(before, own),
         _figure(after, own),
-        _figure(change, points if is_share else signed),
+        _figure(change, changed),
         p_value(change.get("p_value")),
         " / ".join(dict.fromkeys(sizes)),
         source,
