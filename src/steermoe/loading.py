@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from steermoe.chat import ensure_chat_template
+from steermoe.chat import ensure_chat_template, stop_token_ids
 from steermoe.config import EMBEDDED_MODEL, ModelSection
 from steermoe.embedded.description import embedded_config
 from steermoe.embedded.model import embedded_model_path
@@ -124,8 +124,8 @@ def describe_named(settings: ModelSection) -> MoEDescription:
         raise
 
 
-def load_tokenizer(settings: ModelSection, source: str, report: Report | None = None) -> Any:
-    """The model's tokenizer, padding on the left.
+def read_tokenizer(settings: ModelSection, source: str, report: Report | None = None) -> Any:
+    """The model's tokenizer as it is stored, but for a chat template where it brings none.
 
     Raises:
         ModelError: There is none, or it cannot be read.
@@ -141,6 +141,16 @@ def load_tokenizer(settings: ModelSection, source: str, report: Report | None = 
         ) from None
     if ensure_chat_template(tokenizer) and report is not None:
         report(f"{source} brings no chat template: a plain one is used")
+    return tokenizer
+
+
+def load_tokenizer(settings: ModelSection, source: str, report: Report | None = None) -> Any:
+    """The model's tokenizer, padding on the left.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
+    tokenizer = read_tokenizer(settings, source, report)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
@@ -209,6 +219,9 @@ def load_model(
     if not settings.device_map:
         model.to(pick_device(settings.device))
     model.eval().requires_grad_(False)
+    if tokenizer.pad_token_id is None:  # nor an end token: the model's config has one
+        end = stop_token_ids(model, tokenizer)[0]
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
     description = find_moe_layers(model)
     _let_go_of_files(model, description)
     return LoadedModel(model, tokenizer, description, source)

@@ -19,7 +19,7 @@ from steermoe.config import Config
 from steermoe.contracts import Objective
 from steermoe.errors import RunDirectoryError, SteerMoEError
 from steermoe.judges.kinds import judge_named, not_refusals
-from steermoe.loading import LoadedModel, load_model, model_source
+from steermoe.loading import LoadedModel, load_model, model_source, read_tokenizer
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
 from steermoe.moe.finite import first_not_finite, is_finite
 from steermoe.records import NO_BATCH, Expert, Label, Split, Verdict
@@ -177,7 +177,8 @@ def _save(
 ) -> None:
     """Write the hardened checkpoint, and prove on disk that nothing changed but what was trained."""
     with run.writing_folder(MODEL) as folder:
-        save_hardened(loaded.model, loaded.tokenizer, folder)
+        tokenizer = read_tokenizer(config.model, loaded.source)
+        save_hardened(loaded.model, tokenizer, folder)
         (folder / "README.md").write_text(model_card(config, run, experts), "utf-8")
         tensors = trained.changed_tensors()
         if tensors is None:

@@ -147,7 +147,7 @@ def refusal_row(
         target,
         output.prompt_token_ids,
         turn.token_ids,
-        turn.by_template,
+        is_own_turn=turn.by_template,
     )
 
 
