@@ -120,7 +120,7 @@ def test_a_tokenizer_without_pad_and_end_token_pads_with_what_the_model_ends_wit
     end = tokenizer.eos_token_id
     tokenizer.pad_token = tokenizer.eos_token = None
     tokenizer.save_pretrained(checkpoint)
-    assert load_model(settings(checkpoint)).tokenizer.pad_token_id == end
+    assert load_model(settings(checkpoint)).pad_token_id == end
 
 
 # ---- where a model is looked for ----------------------------------------------------------------------

@@ -18,7 +18,7 @@ from steermoe.chat import ensure_chat_template, stop_token_ids
 from steermoe.config import EMBEDDED_MODEL, ModelSection
 from steermoe.embedded.description import embedded_config
 from steermoe.embedded.model import embedded_model_path
-from steermoe.engines.transformers import padding_of, stop_token_ids
+from steermoe.engines.transformers import padding_of
 from steermoe.errors import ConfigError, ModelError
 from steermoe.moe.completeness import check_expert_numbers, check_no_adapter
 from steermoe.moe.configs import read_config
@@ -219,9 +219,6 @@ def load_model(
     if not settings.device_map:
         model.to(pick_device(settings.device))
     model.eval().requires_grad_(False)
-    if tokenizer.pad_token_id is None:  # nor an end token: the model's config has one
-        end = stop_token_ids(model, tokenizer)[0]
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)
     description = find_moe_layers(model)
     _let_go_of_files(model, description)
     return LoadedModel(model, tokenizer, description, source)

@@ -25,7 +25,7 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from steermoe.errors import ModelError, TrainingError, on_one_line
+from steermoe.errors import TrainingError
 from steermoe.moe.layers import MoEDescription, auto_model_class, load_description
 from steermoe.moe.quantization import (
     dequantization_arguments,
@@ -60,24 +60,6 @@ def save_hardened(model: Any, tokenizer: Any, folder: str | Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def check_saving(model: Any, tokenizer: Any) -> None:
-    """Write all that `save_hardened` writes beside the weights, to a scratch folder, before anything dear is done.
-
-    Raises:
-        ModelError: transformers cannot write what it has read.
-    """
-    with tempfile.TemporaryDirectory(prefix="steermoe-") as scratch:
-        try:
-            model.config.save_pretrained(scratch)
-            _save_generation_config(model.generation_config, Path(scratch))
-            tokenizer.save_pretrained(scratch)
-        except Exception as error:  # each is any class, of a hub's code too
-            raise ModelError(
-                f"the model's config or tokenizer cannot be saved, so no hardened model could be: "
-                f"{type(error).__name__}: {on_one_line(error)}"
-            ) from error
-
-
 def _save_model(model: Any, folder: str | Path) -> None:
     """Weights, config and generation config.
 
@@ -90,10 +72,11 @@ def _save_model(model: Any, folder: str | Path) -> None:
         model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
     finally:
         model.generation_config = own
-    _save_generation_config(own, Path(folder))
+    save_generation_config(own, Path(folder))
 
 
-def _save_generation_config(config: GenerationConfig, folder: Path) -> None:
+def save_generation_config(config: GenerationConfig, folder: Path) -> None:
+    """Write a generation config as it was read, even one that transformers would not write itself."""
     try:
         config.save_pretrained(folder)
     except ValueError:

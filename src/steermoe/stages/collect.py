@@ -17,7 +17,6 @@ from steermoe.config import Config
 from steermoe.contracts import Engine
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.loading import describe_model, load_model, load_tokenizer, model_source
-from steermoe.moe.checkpoint import check_saving
 from steermoe.prompts.batches import plan_batches
 from steermoe.prompts.limits import take_some
 from steermoe.prompts.resolve import resolve_prompts
@@ -132,7 +131,6 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     if missing:
         tokenizer = load_tokenizer(config.model, source, reporter.line)
         loaded = load_model(config.model, source, tokenizer=tokenizer)
-        check_saving(loaded.model, tokenizer)
         engine = TransformersEngine(
             loaded.model, tokenizer, loaded.description, config.model.chat_template_kwargs
         )
