@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Environments of their own with the oldest transformers that is supported, and with the newest that there is.
 OLDEST := .venv-oldest
-OLDEST_TRANSFORMERS := 5.19
+OLDEST_TRANSFORMERS := 5.19.*
+NEWEST := .venv-newest
+NEWEST_TRANSFORMERS := 5.*
 ARGS ?=
 # The models of the tests are tiny: a process for each core, with one thread each, is twice as fast as threads.
 PYTEST := -m pytest --numprocesses auto --dist worksteal
-test test-slow test-oldest: export OMP_NUM_THREADS = 1
+test test-slow test-oldest test-newest: export OMP_NUM_THREADS = 1
 
-.PHONY: run test test-slow test-oldest check format bench clean help
+.PHONY: run test test-slow test-oldest test-newest check format bench clean help
 
 help:  ## Say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,6 +32,9 @@ test-slow: $(DEV_STAMP)  ## The long suites
 test-oldest: $(OLDEST)/.installed  ## The tests, on the oldest transformers that is supported
 	$(OLDEST)/bin/python $(PYTEST) -m "not slow and not gpu" $(ARGS)
 
+test-newest: $(NEWEST)/.installed  ## The tests, on the newest transformers that there is
+	$(NEWEST)/bin/python $(PYTEST) -m "not slow and not gpu" $(ARGS)
+
 check: $(DEV_STAMP)  ## Lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,7 +50,7 @@ bench: $(DEV_STAMP)  ## Measure speed, memory and calibration (two hours); ARGS=
 	$(if $(ARGS),,$(BIN)/python -m benchmarks.statistics speed calibration)
 
 clean:  ## Remove the virtual environment and every cache of the tools
-	rm -rf $(VENV) $(OLDEST) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -57,9 +63,11 @@ $(DEV_STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) --editable '.[dev]'
 	@touch $@ $(RUN_STAMP)
 
-$(OLDEST)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(OLDEST)
-	grep -v '^transformers==' constraints.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' \
-		--constraint $(OLDEST)/constraints.txt 'transformers==$(OLDEST_TRANSFORMERS).*'
+$(OLDEST)/.installed: TRANSFORMERS := $(OLDEST_TRANSFORMERS)
+$(NEWEST)/.installed: TRANSFORMERS := $(NEWEST_TRANSFORMERS)
+$(OLDEST)/.installed $(NEWEST)/.installed: %/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $*
+	grep -Ev '^(transformers|tokenizers|huggingface[-_]hub)==' constraints.txt > $*/constraints.txt
+	$*/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --editable '.[dev]' \
+		--constraint $*/constraints.txt 'transformers==$(TRANSFORMERS)'
 	@touch $@

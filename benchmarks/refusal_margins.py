@@ -22,6 +22,7 @@ from steermoe.records import FloatArray, Label, Prompt
 from steermoe.store.names import MODEL
 from steermoe.store.run import load_run
 from steermoe.training.dataset import resolve_target
+from steermoe.turns import assistant_turn
 
 THRESHOLDS = (0.85, 0.9, 0.95)
 HARMLESS = {"look-alikes": Label.SAFE, "benign": Label.BENIGN}
@@ -34,13 +35,17 @@ def margins(run_dir: Path, split: str) -> tuple[list[Prompt], FloatArray]:
     target = resolve_target(run.config.train.target_response)
     loaded = load_model(run.config.model, str(run_dir / MODEL))
     prompts = [prompt for prompt in run.prompts if prompt.split == split]
-    texts = [target(prompt, position) for position, prompt in enumerate(prompts)]
-    refusals = sorted({encode(loaded.tokenizer, text)[0] for text in texts})
+    kwargs = run.config.model.chat_template_kwargs
+    # Runs of an older layout do not hold the text that was fed.
+    fed_texts = [p.rendered or render(loaded.tokenizer, p.messages, kwargs) for p in prompts]
+    turns = [
+        assistant_turn(loaded.tokenizer, prompt.messages, text, target(prompt, position), kwargs)
+        for position, (prompt, text) in enumerate(zip(prompts, fed_texts, strict=True))
+    ]
+    refusals = sorted({turn.token_ids[0] for turn in turns})
     found = []
-    for prompt in prompts:
-        kwargs = run.config.model.chat_template_kwargs
-        ids = encode(loaded.tokenizer, render(loaded.tokenizer, prompt.messages, kwargs))
-        fed = torch.tensor([ids])
+    for text in fed_texts:
+        fed = torch.tensor([encode(loaded.tokenizer, text)])
         logits = loaded.model(fed, use_cache=False, logits_to_keep=1).logits[0, -1].float()
         refusing = logits[refusals].max()
         logits[refusals] = -torch.inf

@@ -20,6 +20,7 @@ FLOORS = (
     {"variants", "measures", "scores"},
     {"store", "loading", "harness"},
     {"training", "engines", "judges", "prompts", "embedded", "capability"},
+    {"turns"},
     {"analysis", "moe", "chat", "reasoning", "reporter"},
     {"contracts", "unused_settings"},
     {"records", "config", "hashes"},

@@ -113,6 +113,16 @@ def test_a_tokenizer_without_pad_token_pads_with_the_end_of_turn(checkpoint: Pat
     assert loaded.pad_token_id == loaded.eos_token_id is not None
 
 
+def test_a_tokenizer_without_pad_and_end_token_pads_with_what_the_model_ends_with(
+    checkpoint: Path,
+) -> None:
+    tokenizer = byte_tokenizer()
+    end = tokenizer.eos_token_id
+    tokenizer.pad_token = tokenizer.eos_token = None
+    tokenizer.save_pretrained(checkpoint)
+    assert load_model(settings(checkpoint)).pad_token_id == end
+
+
 # ---- where a model is looked for ----------------------------------------------------------------------
 
 

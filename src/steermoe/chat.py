@@ -16,7 +16,7 @@ PLAIN_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
-"""Used, and said so, where a tokenizer brings no chat template."""
+"""Used, and said so, where a tokenizer brings no chat template; after its BOS, if it begins texts with one."""
 
 _BROKEN = "the model's chat template is broken"
 _MEND = "mend chat_template.jinja, or chat_template in tokenizer_config.json"
@@ -30,31 +30,50 @@ def ensure_chat_template(tokenizer: Any) -> bool:
     """
     if tokenizer.chat_template:
         return False
-    tokenizer.chat_template = PLAIN_TEMPLATE
+    begins = "{{ bos_token }}" if _adds_bos(tokenizer) else ""
+    tokenizer.chat_template = begins + PLAIN_TEMPLATE
     return True
 
 
+def _adds_bos(tokenizer: Any) -> bool:
+    """Whether a tokenizer begins a text with its BOS by itself."""
+    if tokenizer.bos_token is None:
+        return False
+    ids = tokenizer("a")["input_ids"]
+    return bool(ids) and ids[0] == tokenizer.bos_token_id
+
+
 def render(
-    tokenizer: Any, messages: Sequence[Message], template_kwargs: Mapping[str, Any] | None = None
+    tokenizer: Any,
+    messages: Sequence[Message],
+    template_kwargs: Mapping[str, Any] | None = None,
+    reply: Message | None = None,
 ) -> str:
-    """The text of a conversation up to where the reply begins.
+    """The text of a conversation up to where the reply begins, or up to the end of a given reply.
 
     A `system` turn that the template refuses becomes the beginning of the first user turn.
+
+    Args:
+        tokenizer: Has a chat template.
+        messages: The turns, the last one the user's.
+        template_kwargs: What the chat template is passed.
+        reply: The assistant's turn that follows, if it is to be written as well.
 
     Raises:
         PromptError: The template refuses the conversation even so, or is broken.
         ConfigError: The template cannot be given those arguments.
     """
-    turns = [dict(message) for message in messages]
+    replies = [] if reply is None else [dict(reply)]
+    turns = [*(dict(message) for message in messages), *replies]
     kwargs = dict(template_kwargs or {})
     try:
-        return _apply(tokenizer, turns, kwargs)
+        return _apply(tokenizer, turns, kwargs, reply is not None)
     except TemplateError as error:
         if turns[0]["role"] != "system" or len(turns) < 2:
             raise PromptError(_refused(turns, error)) from None
     first_user = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
     try:
-        return _apply(tokenizer, [first_user, *turns[2:]], kwargs)
+        return _apply(tokenizer, [first_user, *turns[2:]], kwargs, reply is not None)
     except TemplateError as error:
         raise PromptError(_refused(turns, error)) from None
 
@@ -64,18 +83,33 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def encode_reply(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of a whole reply: its text, and the end of the turn where the tokenizer has one."""
-    ids = encode(tokenizer, text)
-    if tokenizer.eos_token_id is not None:
-        ids.append(int(tokenizer.eos_token_id))
-    return ids
+def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Ids that end a turn: the generation config's, the model config's and the tokenizer's.
+
+    Raises:
+        PromptError: There is none.
+    """
+    configs = (getattr(model, "generation_config", None), model.config.get_text_config())
+    found: list[int] = []
+    for source in (*(getattr(c, "eos_token_id", None) for c in configs), tokenizer.eos_token_id):
+        ids = source if isinstance(source, list) else [source]
+        found += [int(i) for i in ids if i is not None and int(i) not in found]
+    if not found:
+        raise PromptError(
+            "the model names no end-of-turn token, so replies would never end; set eos_token_id"
+        )
+    return found
 
 
-def _apply(tokenizer: Any, turns: list[dict[str, str]], kwargs: dict[str, Any]) -> str:
+def _apply(
+    tokenizer: Any, turns: list[dict[str, str]], kwargs: dict[str, Any], ends_with_reply: bool
+) -> str:
     try:
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, **kwargs
+            turns,
+            tokenize=False,
+            add_generation_prompt=not ends_with_reply,
+            **kwargs,
         )
     except TemplateError:
         raise

@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from steermoe.chat import ensure_chat_template
+from steermoe.chat import ensure_chat_template, stop_token_ids
 from steermoe.config import EMBEDDED_MODEL, ModelSection
 from steermoe.embedded.description import embedded_config
 from steermoe.embedded.model import embedded_model_path
-from steermoe.engines.transformers import padding_of, stop_token_ids
+from steermoe.engines.transformers import padding_of
 from steermoe.errors import ConfigError, ModelError
 from steermoe.moe.completeness import check_expert_numbers, check_no_adapter
 from steermoe.moe.configs import read_config
@@ -124,8 +124,8 @@ def describe_named(settings: ModelSection) -> MoEDescription:
         raise
 
 
-def load_tokenizer(settings: ModelSection, source: str, report: Report | None = None) -> Any:
-    """The model's tokenizer, padding on the left.
+def read_tokenizer(settings: ModelSection, source: str, report: Report | None = None) -> Any:
+    """The model's tokenizer as it is stored, but for a chat template where it brings none.
 
     Raises:
         ModelError: There is none, or it cannot be read.
@@ -141,6 +141,16 @@ def load_tokenizer(settings: ModelSection, source: str, report: Report | None = 
         ) from None
     if ensure_chat_template(tokenizer) and report is not None:
         report(f"{source} brings no chat template: a plain one is used")
+    return tokenizer
+
+
+def load_tokenizer(settings: ModelSection, source: str, report: Report | None = None) -> Any:
+    """The model's tokenizer, padding on the left.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
+    tokenizer = read_tokenizer(settings, source, report)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"

@@ -30,18 +30,62 @@ PAIRS: tuple[tuple[str, str], ...] = (
 """What opens and closes a piece of reasoning. `<|channel>` is Gemma's, not the harmony format's `<|channel|>`."""
 
 CHANNEL, MESSAGE, START = "<|channel|>", "<|message|>", "<|start|>"
-_ENDS = ("<|end|>", "<|return|>", "<|call|>")
+END, RETURN = "<|end|>", "<|return|>"
+_ENDS = (END, RETURN, "<|call|>")
 FINAL = "final"
 
 _OPEN = "|".join(re.escape(opening) for opening, _ in PAIRS)
 _CLOSE = "|".join(re.escape(closing) for _, closing in PAIRS)
 _OPENED_AT_THE_END = re.compile(rf"(?:{_OPEN})\s*$", re.IGNORECASE)
+_REASONING_AT_THE_END = re.compile(
+    rf"(?:(?P<opening>{_OPEN})\s*(?:thought\s*)?)?(?P<closing>{_CLOSE})?\s*$", re.IGNORECASE
+)
 _CLOSING = re.compile(_CLOSE, re.IGNORECASE)
 _OPENING = re.compile(_OPEN, re.IGNORECASE)
 _END_OF_MESSAGE = re.compile("|".join(re.escape(end) for end in (*_ENDS, START)))
 _THOUGHT_HEADING = re.compile(r"^\s*here(?: is|'s) my thought process\s*:", re.IGNORECASE)
 _RESPONSE_HEADING = re.compile(r"here(?: is|'s) my response\s*:", re.IGNORECASE)
 _WRAPPING = re.compile(r"^<(response|answer)>(.*?)(?:</\1>\s*)?$", re.IGNORECASE | re.DOTALL)
+
+
+class Begun(NamedTuple):
+    """What a prompt writes of the reply's reasoning.
+
+    Attributes:
+        header: The prompt before it.
+        text: It: an opening mark, a piece of reasoning without content, a closing mark, or nothing.
+        closing: The mark that has yet to close it; empty where it is closed or nothing was opened.
+    """
+
+    header: str
+    text: str
+    closing: str
+
+
+def begun_reasoning(prompt: str) -> Begun:
+    """What a prompt writes of the reply's reasoning: some templates open it, or open and close it."""
+    found = _REASONING_AT_THE_END.search(prompt)
+    opening, closing = found.group("opening", "closing") if found else (None, None)
+    if found is None or (opening is None and closing is None):
+        return Begun(prompt, "", "")
+    wanted = "" if closing else closing_of(str(opening))
+    return Begun(prompt[: found.start()], found.group(), wanted)
+
+
+def closing_of(opening: str) -> str:
+    """The mark that closes what a mark opened."""
+    return next(close for open_, close in PAIRS if open_.lower() == opening.lower())
+
+
+def after_reasoning(text: str) -> str | None:
+    """What follows the last closing mark of a text; None if it has none."""
+    closings = list(_CLOSING.finditer(text))
+    return text[closings[-1].end() :] if closings else None
+
+
+def is_one_token(tokenizer: Any, text: str) -> bool:
+    """Whether a text is one token of a tokenizer, and not merely read as its unknown one."""
+    return _Marks.id_of(tokenizer, text) is not None
 
 
 class _Channels(NamedTuple):
@@ -171,7 +215,9 @@ class _Marks:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         texts = {mark for pair in PAIRS for mark in pair} | {CHANNEL, MESSAGE, START, *_ENDS}
-        self.known = {text: token for text in texts if (token := self._id(text)) is not None}
+        self.known = {
+            text: token for text in texts if (token := self.id_of(tokenizer, text)) is not None
+        }
         self.pairs = [
             (self.known[opening], self.known[closing])
             for opening, closing in PAIRS
@@ -180,9 +226,11 @@ class _Marks:
         harmony = CHANNEL in self.known and MESSAGE in self.known
         self.channel = self.known[CHANNEL] if harmony else None
 
-    def _id(self, text: str) -> int | None:
-        token = self._tokenizer.convert_tokens_to_ids(text)
-        same = isinstance(token, int) and self._tokenizer.convert_ids_to_tokens(token) == text
+    @staticmethod
+    def id_of(tokenizer: Any, text: str) -> int | None:
+        """The id of a text that is one token."""
+        token = tokenizer.convert_tokens_to_ids(text)
+        same = isinstance(token, int) and tokenizer.convert_ids_to_tokens(token) == text
         return token if same else None
 
     def text(self, ids: Sequence[int]) -> str:

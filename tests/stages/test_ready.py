@@ -144,7 +144,7 @@ def refusing(what: str) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("place", "name"),
     [
-        ("transformers.GenerationConfig.save_pretrained", "generation_config.json"),
+        ("transformers.GenerationConfig.to_json_file", "generation_config.json"),
         ("transformers.PretrainedConfig.save_pretrained", "config.json"),
         ("transformers.PreTrainedTokenizerFast.save_pretrained", "tokenizer"),
     ],
@@ -157,6 +157,14 @@ def test_what_cannot_be_saved_is_found_out_before_anything_is_collected(
         checked(model, small_prompts)
     assert f"the {name} of {model} cannot be saved" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_generation_config_that_transformers_would_not_write_is_no_hindrance(
+    model: Path, small_prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is read, and saved as it was read: 5.19 to 5.22 refuse to write a greedy one with a temperature."""
+    monkeypatch.setattr("transformers.GenerationConfig.save_pretrained", refusing("it"))
+    checked(model, small_prompts)
 
 
 def test_a_model_without_generation_config_has_none_to_save(

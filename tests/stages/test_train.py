@@ -62,6 +62,8 @@ def test_it_loads_in_plain_transformers_with_its_tokenizer(
     original = AutoTokenizer.from_pretrained(checkpoint)
     assert tokenizer.chat_template == original.chat_template
     assert tokenizer.get_vocab() == original.get_vocab()
+    assert tokenizer.special_tokens_map == original.special_tokens_map
+    assert tokenizer.padding_side == original.padding_side == "right"
     ids = tokenizer("Hello", return_tensors="pt").input_ids
     with torch.no_grad():
         assert not torch.equal(model(ids).logits, base(ids).logits)

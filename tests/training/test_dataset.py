@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import byte_tokenizer
+from steermoe.chat import encode, render
 from steermoe.errors import ConfigError, TrainingError
 from steermoe.records import LOOK_ALIKE, PLAIN_GOAL, Label, Output, Prompt, Verdict
 from steermoe.training.dataset import (
@@ -57,10 +59,12 @@ def names(rows: list[TrainingRow]) -> list[str]:
 
 def test_a_refusal_is_the_target_and_then_the_end_of_the_turn() -> None:
     tokenizer = byte_tokenizer()
-    made = refusal_row("p", Label.UNSAFE, 3, USER, "No.", tokenizer)
+    text = render(tokenizer, USER)
+    replied = replace(output(tuple(encode(tokenizer, text)), (2,)), prompt=text)
+    made = refusal_row(PROMPT, replied, 3, "No.", tokenizer)
     assert tokenizer.decode(made.prompt_token_ids).endswith("<|im_start|>assistant\n")
     assert tokenizer.decode(made.completion_token_ids) == "No.<|im_end|>"
-    assert len(made.completion_token_ids) == 4
+    assert len(made.completion_token_ids) == 4 and made.is_own_turn
     assert made.as_sft() == {
         "prompt": [{"role": "user", "content": "Hello"}],
         "completion": [{"role": "assistant", "content": "No."}],
@@ -69,12 +73,6 @@ def test_a_refusal_is_the_target_and_then_the_end_of_the_turn() -> None:
         "prompt_id": "p",
         "objective": "refusal",
     }
-
-
-def test_template_arguments_reach_the_prompt_of_a_refusal() -> None:
-    tokenizer = byte_tokenizer()
-    made = refusal_row("p", Label.UNSAFE, 0, USER, "No.", tokenizer, {"enable_thinking": False})
-    assert tokenizer.decode(made.prompt_token_ids).endswith("<think>\n\n</think>\n\n")
 
 
 def test_retention_keeps_the_own_reply_token_for_token() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from steermoe.analysis.counts import SharedTokens
-from steermoe.chat import encode, ensure_chat_template, render
+from steermoe.chat import encode, ensure_chat_template, render, stop_token_ids
 from steermoe.engines.scoring import by_continuation, completion_logits, passes
 from steermoe.errors import PromptError, RoutingError
 from steermoe.moe.distinct_tokens import computing_distinct
@@ -327,17 +327,3 @@ def contiguous_head_input(model: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-
-
-def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Ids that end a turn: the generation config's, the model config's and the tokenizer's."""
-    configs = (getattr(model, "generation_config", None), model.config.get_text_config())
-    found: list[int] = []
-    for source in (*(getattr(c, "eos_token_id", None) for c in configs), tokenizer.eos_token_id):
-        ids = source if isinstance(source, list) else [source]
-        found += [int(i) for i in ids if i is not None and int(i) not in found]
-    if not found:
-        raise PromptError(
-            "the model names no end-of-turn token, so replies would never end; set eos_token_id"
-        )
-    return found

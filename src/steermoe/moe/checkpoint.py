@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from steermoe.errors import TrainingError
 from steermoe.moe.layers import MoEDescription, auto_model_class, load_description
@@ -44,14 +45,42 @@ _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 def save_hardened(model: Any, tokenizer: Any, folder: str | Path) -> None:
     """Save a model in its architecture's published layout, with its tokenizer.
 
+    Args:
+        model: Has no expert slices attached.
+        tokenizer: As it is to be saved: one that pads and splits for a run may differ from the one that was read.
+        folder: Where to.
+
     Raises:
         TrainingError: If expert slices are still attached: plain transformers could not load the result.
     """
     attached = [name for name, _ in model.named_modules() if name.endswith(f".{STACK_NAME}")]
     if attached:
         raise TrainingError(f"{attached[0]} is still attached; fold and detach the expert slices")
-    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    _save_model(model, folder)
     tokenizer.save_pretrained(folder)
+
+
+def _save_model(model: Any, folder: str | Path) -> None:
+    """Weights, config and generation config.
+
+    transformers before 5.23 refuses to save a generation config that it would not write itself (greedy, with a
+    temperature), though it reads it. So it is given none of the model's own, which is written as it was read.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # transformers left it untyped
+    try:
+        model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    finally:
+        model.generation_config = own
+    save_generation_config(own, Path(folder))
+
+
+def save_generation_config(config: GenerationConfig, folder: Path) -> None:
+    """Write a generation config as it was read, even one that transformers would not write itself."""
+    try:
+        config.save_pretrained(folder)
+    except ValueError:
+        config.to_json_file(folder / GENERATION_CONFIG_NAME, keys_to_pop=["compile_config"])
 
 
 def saved_names(model: nn.Module, names: Iterable[str]) -> frozenset[str]:
@@ -243,4 +272,4 @@ def save_again(base: Path, folder: Path, dtype: str) -> None:
     )
     if packed_as is not None:
         forget_quantization(model)
-    model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+    _save_model(model, folder)

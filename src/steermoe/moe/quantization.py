@@ -134,18 +134,20 @@ def forget_quantization(model: Any) -> None:
 
     transformers remembers on the model how each tensor was read, and saves by doing that backwards. It cannot pack
     again, so the steps that made tensors are replaced by those of the architecture's published layout; the names
-    stay as they were read.
+    stay as they were read. Since 5.24 it forgets all steps itself, and saves in the published layout.
 
     Args:
         model: A model loaded with `dequantization_arguments`.
     """
-    names = [step for step in model._weight_conversions if not isinstance(step, WeightConverter)]
-    tensors = [
-        step
-        for step in get_model_conversion_mapping(model, add_legacy=False)
-        if isinstance(step, WeightConverter)
-    ]
-    model._weight_conversions = names + tensors
+    read_by = getattr(model, "_weight_conversions", None)
+    if read_by is not None:
+        names = [step for step in read_by if not isinstance(step, WeightConverter)]
+        tensors = [
+            step
+            for step in get_model_conversion_mapping(model, add_legacy=False)
+            if isinstance(step, WeightConverter)
+        ]
+        model._weight_conversions = names + tensors
     for config in (model.config, model.config.get_text_config()):
         if hasattr(config, "quantization_config"):
             del config.quantization_config

@@ -31,7 +31,7 @@ from steermoe.analysis.ablation import (
     plan_ablations,
 )
 from steermoe.analysis.risk import expert_label
-from steermoe.chat import encode, encode_reply
+from steermoe.chat import encode, stop_token_ids
 from steermoe.config import Config
 from steermoe.engines.scoring import kl_per_token, log_prob_per_token
 from steermoe.loading import LoadedModel, load_model, model_source
@@ -54,6 +54,7 @@ from steermoe.store.names import (
 from steermoe.store.response_tables import shard_row
 from steermoe.store.state import Figures
 from steermoe.training.dataset import resolve_target
+from steermoe.turns import assistant_turn
 from steermoe.variants import Variant
 
 ENOUGH_DRAWS = 20
@@ -313,9 +314,16 @@ def _texts(
         found.setdefault((REPLY, subject.kind), []).append(reply)
     unsafe = [(i, subject.prompt) for i, subject in subjects.items() if subject.kind == UNSAFE]
     for position, (prompt_id, prompt) in enumerate(unsafe):
-        ids = encode_reply(base.tokenizer, target(prompt, position))
+        turn = assistant_turn(
+            base.tokenizer,
+            prompt.messages,
+            prompt.rendered,
+            target(prompt, position),
+            config.model.chat_template_kwargs,
+            stop_token_ids(base.model, base.tokenizer),
+        )
         prompt_ids = tuple(encode(base.tokenizer, prompt.rendered))
-        refusal = Continuation(prompt_id, prompt_ids, tuple(ids))
+        refusal = Continuation(prompt_id, prompt_ids, turn.token_ids)
         found.setdefault((REFUSAL, UNSAFE), []).append(refusal)
     ordered = {key: sorted(of_kind, key=_length) for key, of_kind in found.items()}
     benign = ordered.get((REPLY, BENIGN), [])

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
-from steermoe.chat import encode, render
+from steermoe.chat import render
 from steermoe.config import Config, ModelSection
 from steermoe.errors import ConfigError, ModelError, PromptError, on_one_line
 from steermoe.loading import load_tokenizer, model_source
+from steermoe.moe.checkpoint import save_generation_config
 from steermoe.moe.configs import language_config, read_config
 from steermoe.records import Prompt, Split, Verdict
 from steermoe.training.dataset import needs_refusal, resolve_target
+from steermoe.turns import assistant_turn
 
 TOGETHER = 256
 """Prompts that are tokenised in one call."""
@@ -75,7 +78,9 @@ def check_saving(settings: ModelSection, source: str, tokenizer: Any) -> None:
             raise _unsaved("generation_config.json", source, error) from None
         if generation is not None:
             _try_saving(
-                "generation_config.json", source, lambda: generation.save_pretrained(folder)
+                "generation_config.json",
+                source,
+                lambda: save_generation_config(generation, Path(folder)),
             )
         _try_saving("tokenizer", source, lambda: tokenizer.save_pretrained(folder))
 
@@ -107,10 +112,10 @@ def check_tokens(config: Config, tokenizer: Any, source: str, prompts: Sequence[
     num_embedded = int(text_config.vocab_size)
     context = getattr(text_config, "max_position_embeddings", None)
     targets = _targets(config)
-    target_ids = [encode(tokenizer, text) for text in targets]
-    for text, ids in zip(targets, target_ids, strict=True):
+    turns = _turns(config, tokenizer, prompts[:1], targets)
+    for text, ids in zip(targets, turns, strict=True):
         _check_embedded(ids, num_embedded, f"train.target_response {text!r}", tokenizer)
-    longest_target = max(map(len, target_ids), default=0) + 1  # and the end of the turn
+    longest_target = max(map(len, turns), default=0)
     for prompt, ids in _tokenised(config, tokenizer, prompts):
         _check_embedded(ids, num_embedded, f"prompt {prompt.prompt_id}", tokenizer)
         if context:
@@ -123,6 +128,20 @@ def _targets(config: Config) -> list[str]:
     resolve_target(wanted)
     texts = [wanted] if isinstance(wanted, str) else list(wanted)
     return [text for text in texts if " " in text or ":" not in text]
+
+
+def _turns(
+    config: Config, tokenizer: Any, first: Sequence[Prompt], targets: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """Token ids of the targets as turns; after every prompt they are those after the first."""
+    kwargs = config.model.chat_template_kwargs
+    return [
+        assistant_turn(
+            tokenizer, prompt.messages, render(tokenizer, prompt.messages, kwargs), text, kwargs
+        ).token_ids
+        for prompt in first
+        for text in targets
+    ]
 
 
 def _tokenised(

@@ -14,11 +14,12 @@ import torch
 
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import create_expert_mask
+from steermoe.chat import stop_token_ids
 from steermoe.config import Config
 from steermoe.contracts import Objective
 from steermoe.errors import RunDirectoryError, SteerMoEError
 from steermoe.judges.kinds import judge_named, not_refusals
-from steermoe.loading import LoadedModel, load_model, model_source
+from steermoe.loading import LoadedModel, load_model, model_source, read_tokenizer
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
 from steermoe.moe.finite import first_not_finite, is_finite
 from steermoe.records import NO_BATCH, Expert, Label, Split, Verdict
@@ -59,6 +60,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     source = model_source(config.model, reporter.line)
     loaded = load_model(config.model, source, report=reporter.line)
     trained, phases = _phases(run, config, reporter, loaded, experts)
+    _say_turn(reporter, loaded.tokenizer, list(_all_rows(phases)))
     fit = Fit(
         loaded.model,
         loaded.description,
@@ -175,7 +177,8 @@ def _save(
 ) -> None:
     """Write the hardened checkpoint, and prove on disk that nothing changed but what was trained."""
     with run.writing_folder(MODEL) as folder:
-        save_hardened(loaded.model, loaded.tokenizer, folder)
+        tokenizer = read_tokenizer(config.model, loaded.source)
+        save_hardened(loaded.model, tokenizer, folder)
         (folder / "README.md").write_text(model_card(config, run, experts), "utf-8")
         tensors = trained.changed_tensors()
         if tensors is None:
@@ -200,11 +203,13 @@ def training_rows(
     config: Config,
     tokenizer: Any,
     objectives: Sequence[Objective] | None = None,
+    stops: Sequence[int] = (),
 ) -> tuple[list[TrainingRow], list[TrainingRow], Counter[str]]:
     """Rows of the train split: those of mixed batches, the benign ones to spread, and how many were left out why.
 
     Micro-batches are the mixed batches of the analysis, so prompts that filled none are left out. A prompt's row is
-    made by the first of the objectives that it belongs to; by default those of `train.objectives`.
+    made by the first of the objectives that it belongs to; by default those of `train.objectives`. `stops` are the
+    tokens at which generation ends.
     """
     if objectives is None:
         objectives = objectives_of(config.train, config.train.objectives)
@@ -228,6 +233,7 @@ def training_rows(
             batch_idx,
             tokenizer,
             config.model.chat_template_kwargs,
+            tuple(stops),
         )
         made = _first_row(objectives, example, num_made)
         if made is None:
@@ -260,7 +266,8 @@ def _rows_of(
     reporter: Reporter,
 ) -> tuple[list[TrainingRow], list[TrainingRow]]:
     made = objectives_of(config.train, objectives)
-    rows, benign, left_out = training_rows(run, config, loaded.tokenizer, made)
+    stops = stop_token_ids(loaded.model, loaded.tokenizer)
+    rows, benign, left_out = training_rows(run, config, loaded.tokenizer, made, stops)
     for reason, count in sorted(left_out.items()):
         reporter.note(f"{count} prompts {reason} and are not trained on")
     return rows, benign
@@ -275,6 +282,27 @@ def _all_rows(phases: Sequence[Phase]) -> Iterator[TrainingRow]:
             if key not in seen:
                 seen.add(key)
                 yield row
+
+
+SHOWN_OF_PROMPT = 60
+"""Characters of a prompt, the last ones, that are shown before the turn which is trained after it."""
+
+
+def _say_turn(reporter: Reporter, tokenizer: Any, rows: Sequence[TrainingRow]) -> None:
+    """Show one refusal as the tokens that are trained: a wrong template shows in them at a glance."""
+    refusals = [row for row in rows if row.objective == "refusal"]
+    if not refusals:
+        return
+    if others := sum(not row.is_own_turn for row in refusals):
+        reporter.note(
+            f"the chat template does not write {others} of {len(refusals)} target responses as turns after its "
+            "generation prompt; they are trained as plain text with the end of turn"
+        )
+    row = refusals[0]
+    prompt = tokenizer.decode(row.prompt_token_ids, skip_special_tokens=False)
+    turn = tokenizer.decode(row.completion_token_ids, skip_special_tokens=False)
+    shown = f"...{prompt[-SHOWN_OF_PROMPT:]}" if len(prompt) > SHOWN_OF_PROMPT else prompt
+    reporter.line(f"one trained turn: after {shown!r} comes {turn!r}")
 
 
 @contextmanager

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from steermoe.chat import encode, encode_reply, render
 from steermoe.config import DEFAULT_REFUSALS
 from steermoe.errors import ConfigError, TrainingError, on_one_line
 from steermoe.records import Label, Message, Output, Prompt, Verdict
+from steermoe.turns import assistant_turn
 
 TargetResponse = str | Sequence[str] | Callable[[Prompt], str]
 
@@ -43,6 +43,7 @@ class TrainingRow:
         prompt_token_ids: Tokens of the rendered prompt.
         completion_token_ids: Tokens of the completion; of a refusal, the end of turn is the last.
         pair_id: What its prompt shares with the other side of its pair; empty of one without.
+        is_own_turn: Whether the completion is a turn as the model or its chat template writes one.
     """
 
     prompt_id: str
@@ -54,6 +55,7 @@ class TrainingRow:
     prompt_token_ids: tuple[int, ...]
     completion_token_ids: tuple[int, ...]
     pair_id: str = ""
+    is_own_turn: bool = True
 
     @property
     def num_tokens(self) -> int:
@@ -83,6 +85,7 @@ class Example:
         batch_idx: The mixed batch of the analysis that it is in; `NO_BATCH` of a benign one.
         tokenizer: The model's.
         template_kwargs: What the chat template is passed.
+        stop_token_ids: Tokens at which generation ends; by default the tokenizer's end token.
     """
 
     prompt: Prompt
@@ -91,6 +94,7 @@ class Example:
     batch_idx: int
     tokenizer: Any
     template_kwargs: Mapping[str, Any]
+    stop_token_ids: tuple[int, ...] = ()
 
 
 def resolve_target(target: TargetResponse) -> Callable[[Prompt, int], str]:
@@ -119,38 +123,31 @@ def resolve_target(target: TargetResponse) -> Callable[[Prompt, int], str]:
 
 
 def refusal_row(
-    prompt_id: str,
-    label: Label,
+    prompt: Prompt,
+    output: Output,
     batch_idx: int,
-    messages: Sequence[Message],
     target: str,
     tokenizer: Any,
     template_kwargs: Mapping[str, Any] | None = None,
+    stop_token_ids: Sequence[int] = (),
 ) -> TrainingRow:
-    """A row that learns to answer a prompt with the target and then to end its turn."""
-    prompt_ids = encode(tokenizer, render(tokenizer, messages, template_kwargs))
-    return _refusal(prompt_id, label, batch_idx, messages, prompt_ids, target, tokenizer)
+    """A row that learns to answer a prompt with the target and then to end its turn, as the model ends its own.
 
-
-def _refusal(
-    prompt_id: str,
-    label: Label,
-    batch_idx: int,
-    messages: Sequence[Message],
-    prompt_ids: Sequence[int],
-    target: str,
-    tokenizer: Any,
-) -> TrainingRow:
-    completion_ids = encode_reply(tokenizer, target)
+    The prompt's tokens are those that the base model replied to: a template may write another date by now.
+    """
+    turn = assistant_turn(
+        tokenizer, prompt.messages, output.prompt, target, template_kwargs, stop_token_ids
+    )
     return TrainingRow(
-        prompt_id,
-        label,
+        prompt.prompt_id,
+        prompt.label,
         batch_idx,
         "refusal",
-        tuple(messages),
+        tuple(prompt.messages),
         target,
-        tuple(prompt_ids),
-        tuple(completion_ids),
+        output.prompt_token_ids,
+        turn.token_ids,
+        is_own_turn=turn.by_template,
     )
 
 
@@ -299,16 +296,18 @@ def prepare_sft_dataset(
     tokenizer: Any,
     target_response: TargetResponse = DEFAULT_REFUSALS,
     batch_idx: int = 0,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[TrainingRow]:
     """Rows that teach a model to refuse the prompts it answered.
 
     Args:
-        unsafe_outputs: Outputs of unsafe prompts. Their prompt tokens are trained on as they are, with whatever
-            arguments the chat template had; their replies are not used.
+        unsafe_outputs: Outputs of unsafe prompts. Their prompt tokens are trained on as they are; their replies are
+            not used.
         tokenizer: The model's tokenizer.
         target_response: A text, a list of texts taken in turn, or a callable of the prompt record, as in a run; by
             default the refusals that a run trains towards.
         batch_idx: The mixed batch they came from.
+        template_kwargs: What the chat template was passed for the outputs: it also writes the targets' turns.
 
     Returns:
         One row an output; `row.as_sft()` is its line in `sft_dataset.jsonl`.
@@ -327,17 +326,8 @@ def prepare_sft_dataset(
         prompt = Prompt(
             f"unsafe-{position}", Label.UNSAFE, output.messages, goal=output.messages[-1]["content"]
         )
-        rows.append(
-            _refusal(
-                prompt.prompt_id,
-                prompt.label,
-                batch_idx,
-                prompt.messages,
-                output.prompt_token_ids,
-                target(prompt, position),
-                tokenizer,
-            )
-        )
+        text = target(prompt, position)
+        rows.append(refusal_row(prompt, output, batch_idx, text, tokenizer, template_kwargs))
     return rows
 
 

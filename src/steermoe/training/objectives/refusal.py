@@ -54,13 +54,13 @@ class Refusal:
         if not needs_refusal(example.prompt, example.verdict):
             return None
         return refusal_row(
-            example.prompt.prompt_id,
-            example.prompt.label,
+            example.prompt,
+            example.output,
             example.batch_idx,
-            example.prompt.messages,
             self.target(example.prompt, position),
             example.tokenizer,
             example.template_kwargs,
+            example.stop_token_ids,
         )
 
     def loss(self, batch: Mapping[str, Any], forward: Forward) -> Tensor:
