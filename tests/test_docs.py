@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 import shlex
 import shutil
@@ -22,7 +21,7 @@ from typer.main import get_command
 import steermoe
 from conftest import TinyCheckpoint
 from steermoe.cli.app import app
-from steermoe.config import EMBEDDED_MODEL, Config, fields_of, load_config, preset
+from steermoe.config import Config, fields_of, load_config
 from steermoe.config.old_names import RENAMED
 from steermoe.prompts.formats import PromptFormat, read_prompts
 from steermoe.store import directory as rundir
@@ -92,22 +91,13 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("steermoe.loading.embedded_model_path", lambda **_: model)
         patch.chdir(home)
-        with pytest.MonkeyPatch.context() as other_patch:
-            select_from_all_layers(other_patch)
-            run_pipeline(
-                load_config(
-                    settings=["collect.batch_size=8", "collect.max_new_tokens=8", "train.epochs=1"],
-                    overrides={"prompts": {"sources": ["prompts.csv"]}},
-                )
+        run_pipeline(
+            load_config(
+                settings=["collect.batch_size=8", "collect.max_new_tokens=8", "train.epochs=1"],
+                overrides={"prompts": {"sources": ["prompts.csv"]}},
             )
+        )
         yield home
-
-
-def select_from_all_layers(patch: pytest.MonkeyPatch) -> None:
-    """The tiny model that plays the embedded one has two layers, not thirty."""
-    shipped = preset(EMBEDDED_MODEL)
-    shipped["identify"]["first_layer"] = 0
-    patch.setattr("steermoe.config.layers.preset", lambda _: copy.deepcopy(shipped))
 
 
 @pytest.mark.parametrize("name", PAGES_WITH_PYTHON)
@@ -116,7 +106,6 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
 ) -> None:
     monkeypatch.chdir(finished)
     monkeypatch.syspath_prepend(str(finished))
-    select_from_all_layers(monkeypatch)
     namespace: dict[str, Any] = {"__name__": "documentation"}
     found = blocks(ROOT / name, "python")
     assert found
@@ -226,7 +215,8 @@ def test_every_setting_in_a_command_is_accepted() -> None:
 
 def test_every_setting_that_a_page_names_exists() -> None:
     known = {key for key, *_ in fields_of(Config)} | RENAMED.keys() | {*RENAMED.values()}
-    free = "model.chat_template_kwargs."  # what is below it belongs to the template
+    # What is below belongs to the template; what is below the other are splits and labels.
+    free = ("model.chat_template_kwargs.", "prompts.limits.")
     named = 0
     for page in PAGES:
         for key, value in SETTING.findall(page.read_text(encoding="utf-8")):

@@ -22,7 +22,7 @@ def keys(*settings: str, model: str = "owner/name") -> list[str]:
 @pytest.mark.parametrize("model", ["smollm2-moe", "owner/name", "./here"])
 def test_nothing_is_said_of_defaults_and_of_what_ships(model: str) -> None:
     assert said(model=model) == []
-    # The preset of the embedded model sets a threshold; a rule of one's own passes it by, and nobody asked.
+    # A rule of one's own passes the threshold by, and nobody asked for one.
     assert said("identify.rule=my:rule", model=model) == []
 
 
@@ -62,7 +62,6 @@ def test_nothing_is_said_of_defaults_and_of_what_ships(model: str) -> None:
         # Leading tokens that weigh as much as others.
         (["train.first_tokens=2"], 1),
         (["train.first_tokens=2", "train.first_tokens_weight=3"], 0),
-        (["train.first_tokens=2", "train.retention_first_tokens_weight=3"], 0),
         (["train.first_tokens=0", "train.first_tokens_weight=3"], 1),
         (["model.device=cpu", "model.device_map=auto"], 1),
         (["model.device=cpu"], 0),
@@ -84,8 +83,8 @@ def test_only_the_hub_has_revisions(model: str, void: int) -> None:
 
 
 def test_a_sentence_has_the_value_and_the_reason_once() -> None:
-    assert said("train.retention_weight=0", "train.retention_first_tokens_weight=2.5") == [
-        "train.retention_first_tokens_weight = 2.5 has no effect: train.retention_weight is 0"
+    assert said("train.retention_weight=0", "train.retention_tokens=7") == [
+        "train.retention_tokens = 7 has no effect: train.retention_weight is 0"
     ]
     two = ["identify.rule=my:rule", "identify.max_q_value=0.01", "train.mask=batch"]
     assert said(*two) == [

@@ -46,7 +46,6 @@ def test_the_embedded_model_goes_through_every_stage(tmp_path: Path) -> None:
     config = load_config(
         settings=[
             "collect.max_new_tokens=8",
-            "identify.segment=generation",
             "train.epochs=2",
             "train.learning_rate=1e-3",
         ],
@@ -59,8 +58,7 @@ def test_the_embedded_model_goes_through_every_stage(tmp_path: Path) -> None:
     )
     table = run.risk_diff
     assert len(table) == 30 * 8
-    middle = table[table["layer"].between(10, 17) & (table["risk_diff"] >= 0)]
-    selected = middle.head(config.identify.top_k)
+    selected = table[table["risk_diff"] >= 0.05].head(50)
     assert run.unsafe_experts == list(zip(selected["layer"], selected["expert"], strict=True))
     # The tables are those of the Python interface, from the routes that were kept token by token.
     (batch,) = run.batches

@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {
         "target_response": "No.",
         "arguments": {"save_steps": 1},
     },
-    "evaluate": {"num_bootstrap": 100},
+    "evaluate": {"num_bootstrap": 100, "benchmark_limit": 14},
 }
 """Of a run that takes seconds: 3 mixed batches of 8, 6 training steps, 4 experts."""
 
@@ -40,7 +40,10 @@ COMPARED = (
     "routing.safetensors",
     "risk_diff_per_batch.parquet",
     "risk_diff.parquet",
+    "scores.parquet",
+    "score_sums/gradient.safetensors",
     "unsafe_experts.json",
+    "forecast.json",
     "sft_dataset.jsonl",
     "verdicts.parquet",
     "replies/hardened.parquet",

@@ -45,15 +45,10 @@ class LossWeights:
     retention: float = 1.0
     first_tokens: int = 0
     first_tokens_weight: float = 1.0
-    retention_first_tokens_weight: float | None = None
 
     def objectives(self) -> tuple[Refusal, Retention]:
-        own = self.retention_first_tokens_weight
-        of_replies = self.first_tokens_weight if own is None else own
-        return (
-            Refusal(self.refusal, FirstTokens(self.first_tokens, self.first_tokens_weight)),
-            Retention(self.retention, FirstTokens(self.first_tokens, of_replies)),
-        )
+        first = FirstTokens(self.first_tokens, self.first_tokens_weight)
+        return Refusal(self.refusal, first), Retention(self.retention, first)
 
 
 WEIGHTS = LossWeights(refusal=1.5, retention=2.5, first_tokens=2, first_tokens_weight=7.0)
@@ -196,9 +191,6 @@ def reference_loss(
             share = 1.0
             if place < weights.first_tokens:
                 share = weights.first_tokens_weight
-                own = weights.retention_first_tokens_weight
-                if one.objective == "retention" and own is not None:
-                    share = own
             shares[one.objective].append(share)
             if one.objective == "refusal":
                 terms["refusal"].append(-share * predicted[token])

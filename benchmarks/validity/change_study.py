@@ -23,7 +23,8 @@ def interval_of_change(num_up: int, num_down: int, n: int) -> tuple[float, float
     before = [False] * num_up + [True] * num_down + [False] * same
     after = [True] * num_up + [False] * num_down + [False] * same
     found = change(before, after, [str(i) for i in range(n)], num_bootstrap=2000)
-    return float(found["ci_low"]), float(found["ci_high"])
+    assert found.ci_low is not None and found.ci_high is not None, "all answers are scored"
+    return found.ci_low, found.ci_high
 
 
 def exact_coverage(

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
 IntArray = npt.NDArray[np.integer[Any]]
 FloatArray = npt.NDArray[np.float64]
+Float32Array = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 Message = Mapping[str, str]
@@ -31,6 +32,9 @@ PLAIN_GOAL = "plain_goal"
 
 JAILBREAK_FORMAT = "jailbreak_format"
 """Category of a benign prompt in a jailbreak's wrapping: with some, the effect of the format shows by itself."""
+
+RECORDED_SUMS = ("gate_mass", "contribution")
+"""What collecting adds up of every reply, beside how often each expert was active."""
 
 NO_BATCH = -1
 """`batch_idx` of a response that belongs to no mixed batch."""
@@ -97,6 +101,7 @@ class Prompt(KeyedRecord):
         category: Free text, but `look_alike`, `plain_goal` and `jailbreak_format` have a meaning of their own.
         split: What the prompt may be used for; None until splits are assigned.
         source: Where it came from: a file's name or `builtin:starter`.
+        style: How it asks, in one word of the file's own, as `polite`; empty if the file does not say.
         rendered: The text after the chat template; empty until it is collected. Every variant is fed this one text.
     """
 
@@ -108,6 +113,7 @@ class Prompt(KeyedRecord):
     category: str = ""
     split: Split | None = None
     source: str = ""
+    style: str = ""
     rendered: str = ""
 
     @property
@@ -161,6 +167,7 @@ class Output(KeyedRecord):
         layer_indices: Decoder-layer index of each row of the layer axis.
         answer: The part of the reply that is meant for the user, without its reasoning; None where the reply ended
             inside that.
+        sums: By score, its sums over tokens `(2, L, E)` in the order of segments, where they were recorded.
     """
 
     prompt: str
@@ -171,6 +178,7 @@ class Output(KeyedRecord):
     routed_experts: IntArray
     layer_indices: tuple[int, ...] = ()
     answer: str | None = None
+    sums: Mapping[str, Float32Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,13 +280,74 @@ class ResponseSums:
 
     Attributes:
         total: `(N, 2, L, E)`, of prompt and generated tokens.
-        num_tokens: `(N, 2)`: tokens that were summed over.
+        num_tokens: `(N, 2)`: tokens that were summed over. A quantity that a response has as a whole, and not token by
+            token, stands in both segments, of one token each.
         layer_indices: Decoder-layer index of each row of the layer axis.
     """
 
     total: npt.NDArray[Any]
     num_tokens: IntArray
     layer_indices: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.total)
+
+    @property
+    def num_layers(self) -> int:
+        """MoE layers, L."""
+        return int(self.total.shape[2])
+
+    @property
+    def num_experts(self) -> int:
+        """Routed experts of one layer, E."""
+        return int(self.total.shape[3])
+
+    def segment(self, name: str) -> tuple[npt.NDArray[Any], IntArray]:
+        """Sums `(N, L, E)` and tokens `(N,)` of one segment: `prompt` or `generation`."""
+        position = ("prompt", "generation").index(name)
+        return self.total[:, position], self.num_tokens[:, position]
+
+    def select(self, responses: npt.ArrayLike) -> ResponseSums:
+        """The sums of some responses, given by a boolean mask or by positions."""
+        rows = np.asarray(responses)
+        return ResponseSums(self.total[rows], self.num_tokens[rows], self.layer_indices)
+
+
+class IntervalArguments(TypedDict):
+    """How the intervals of every figure are made: level, bootstrap draws over goals, and their seed."""
+
+    confidence: float
+    num_bootstrap: int
+    seed: int
+
+
+class MetricJson(TypedDict):
+    """A `Metric` as JSON files hold it, what else is known of it beside the rest."""
+
+    value: float | None
+    ci_low: float | None
+    ci_high: float | None
+    n: int
+    num_unscored: int
+    worst_case: NotRequired[float | None]
+    worst_case_ci_low: NotRequired[float | None]
+    worst_case_ci_high: NotRequired[float | None]
+    p_value: NotRequired[float | None]
+    source: NotRequired[str]
+
+
+SidesOfSet = dict[str, dict[str, MetricJson]]
+"""The figures of one set of prompts: by measure, then `base`, `hardened` and `paired`."""
+
+
+class Evaluation(TypedDict):
+    """What `evaluation.json` holds: the two models' own figures, and the changes between them, by measure."""
+
+    split: str
+    base: dict[str, MetricJson]
+    hardened: dict[str, MetricJson]
+    paired: dict[str, MetricJson]
+    benchmarks: NotRequired[dict[str, SidesOfSet]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,16 +371,16 @@ class Metric:
     num_unscored: int
     more: Mapping[str, float | int | None] = field(default_factory=dict)
 
-    def as_json(self) -> dict[str, float | int | None]:
+    def as_json(self) -> MetricJson:
         """As `evaluation.json` holds it."""
-        return {
+        own: MetricJson = {
             "value": self.value,
             "ci_low": self.ci_low,
             "ci_high": self.ci_high,
             "n": self.n,
             "num_unscored": self.num_unscored,
-            **self.more,
         }
+        return cast("MetricJson", own | dict(self.more))
 
 
 @dataclass(frozen=True, slots=True)

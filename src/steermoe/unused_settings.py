@@ -143,10 +143,13 @@ def _no_first_tokens(config: Config) -> str:
 
 
 def _first_tokens_weigh_the_same(config: Config) -> str:
-    train = config.train
-    if train.first_tokens_weight == 1 and train.retention_first_tokens_weight in (None, 1):
+    if config.train.first_tokens_weight == 1:
         return "has no effect: these tokens weigh as much as the others (train.first_tokens_weight)"
     return ""
+
+
+def _no_benchmarks(config: Config) -> str:
+    return "has no effect: evaluate.benchmarks is empty" if not config.evaluate.benchmarks else ""
 
 
 _CONDITIONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
@@ -171,17 +174,9 @@ _CONDITIONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
     (_baseline, ("train.kept_change",)),
     (_baseline_without_mask, ("train.experts",)),
     (_no_mask, ("train.mask",)),
-    (
-        _no_retention,
-        (
-            *("train.retention_first_tokens_weight", "train.retention_tokens"),
-            "train.benign_per_batch",
-        ),
-    ),
-    (
-        _no_first_tokens,
-        ("train.first_tokens_weight", "train.retention_first_tokens_weight"),
-    ),
+    (_no_retention, ("train.retention_tokens", "train.benign_per_batch")),
+    (_no_first_tokens, ("train.first_tokens_weight",)),
     (_first_tokens_weigh_the_same, ("train.first_tokens",)),
+    (_no_benchmarks, ("evaluate.benchmark_limit",)),
 )
 """What makes settings void, and which. Of two conditions for one setting the first is said."""

@@ -56,12 +56,12 @@ def test_mcnemar_by_hand(up: int, down: int, p_value: float) -> None:
 def test_a_rate_counts_scored_answers_and_tells_the_rest() -> None:
     hits = [True, False, None, True, False, True]
     metric = rate(hits, separate_goals(6), worse=True)
-    assert set(metric) == METRIC_KEYS | {"worst_case"}
-    assert metric["value"] == pytest.approx(3 / 5)
-    assert (metric["n"], metric["num_unscored"]) == (5, 1)
-    assert (metric["ci_low"], metric["ci_high"]) == pytest.approx(wilson(3, 5))
-    assert metric["worst_case"] == pytest.approx(4 / 6)
-    assert rate(hits, separate_goals(6), worse=False)["worst_case"] == pytest.approx(3 / 6)
+    assert set(metric.as_json()) == METRIC_KEYS | {"worst_case"}
+    assert metric.value == pytest.approx(3 / 5)
+    assert (metric.n, metric.num_unscored) == (5, 1)
+    assert (metric.ci_low, metric.ci_high) == pytest.approx(wilson(3, 5))
+    assert metric.more["worst_case"] == pytest.approx(4 / 6)
+    assert rate(hits, separate_goals(6), worse=False).more["worst_case"] == pytest.approx(3 / 6)
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ def test_a_rate_counts_scored_answers_and_tells_the_rest() -> None:
 )
 def test_the_worst_case_is_given_above_two_percent(num_unscored: int, n: int, shown: bool) -> None:
     hits: list[bool | None] = [None] * num_unscored + [True] * (n - num_unscored)
-    assert ("worst_case" in rate(hits, separate_goals(n), worse=False)) is shown
+    assert ("worst_case" in rate(hits, separate_goals(n), worse=False).more) is shown
 
 
 @pytest.mark.parametrize("num_unscored", [0, 3])
 def test_without_a_scored_answer_there_is_no_rate(num_unscored: int) -> None:
     metric = rate([None] * num_unscored, separate_goals(num_unscored), worse=True)
-    assert [metric[key] for key in ("value", "ci_low", "ci_high", "n", "num_unscored")] == [
+    assert [metric.value, metric.ci_low, metric.ci_high, metric.n, metric.num_unscored] == [
         None,
         None,
         None,
@@ -87,27 +87,27 @@ def test_without_a_scored_answer_there_is_no_rate(num_unscored: int) -> None:
 
 def test_without_a_pair_there_is_no_change() -> None:
     metric = change([None, True], [True, None], separate_goals(2))
-    assert metric["value"] is None and metric["ci_low"] is None and metric["p_value"] is None
-    assert (metric["n"], metric["num_unscored"]) == (0, 2)
+    assert metric.value is None and metric.ci_low is None and metric.more["p_value"] is None
+    assert (metric.n, metric.num_unscored) == (0, 2)
 
 
 def test_a_change_counts_pairs_scored_on_both_sides() -> None:
     before = [False, False, False, True, True, None, False]
     after = [True, True, True, False, True, True, None]
     metric = change(before, after, separate_goals(7))
-    assert metric["value"] == pytest.approx((3 - 1) / 5)
-    assert (metric["n"], metric["num_unscored"]) == (5, 2)
-    assert (metric["only_before"], metric["only_after"]) == (1, 3)
+    assert metric.value == pytest.approx((3 - 1) / 5)
+    assert (metric.n, metric.num_unscored) == (5, 2)
+    assert (metric.more["only_before"], metric.more["only_after"]) == (1, 3)
     # 4 discordant pairs, 3 of them one way: 2 * (1 + 4) / 16.
-    assert metric["p_value"] == pytest.approx(10 / 16)
+    assert metric.more["p_value"] == pytest.approx(10 / 16)
 
 
 def test_prompts_of_one_goal_count_once_in_the_test_of_a_change() -> None:
     # Four goals of three prompts, each prompt turning from missed to hit: 4 ups and not 12.
     goals = [f"goal {i // 3}" for i in range(12)]
     metric = change([False] * 12, [True] * 12, goals)
-    assert metric["p_value"] == pytest.approx(2 / 16)
-    assert metric["n"] == 12
+    assert metric.more["p_value"] == pytest.approx(2 / 16)
+    assert metric.n == 12
 
 
 def test_goals_with_several_prompts_have_a_wider_interval_than_wilson() -> None:
@@ -115,9 +115,9 @@ def test_goals_with_several_prompts_have_a_wider_interval_than_wilson() -> None:
     hits = [i // 10 < 5 for i in range(100)]
     clustered = rate(hits, [f"goal {i // 10}" for i in range(100)], worse=True)
     single = rate(hits, separate_goals(100), worse=True)
-    width = clustered["ci_high"] - clustered["ci_low"]
-    assert width > 2 * (single["ci_high"] - single["ci_low"])
-    assert clustered["value"] == single["value"] == 0.5
+    width = clustered.ci_high - clustered.ci_low
+    assert width > 2 * (single.ci_high - single.ci_low)
+    assert clustered.value == single.value == 0.5
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:
@@ -126,27 +126,27 @@ def test_the_same_seed_gives_the_same_interval() -> None:
         mean_per_token(totals, [5] * 30, separate_goals(30), seed=seed) for seed in (5, 5, 6)
     )
     assert first == again
-    assert first["ci_low"] != other["ci_low"]
+    assert first.ci_low != other.ci_low
 
 
 def test_goals_that_all_agree_do_not_give_certainty() -> None:
     # None of 10 goals of 3 prompts was refused: as Wilson of 0 of 10 goals, not of 0 of 30 prompts.
     goals = [f"goal {i // 3}" for i in range(30)]
     metric = rate([False] * 30, goals, worse=True)
-    assert (metric["ci_low"], metric["ci_high"]) == pytest.approx(wilson(0, 10))
+    assert (metric.ci_low, metric.ci_high) == pytest.approx(wilson(0, 10))
     every = rate([True] * 30, goals, worse=True)
-    assert (every["ci_low"], every["ci_high"]) == pytest.approx(wilson(10, 10))
+    assert (every.ci_low, every.ci_high) == pytest.approx(wilson(10, 10))
     # Ten prompts that all changed, or of which none did.
     margin = wilson(0, 10)[1]
     up = change([False] * 10, [True] * 10, separate_goals(10))
     # Half of them may have been hits before, as far as ten can tell, so the margin is twice as wide.
-    assert up["ci_high"] == 1.0 and 1 - 2.2 * margin < up["ci_low"] < 1 - 2 * margin
+    assert up.ci_high == 1.0 and 1 - 2.2 * margin < up.ci_low < 1 - 2 * margin
     same = change([True] * 10, [True] * 10, separate_goals(10))
-    assert same["ci_low"] == pytest.approx(-same["ci_high"])
-    assert margin < same["ci_high"] < 1.15 * margin
+    assert same.ci_low == pytest.approx(-same.ci_high)
+    assert margin < same.ci_high < 1.15 * margin
     # A single goal leaves almost everything open.
     one = rate([True, False, True], ["one"] * 3, worse=True)
-    assert one["ci_low"] == 0.0 and one["ci_high"] == 1.0
+    assert one.ci_low == 0.0 and one.ci_high == 1.0
 
 
 # ---- intervals of changes -----------------------------------------------------------------------------
@@ -269,10 +269,10 @@ def test_a_change_has_tangos_interval_where_goals_have_one_prompt_and_the_goals_
 ):
     before, after = [False] * 10 + [True] * 2, [True] * 5 + [False] * 6 + [True]
     alone = change(before, after, separate_goals(12))
-    assert (alone["only_after"], alone["only_before"]) == (5, 1)
-    assert (alone["ci_low"], alone["ci_high"]) == tango(5, 1, 12)
+    assert (alone.more["only_after"], alone.more["only_before"]) == (5, 1)
+    assert (alone.ci_low, alone.ci_high) == tango(5, 1, 12)
     grouped = change(before, after, [f"goal {i // 2}" for i in range(12)])
-    assert (grouped["ci_low"], grouped["ci_high"]) != (alone["ci_low"], alone["ci_high"])
+    assert (grouped.ci_low, grouped.ci_high) != (alone.ci_low, alone.ci_high)
 
 
 # ---- unscored answers of a change ---------------------------------------------------------------------
@@ -283,30 +283,30 @@ def test_unscored_answers_go_against_the_change_that_is_claimed() -> None:
     before: list[bool | None] = [False, False, False, True, False, None, True, None]
     after: list[bool | None] = [True, True, True, True, False, True, None, None]
     metric = change(before, after, separate_goals(8))
-    assert metric["value"] == pytest.approx(3 / 5) and metric["num_unscored"] == 3
+    assert metric.value == pytest.approx(3 / 5) and metric.num_unscored == 3
     # Against it: the first was a hit before already, the second none after, the third fell. 3 ups, 2 downs.
-    assert metric["worst_case"] == pytest.approx(1 / 8)
-    assert (metric["worst_case_ci_low"], metric["worst_case_ci_high"]) == tango(3, 2, 8)
-    assert metric["worst_case_p_value"] == pytest.approx(1.0)
+    assert metric.more["worst_case"] == pytest.approx(1 / 8)
+    assert (metric.more["worst_case_ci_low"], metric.more["worst_case_ci_high"]) == tango(3, 2, 8)
+    assert metric.more["worst_case_p_value"] == pytest.approx(1.0)
     fallen = change(after, before, separate_goals(8))
-    assert fallen["worst_case"] == pytest.approx(-1 / 8)
+    assert fallen.more["worst_case"] == pytest.approx(-1 / 8)
 
 
 def test_forty_of_48_replies_unscored_are_no_certain_change() -> None:
     before: list[bool | None] = [False] * 48
     after: list[bool | None] = [True] * 8 + [None] * 40
     metric = change(before, after, separate_goals(48))
-    assert metric["value"] == 1.0 and metric["p_value"] == pytest.approx(2 / 2**8)
-    assert metric["worst_case"] == pytest.approx(8 / 48)
+    assert metric.value == 1.0 and metric.more["p_value"] == pytest.approx(2 / 2**8)
+    assert metric.more["worst_case"] == pytest.approx(8 / 48)
     more = change([True] * 40 + [None] * 8, [True] * 48, separate_goals(48))
     # No change was found: against that, all that are unscored had changed.
-    assert more["value"] == 0.0 and more["worst_case"] == pytest.approx(8 / 48)
+    assert more.value == 0.0 and more.more["worst_case"] == pytest.approx(8 / 48)
 
 
 def test_without_more_than_two_percent_unscored_there_is_no_worst_case() -> None:
     before: list[bool | None] = [None] + [True] * 49
-    assert "worst_case" not in change(before, [True] * 50, separate_goals(50))
-    assert "worst_case" in change(before[:49], [True] * 49, separate_goals(49))
+    assert "worst_case" not in change(before, [True] * 50, separate_goals(50)).more
+    assert "worst_case" in change(before[:49], [True] * 49, separate_goals(49)).more
 
 
 def test_the_bootstrap_over_goals_holds_the_truth_about_as_often_as_it_says() -> None:
@@ -318,17 +318,17 @@ def test_the_bootstrap_over_goals_holds_the_truth_about_as_often_as_it_says() ->
         shares = np.repeat(generator.random(40), 3)
         hits = [bool(x) for x in generator.random(120) < shares]
         metric = rate(hits, goals, worse=True, num_bootstrap=400, seed=trial)
-        num_held += metric["ci_low"] <= 0.5 <= metric["ci_high"]
+        num_held += metric.ci_low <= 0.5 <= metric.ci_high
     # 300 trials at 95 % have a standard error of 1.3 points; percentile intervals are a little narrow.
     assert 0.90 <= num_held / 300 <= 0.985
 
 
 def test_a_mean_per_token_pools_tokens_and_not_replies() -> None:
     metric = mean_per_token([1.0, 9.0, 0.0], [1, 9, 0], ["a", "b", "c"])
-    assert metric["value"] == pytest.approx(1.0)
-    assert (metric["n"], metric["num_responses"], metric["num_unscored"]) == (10, 2, 1)
+    assert metric.value == pytest.approx(1.0)
+    assert (metric.n, metric.more["num_responses"], metric.num_unscored) == (10, 2, 1)
     # Pooled, not the mean of the replies' means: (2 + 0) / (1 + 9), against (2 / 1 + 0 / 9) / 2.
-    assert mean_per_token([2.0, 0.0], [1, 9], ["a", "b"])["value"] == pytest.approx(0.2)
+    assert mean_per_token([2.0, 0.0], [1, 9], ["a", "b"]).value == pytest.approx(0.2)
 
 
 def test_a_mean_per_token_lies_in_its_interval_and_between_the_extreme_goals() -> None:
@@ -336,16 +336,16 @@ def test_a_mean_per_token_lies_in_its_interval_and_between_the_extreme_goals() -
     lengths = generator.integers(5, 40, 30).tolist()
     totals = [length * x for length, x in zip(lengths, generator.random(30), strict=True)]
     metric = mean_per_token(totals, lengths, separate_goals(30))
-    assert 0 < metric["ci_low"] < metric["value"] < metric["ci_high"] < 1
+    assert 0 < metric.ci_low < metric.value < metric.ci_high < 1
 
 
 def test_one_goal_gives_a_mean_per_token_and_no_interval() -> None:
     metric = mean_per_token([1.0, 2.0, 5.0], [2, 4, 0], ["a", "a", "b"])
-    assert metric["value"] == 0.5 and metric["ci_low"] is None and metric["ci_high"] is None
-    assert mean_per_token([1.0, 2.0], [2, 4], ["a", "b"])["ci_low"] is not None
+    assert metric.value == 0.5 and metric.ci_low is None and metric.ci_high is None
+    assert mean_per_token([1.0, 2.0], [2, 4], ["a", "b"]).ci_low is not None
 
 
 def test_without_tokens_there_is_no_mean() -> None:
     metric = mean_per_token([0.0], [0], ["a"])
-    assert metric["value"] is None and metric["n"] == 0 and metric["num_unscored"] == 1
-    assert mean_per_token([], [], [])["value"] is None
+    assert metric.value is None and metric.n == 0 and metric.num_unscored == 1
+    assert mean_per_token([], [], []).value is None

@@ -14,7 +14,14 @@ from benchmarks.capability_items.made import WORDS
 
 from steermoe.capability.checks import Number, Sequenced, Words
 from steermoe.capability.grading import score_items
-from steermoe.capability.items import CHOICE, EXACT, Item, builtin_items, read_items
+from steermoe.capability.items import (
+    CHOICE,
+    EXACT,
+    Item,
+    builtin_items,
+    chosen_items,
+    read_items,
+)
 from steermoe.errors import PromptError
 from steermoe.prompts.formats import read_prompts
 from steermoe.records import Label
@@ -212,3 +219,18 @@ def test_no_rows_and_an_id_twice_are_refused() -> None:
         read_items([], "mine")
     with pytest.raises(PromptError, match="'x-1' is used 2 times"):
         read_items([json.loads(json.dumps(GOOD))] * 2, "mine")
+
+
+@pytest.mark.parametrize("limit", [14, 120, 300])
+def test_a_part_has_as_much_of_each_kind_as_the_whole_and_grows_with_its_size(limit: int) -> None:
+    part = chosen_items(ITEMS, limit)
+    assert len(part) == limit
+    kept = {item.item_id for item in part}
+    assert [item for item in ITEMS if item.item_id in kept] == list(part)
+    whole, found = (Counter((i.category, i.scoring) for i in items) for items in (ITEMS, part))
+    assert all(abs(found[kind] - limit * n / len(ITEMS)) <= 1 for kind, n in whole.items())
+    assert kept <= {item.item_id for item in chosen_items(ITEMS, limit + 1)}
+
+
+def test_all_items_are_taken_where_no_fewer_are_asked_for() -> None:
+    assert chosen_items(ITEMS, None) == chosen_items(ITEMS, 10_000) == ITEMS

@@ -90,9 +90,14 @@ def test_the_later_layer_wins_and_the_rest_of_a_section_stays(tmp_path: Path) ->
 def test_the_embedded_model_has_a_preset_and_other_models_have_the_general_defaults() -> None:
     embedded = load_config()
     shipped = preset(EMBEDDED_MODEL)
-    assert embedded.identify.first_layer == shipped["identify"]["first_layer"] == 10
-    assert load_config(overrides={"model": {"id": "owner/name"}}).identify.first_layer == 0
-    assert load_config(settings=["identify.first_layer=3"]).identify.first_layer == 3
+    assert embedded.train.epochs == shipped["train"]["epochs"] == 1
+    assert load_config(overrides={"model": {"id": "owner/name"}}).train.epochs == 4
+    assert load_config(settings=["train.epochs=3"]).train.epochs == 3
+
+
+def test_the_preset_of_the_embedded_model_selects_as_the_method_does() -> None:
+    assert load_config().identify == Config().identify
+    assert load_config().train.experts == "global"
 
 
 def test_a_stored_config_is_the_base_without_the_preset_on_top() -> None:
@@ -253,6 +258,7 @@ def test_an_unknown_key_in_a_file_is_refused(tmp_path: Path) -> None:
         "seed=1.5",
         "prompts.split_fractions=[0.5, 0.5, 0.5]",
         "prompts.split_fractions=[1.5, -0.5, 0.0]",
+        "prompts.limits.dev=-1",
         "prompts.sources=[]",
         "model.id=",
         "model.dtype=int8",
@@ -382,8 +388,31 @@ def test_a_setting_that_needs_a_value_cannot_be_emptied(key: str) -> None:
 
 
 def test_the_preset_of_the_embedded_model_can_be_emptied() -> None:
-    assert load_config().identify.last_layer is not None
-    assert load_config(settings=["identify.last_layer="]).identify.last_layer is None
+    assert load_config().prompts.limits["train"]["unsafe"] > 0
+    assert load_config(settings=["prompts.limits="]).prompts.limits == {}
+    assert load_config(settings=["train.retention_tokens="]).train.retention_tokens is None
+
+
+@pytest.mark.parametrize("key", ["prompts.limits.validation", "prompts.limits.train.harmful"])
+def test_a_limit_of_nothing_that_there_is_is_refused_by_name(key: str) -> None:
+    message = refusal(f"{key}=3")
+    assert key in message and "Input should be" in message
+
+
+def test_limits_are_of_a_split_or_of_one_label_of_it() -> None:
+    given = load_config(settings=["prompts.limits.dev=7", "prompts.limits.train.benign=3"], base={})
+    assert given.prompts.limits == {
+        "dev": {"unsafe": 7, "safe": 7, "benign": 7},
+        "train": {"benign": 3},
+    }
+    assert load_config(settings=["prompts.limits="], base={}).prompts.limits == {}
+
+
+def test_what_is_evaluated_on_cannot_be_limited_to_nothing() -> None:
+    assert "set prompts.limits.test" in refusal("prompts.limits.test=0")
+    assert (
+        load_config(settings=["prompts.limits.dev=0"], base={}).prompts.limits["dev"]["safe"] == 0
+    )
 
 
 def test_one_text_is_a_list_of_one() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from steermoe.config import Config, fields_of, load_config, validate
-from steermoe.config.old_names import RENAMED, renamed_settings
+from steermoe.config.old_names import GONE, RENAMED, renamed_settings
 from steermoe.errors import ConfigError
 
 
@@ -33,6 +33,15 @@ def test_settings_without_old_names_are_left_alone() -> None:
 def test_an_empty_value_of_an_old_name_is_no_value() -> None:
     # Stored runs hold every default, and that of train.warmup_steps was empty.
     assert renamed_settings({"train": {"warmup_steps": None}}) == ({"train": {}}, [])
+
+
+def test_what_is_no_setting_any_more_is_left_out_aloud() -> None:
+    given = {"train": {"retention_first_tokens_weight": 4, "epochs": 2}}
+    found, (note,) = renamed_settings(given)
+    assert found == {"train": {"epochs": 2}}
+    assert note.startswith("train.retention_first_tokens_weight is no setting any more")
+    assert renamed_settings({"train": {"retention_first_tokens_weight": None}})[1] == []
+    assert not {key for key, *_ in fields_of(Config)} & GONE.keys()
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ import stat
 import subprocess
 import sys
 import zipfile
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
+from steermoe.config import preset
 from steermoe.embedded import model as embedded
 from steermoe.embedded.model import (
     EMBEDDED_MODEL_ID,
@@ -188,16 +190,16 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert cache_directory() == Path.home() / "elsewhere"
 
 
-def test_calibration_prompts_are_64_different_lines() -> None:
+def test_calibration_prompts_are_the_lines_that_are_not_notes() -> None:
+    text = (files("steermoe.embedded") / "data" / "topic_prompts.txt").read_text(encoding="utf-8")
+    assert text.startswith("# Requests") and "\n## food\n" in text
     prompts = calibration_prompts()
-    assert len(prompts) == len({prompt.casefold() for prompt in prompts}) == 64
-    assert all(prompt == prompt.strip() for prompt in prompts)
+    assert len(prompts) >= 300
+    assert [line for line in text.splitlines() if line and line[0] != "#"] == prompts
 
 
-def test_calibration_prompts_are_none_of_the_built_in_ones() -> None:
-    starter = Path(embedded.__file__).parents[1] / "prompts" / "data" / "starter.jsonl"
-    text = starter.read_text(encoding="utf-8").casefold()
-    assert [prompt for prompt in calibration_prompts() if prompt.casefold() in text] == []
+def test_the_routers_see_the_system_turn_that_a_run_shows_them() -> None:
+    assert preset(EMBEDDED_MODEL_ID)["prompts"]["system_prompt"] == embedded.SYSTEM_PROMPT
 
 
 def test_the_build_sets_its_own_number_of_threads() -> None:

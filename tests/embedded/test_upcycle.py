@@ -1,139 +1,33 @@
-"""The upcycling recipe: each formula against numbers worked by hand, and the whole against what must hold."""
+"""The upcycling recipe: which neurons an expert keeps by hand, and the whole against what must hold."""
 
 from __future__ import annotations
 
-import math
+from pathlib import Path
 
 import pytest
 import torch
+from dense_models import PROMPTS, tiny_llama, word_tokenizer
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, MixtralForCausalLM, PreTrainedTokenizerFast
 
-from steermoe.embedded.calibration import (
-    REPLY_TOKENS,
-    Exchange,
-    MlpTrace,
-    calibration_exchanges,
-    trace_mlps,
-)
+from steermoe.embedded.calibration import record_replies
 from steermoe.embedded.upcycle import (
+    neurons,
     neurons_to_keep,
     routed_to,
-    router_weights,
-    spherical_kmeans,
     upcycle_dense_to_moe,
 )
 from steermoe.errors import ModelError
 
-WORDS = [
-    "how",
-    "do",
-    "you",
-    "bake",
-    "bread",
-    "fix",
-    "bikes",
-    "grow",
-    "basil",
-    "in",
-    "winter",
-    "rain",
-    "or",
-    "sun",
-]
-PROMPTS = ["how do you bake bread", "fix bikes in rain", "grow basil in winter", "rain or sun"]
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<s> {{ m['content'] }} </s> {% endfor %}"
-    "{% if add_generation_prompt %}<s> {% endif %}"
-)
-
-
-def tiny_llama(**changes: object) -> LlamaForCausalLM:
-    settings = {
-        "vocab_size": 32,
-        "hidden_size": 16,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
-        "tie_word_embeddings": True,
-        "initializer_range": 0.3,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 2,
-    }
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**{**settings, **changes})).eval()
+NONE_SHARED = torch.zeros(0, 3)
 
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        unk_token="<unk>",
-        chat_template=CHAT_TEMPLATE,
-    )
+    return word_tokenizer()
 
 
 # --- the formulas, by hand
-
-
-def test_kmeans_finds_two_directions_wherever_it_starts() -> None:
-    angles = torch.tensor([0.1, -0.1, math.pi / 2 + 0.2, math.pi / 2 - 0.2])
-    points = torch.stack([angles.cos(), angles.sin()], dim=1)
-    for seed in range(8):
-        centroids = spherical_kmeans(points, 2, seed)
-        centroids = centroids[centroids[:, 0].argsort()]
-        torch.testing.assert_close(centroids, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-
-
-def test_kmeans_gives_an_empty_cluster_the_point_least_like_its_own() -> None:
-    # Whatever three points are drawn, two of them are the same, and one of their clusters stays empty.
-    points = torch.tensor([[1.0, 0.0]] * 9 + [[0.0, 1.0]])
-    for seed in range(8):
-        found = {tuple(row) for row in spherical_kmeans(points, 3, seed).tolist()}
-        assert found == {(1.0, 0.0), (0.0, 1.0)}
-
-
-def test_router_by_hand() -> None:
-    # Mean (4, 0): centred, the inputs are +-1 along the second axis, so the two centroids are (0, 1) and (0, -1),
-    # their mean is zero, and the mean input has no component along them. Logits are +-1 before scaling; the (n - 1)
-    # standard deviation of four values 1 and four values -1 is sqrt(8 / 7).
-    inputs = torch.tensor([[4.0, 1.0], [4.0, -1.0], [4.0, 1.0], [4.0, -1.0]])
-    weights = router_weights(inputs, 2, seed=0)
-    scale = math.sqrt(7 / 8)
-    expected = torch.tensor([[0.0, -scale], [0.0, scale]])
-    torch.testing.assert_close(weights[weights[:, 1].argsort()], expected)
-
-
-def test_router_logits_have_unit_deviation_and_do_not_see_the_mean() -> None:
-    generator = torch.Generator().manual_seed(1)
-    inputs = torch.randn(500, 6, generator=generator) + torch.tensor([9.0, -3.0, 0, 0, 1.0, 0])
-    weights = router_weights(inputs, 4, seed=0)
-    assert (inputs @ weights.T).std().item() == pytest.approx(1.0, abs=1e-4)
-    assert (weights @ inputs.mean(0)).abs().max().item() < 1e-4
-    load = routed_to(inputs @ weights.T, 1).sum(0)
-    assert load.min() > 0
-
-
-def test_router_refuses_inputs_that_do_not_differ() -> None:
-    with pytest.raises(ModelError, match="do not differ"):
-        router_weights(torch.ones(10, 3), 2, seed=0)
 
 
 def test_routing_takes_the_largest_logits() -> None:
@@ -146,92 +40,63 @@ def test_importance_by_hand() -> None:
     # expert 1 has (0, 1, 3). Times the norms (1, 2, 1): (3.54, 2, 1.41) and (0, 2, 3). Two of three are kept.
     neurons = torch.tensor([[3.0, 1.0, 2.0], [-4.0, 1.0, 0.0], [0.0, -1.0, 3.0]])
     chosen = torch.tensor([[True, False], [True, False], [False, True]])
-    keep = neurons_to_keep(neurons, chosen, torch.tensor([1.0, 2.0, 1.0]), 0.7)
+    keep = neurons_to_keep(neurons, chosen, NONE_SHARED, torch.tensor([1.0, 2.0, 1.0]), 0.7)
     assert keep.tolist() == [[True, True, False], [False, True, True]]
 
 
 def test_an_expert_without_tokens_ranks_by_all_tokens() -> None:
     neurons = torch.tensor([[1.0, 0.0], [1.0, 5.0]])
     chosen = torch.tensor([[True, False], [True, False]])
-    keep = neurons_to_keep(neurons, chosen, torch.ones(2), 0.5)
+    keep = neurons_to_keep(neurons, chosen, NONE_SHARED[:, :2], torch.ones(2), 0.5)
     assert keep.tolist() == [[False, True], [False, True]]
 
 
-def test_attention_sinks_are_left_out() -> None:
-    trace = MlpTrace(
-        inputs=[torch.tensor([[100.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 2.0], [0.0, 1.5]])],
-        neurons=[torch.tensor([[7.0], [1.0]]), torch.tensor([[2.0], [3.0]])],
-        is_reply=[torch.tensor([False, False]), torch.tensor([True, False])],
+def test_a_neuron_that_a_shared_token_needs_is_kept() -> None:
+    # Mean squares 1, 4 and 9. Shared tokens reach 25 and 81 at neuron 0: a hundredth of the larger is 0.81, too little;
+    # of 900 it is 9, as much as neuron 2 has and more than neuron 1.
+    neurons_TF = torch.tensor([[1.0, 2.0, 3.0]])
+    chosen = torch.tensor([[True]])
+    kept = []
+    for largest in (9.0, 30.0):
+        shared = torch.tensor([[5.0, 0.0, 0.0], [-largest, 0.0, 0.0]])
+        kept.append(neurons_to_keep(neurons_TF, chosen, shared, torch.ones(3), 0.7).tolist())
+    assert kept == [[[False, True, True]], [[True, False, True]]]
+
+
+def test_neurons_are_what_the_down_projection_is_given() -> None:
+    dense = tiny_llama()
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    mlp = dense.model.layers[1].mlp
+    given: list[torch.Tensor] = []
+    mlp.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0]))
+    mlp.down_proj.register_forward_pre_hook(
+        lambda module, arguments: seen.append((given[-1], arguments[0]))
     )
-    inputs, neurons, is_reply = trace.content_tokens()
-    assert inputs.tolist() == [[1.0, 0.0], [0.0, 2.0], [0.0, 1.5]]
-    assert neurons.tolist() == [[1.0], [2.0], [3.0]]
-    assert is_reply.tolist() == [False, True, False]
-
-
-# --- what is recorded
-
-
-def test_exchanges_are_prompt_and_reply_without_padding_or_end(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    dense = tiny_llama()
-    for exchange, prompt in zip(
-        calibration_exchanges(dense, tokenizer, PROMPTS), PROMPTS, strict=True
-    ):
-        prompt_ids = [1, *tokenizer(prompt).input_ids, 2, 1]
-        ids = exchange.token_ids
-        reply = ids[exchange.is_reply].tolist()
-        assert ids[~exchange.is_reply].tolist() == prompt_ids
-        assert 2 not in reply
-        # Greedy: what follows each prefix is the model's own choice.
-        with torch.no_grad():
-            choices = dense(ids[None]).logits[0].argmax(-1)
-        assert choices[len(prompt_ids) - 1 : -1].tolist() == reply
-
-
-def test_a_tokenizer_without_chat_template_gets_the_plain_prompt(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    tokenizer.chat_template = None
-    exchange = calibration_exchanges(tiny_llama(), tokenizer, PROMPTS[:1])[0]
-    assert exchange.token_ids[~exchange.is_reply].tolist() == tokenizer(PROMPTS[0]).input_ids
-
-
-def test_a_model_without_end_of_turn_replies_to_the_limit(
-    tokenizer: PreTrainedTokenizerFast,
-) -> None:
-    dense = tiny_llama()
-    dense.generation_config.eos_token_id = None
-    exchange = calibration_exchanges(dense, tokenizer, PROMPTS[:1])[0]
-    assert exchange.is_reply.sum() == REPLY_TOKENS
-
-
-def test_traces_do_not_depend_on_padding() -> None:
-    dense = tiny_llama()
-    exchanges = [
-        Exchange(torch.tensor([1, 5, 6, 7, 8]), 3),
-        Exchange(torch.tensor([1, 9]), 1),
-    ]
     with torch.no_grad():
-        together = trace_mlps(dense, exchanges)
-        apart = [trace_mlps(dense, [exchange]) for exchange in exchanges]
-    for layer, trace in enumerate(together):
-        for name in ("inputs", "neurons"):
-            expected = torch.cat([getattr(traces[layer], name)[0] for traces in apart])
-            torch.testing.assert_close(getattr(trace, name)[0], expected)
-        assert torch.cat(trace.is_reply).tolist() == [False] * 3 + [True] * 2 + [False, True]
-    assert not dense.model.layers[0].mlp._forward_pre_hooks
+        dense(torch.tensor([[1, 4, 9]]))
+        ((inputs, expected),) = seen
+        torch.testing.assert_close(neurons(mlp, inputs), expected)
 
 
-def test_routers_are_clustered_on_replies_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_routers_have_logits_of_unit_deviation_on_what_they_are_made_of(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     dense = tiny_llama(num_hidden_layers=1)
     moe = upcycle_dense_to_moe(dense, tokenizer, PROMPTS, num_experts=3)
-    exchanges = calibration_exchanges(dense, tokenizer, PROMPTS)
     with torch.no_grad():
-        inputs, _, is_reply = trace_mlps(dense, exchanges)[0].content_tokens()
-        logits = inputs[is_reply] @ moe.model.layers[0].mlp.gate.weight.T
+        (inputs,) = record_replies(dense, tokenizer, PROMPTS)
+        logits = inputs.content @ moe.model.layers[0].mlp.gate.weight.T
     assert logits.std().item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_system_turn_is_part_of_what_is_read(tokenizer: PreTrainedTokenizerFast) -> None:
+    gates = [
+        upcycle_dense_to_moe(tiny_llama(), tokenizer, PROMPTS, num_experts=3, system_prompt=turn)
+        .model.layers[1]
+        .mlp.gate.weight
+        for turn in ("", "sun or rain")
+    ]
+    assert not torch.equal(*gates)
 
 
 # --- the whole
@@ -248,7 +113,9 @@ def test_with_nothing_pruned_the_mixture_is_the_dense_model(
         torch.testing.assert_close(moe(ids).logits, dense(ids).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_each_expert_is_the_dense_mlp_less_a_tenth(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_each_expert_is_the_dense_mlp_less_what_matters_least(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
     dense = tiny_llama()
     moe = upcycle_dense_to_moe(dense, tokenizer, PROMPTS, num_experts=4)
     differ = False
@@ -256,7 +123,7 @@ def test_each_expert_is_the_dense_mlp_less_a_tenth(tokenizer: PreTrainedTokenize
         gate_up, down = layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj
         mlp = dense_layer.mlp
         alive = down.ne(0).any(dim=1)
-        assert alive.sum(dim=1).tolist() == [36] * 4
+        assert alive.sum(dim=1).tolist() == [39] * 4  # 0.99 of 40
         differ = differ or bool((alive != alive[0]).any())
         for expert, kept in enumerate(alive):
             gate, up = gate_up[expert].chunk(2)
@@ -287,7 +154,7 @@ def test_the_dense_model_is_not_changed(tokenizer: PreTrainedTokenizerFast) -> N
 
 
 def test_two_builds_are_the_same_bytes_and_another_seed_is_not(
-    tokenizer: PreTrainedTokenizerFast, tmp_path
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
         # Neither the global generator's state nor what ran before may matter.
@@ -303,7 +170,7 @@ def test_two_builds_are_the_same_bytes_and_another_seed_is_not(
 
 
 def test_it_loads_with_plain_transformers_and_decodes_greedily_without_warnings(
-    tokenizer: PreTrainedTokenizerFast, tmp_path
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     dense = tiny_llama()
     dense.generation_config.eos_token_id = [2, 0]

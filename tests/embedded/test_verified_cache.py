@@ -124,7 +124,9 @@ def test_damage_is_named_and_mended(
 def test_another_recipe_is_built_again(directory: Path, builder: Builder, lines: list[str]) -> None:
     verified_directory(directory, "recipe two", builder, lines.append)
     assert builder.calls == 2
-    assert lines[1:] == [f"{directory} was made by another recipe: building it"]
+    assert lines[1:] == [
+        f"{directory} was made by another recipe ({RECIPE}, now recipe two): building it"
+    ]
 
 
 def test_files_beside_the_manifest_are_left_alone(directory: Path, builder: Builder) -> None:

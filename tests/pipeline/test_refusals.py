@@ -183,7 +183,7 @@ def test_a_step_that_wrote_before_it_failed_is_not_called_done(
         run.write_json(RISK, {})
         raise PromptError("no")
 
-    first, (step,) = pipeline.COMMANDS["identify"]
+    first, (_, step, _) = pipeline.COMMANDS["identify"]
     monkeypatch.setitem(pipeline.COMMANDS, "identify", (first, (replace(step, function=fail),)))
     with pytest.raises(PromptError):
         run_pipeline(config(), only="identify", force=True)

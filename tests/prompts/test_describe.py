@@ -52,7 +52,7 @@ def test_the_first_prompts_are_shown_when_asked_for(
 
 def test_without_a_file_the_built_in_prompts_are_described(steermoe: CommandLine) -> None:
     assert steermoe("prompts") == 0, steermoe.err
-    assert "builtin:starter: 336 safe, 336 unsafe, 336 benign prompts" in steermoe.out
+    assert "builtin:starter: 672 safe, 672 unsafe, 672 benign prompts" in steermoe.out
 
 
 def test_settings_and_several_files_count(steermoe: CommandLine, prompt_file: PromptFiles) -> None:

@@ -20,10 +20,11 @@ def test_rows_keep_what_they_bring(prompt_file):
         "pair_id": "p1",
         "category": "look_alike",
         "split": "dev",
+        "style": "polite",
     }
     (prompt,) = read_prompts(prompt_file([row])).prompts
     assert (prompt.prompt_id, prompt.goal, prompt.pair_id) == ("7", "rivers", "p1")
-    assert (prompt.is_look_alike, prompt.split) == (True, Split.DEV)
+    assert (prompt.is_look_alike, prompt.split, prompt.style) == (True, Split.DEV, "polite")
     assert len(prompt.messages) == 4
     (plain,) = read_prompts(prompt_file([{**row, "goal": None}])).prompts
     assert plain.goal == "Another."

@@ -193,6 +193,15 @@ def digest(prompts):
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def of_the_first_edition(prompts):
+    """Without the built-in prompts that were added after the digests were taken: those numbered from 337 on."""
+    return [
+        prompt
+        for prompt in prompts
+        if prompt.source != "builtin:starter" or int(prompt.prompt_id[-4:]) <= 336
+    ]
+
+
 @pytest.fixture
 def files(tmp_path, monkeypatch):
     """The files by name, in the current directory: paths are part of a record's source where names repeat."""
@@ -205,17 +214,18 @@ def files(tmp_path, monkeypatch):
 def digests_of(name):
     read = digest(read_prompts(name, include_failed=True).prompts)
     resolved = resolve_prompts([name, "builtin:starter"])
-    return read, digest(assign_splits(resolved.prompts, seed=3))
+    return read, digest(assign_splits(of_the_first_edition(resolved.prompts), seed=3))
 
 
 @pytest.mark.parametrize("name", [*FILES, "builtin:starter"])
 def test_a_file_gives_the_records_that_it_always_gave(files, name):
     if name == "builtin:starter":
-        assert digest(read_prompts(name).prompts) == DIGESTS[name]
+        assert digest(of_the_first_edition(read_prompts(name).prompts)) == DIGESTS[name]
     else:
         assert digests_of(name) == DIGESTS[name]
 
 
 def test_several_files_at_once_give_the_records_that_they_always_gave(files):
     files.remove("labelled csv")  # its splits would be those of other files' goals
-    assert digest(assign_splits(resolve_prompts(files).prompts, seed=1)) == DIGESTS["all"]
+    prompts = of_the_first_edition(resolve_prompts(files).prompts)
+    assert digest(assign_splits(prompts, seed=1)) == DIGESTS["all"]

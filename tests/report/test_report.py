@@ -21,7 +21,7 @@ from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.rates import change, mean_per_token, rate
 from steermoe.analysis.risk import expert_label, risk_tables
 from steermoe.analysis.selection import identify_unsafe_experts
-from steermoe.config import Config, validate
+from steermoe.config import EMBEDDED_MODEL, Config, preset, validate
 from steermoe.errors import RunDirectoryError
 from steermoe.records import (
     LOOK_ALIKE,
@@ -51,7 +51,8 @@ from steermoe.report.numbers import (
     points,
     signed,
 )
-from steermoe.report.page import evenly_spaced, report
+from steermoe.report.page import report
+from steermoe.report.replies import evenly_spaced
 from steermoe.report.text import Subject, cautions, headline, metric_rows, title
 from steermoe.reporter import silent
 from steermoe.store.directory import RunDirectory
@@ -319,12 +320,12 @@ def _write_evaluated(run: RunDirectory, prompts: Sequence[Prompt], responses: pd
         ]
         names = [goals[i] for i in ids]
         for side, hits in zip(("base", "hardened"), sides, strict=True):
-            evaluation[side][name] = rate(hits, names, worse=worse, num_bootstrap=100)
-        evaluation["paired"][name] = change(*sides, names, num_bootstrap=100)
+            evaluation[side][name] = rate(hits, names, worse=worse, num_bootstrap=100).as_json()
+        evaluation["paired"][name] = change(*sides, names, num_bootstrap=100).as_json()
     ids = [p.prompt_id for p in test if p.label is Label.BENIGN]
     evaluation["paired"]["kl_per_token"] = mean_per_token(
         [0.2 + 0.01 * i for i in range(len(ids))], [9] * len(ids), ids, num_bootstrap=100
-    )
+    ).as_json()
     run.write_json(EVALUATION, evaluation)
 
 
@@ -927,20 +928,22 @@ def test_examples_are_spread_over_all_prompts() -> None:
 
 
 def test_settings_that_differ_are_listed_and_those_of_the_preset_marked() -> None:
-    arguments = {"save_steps": 10, "adam_epsilon": 1e-5, "weight_decay": 0.5}
+    epsilon = preset(EMBEDDED_MODEL)["train"]["arguments"]["adam_epsilon"]
+    arguments = {"save_steps": 10, "adam_epsilon": epsilon, "weight_decay": 0.5}
     config = validate(
-        {"seed": 3, "identify": {"first_layer": 10}, "train": {"arguments": arguments}}
+        {"seed": 3, "collect": {"generation_batch_size": 192}, "train": {"arguments": arguments}}
     )
     rows = {row["key"]: row for row in changed_settings(config)}
     names = ["train.arguments.adam_epsilon", "train.arguments.weight_decay"]
-    assert list(rows) == ["seed", "identify.first_layer", *names]
+    assert list(rows) == ["seed", "collect.generation_batch_size", *names]
     assert [rows[name]["shipped"] for name in names] == ["yes", ""]
     assert [(rows[name]["value"], rows[name]["default"]) for name in names] == [
-        ("1e-05", "empty"),
+        (str(epsilon), "empty"),
         ("0.5", "empty"),
     ]
     assert (rows["seed"]["value"], rows["seed"]["default"]) == ("3", "0")
-    assert (rows["identify.first_layer"]["shipped"], rows["seed"]["shipped"]) == ("yes", "")
+    size = rows["collect.generation_batch_size"]
+    assert (size["shipped"], rows["seed"]["shipped"]) == ("yes", "")
 
 
 def test_how_it_was_made(usual: Page) -> None:

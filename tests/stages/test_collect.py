@@ -340,6 +340,24 @@ def test_prompts_beyond_whole_batches_are_collected_in_none_and_counted(
     assert "14 training prompts fill no batch (7 safe, 7 unsafe)" in listener.text
 
 
+def test_prompts_above_the_limits_are_left_out_aloud(small_prompts: Path) -> None:
+    listener = Listener()
+    given = Config.model_validate(
+        {"prompts": {"sources": [str(small_prompts)], "limits": {"dev": 0, "train": {"benign": 1}}}}
+    )
+    whole = prepare_prompts(
+        given.model_copy(update={"prompts": given.prompts.model_copy(update={"limits": {}})}),
+        Listener(),
+    )
+    taken = prepare_prompts(given, listener)
+    kept = [p for p in whole if p.split is not Split.DEV]
+    benign = [p for p in kept if p.split is Split.TRAIN and p.label is Label.BENIGN]
+    assert len(benign) > 1
+    assert len(taken) == len(kept) - len(benign) + 1
+    assert {p.split for p in taken} == {Split.TRAIN, Split.TEST}
+    assert [line.split(" leaves")[0] for line in listener.said[-2:]] == ["note: prompts.limits"] * 2
+
+
 def test_no_group_mixes_splits_and_whole_batches_come_first(
     checkpoint: Path, small_prompts: Path, tmp_path: Path
 ) -> None:

@@ -422,4 +422,4 @@ def test_evaluating_goes_on_after_the_groups_that_are_done(
 def test_the_file_is_plain_json(finished: Path) -> None:
     text = (finished / EVALUATION).read_text("utf-8")
     assert "NaN" not in text and "Infinity" not in text
-    assert set(json.loads(text)["base"]) == set(RATES)
+    assert set(json.loads(text)["base"]) == {*RATES, "capability"}

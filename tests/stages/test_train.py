@@ -22,6 +22,7 @@ from ready_run import Ready, changed_experts, die_after, ready_run, tensors
 from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError, TrainingError
 from steermoe.loading import LoadedModel, load_model
 from steermoe.records import Judgement, Verdict
+from steermoe.stages import train as train_stage
 from steermoe.stages.train import train, training_rows
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import CHECKPOINTS, MODEL, SFT_DATASET
@@ -210,6 +211,31 @@ def test_the_target_response_may_be_a_text_a_list_or_a_callable(
 # ---- which experts ------------------------------------------------------------------------------------
 
 
+def test_targets_that_the_judge_would_not_call_refusals_are_noted_before_training(
+    ready: Ready,
+) -> None:
+    ready.train(epochs=1, target_response=["I can't help with that.", "Have a nice day."])
+    said = ready.listener.said
+    (note,) = [i for i, line in enumerate(said) if "would not call" in line]
+    assert "the judge keyword would not call 1 of 2 target responses a refusal" in said[note]
+    assert "'Have a nice day.'" in said[note]
+    assert note < min(i for i, line in enumerate(said) if line.startswith("training "))
+    ready.listener.said.clear()
+    ready.train(epochs=1, target_response="I can't help with that.")
+    assert "would not call" not in ready.listener.text
+
+
+def test_a_judge_that_cannot_be_asked_about_the_targets_hinders_no_training(
+    ready: Ready, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: Any) -> None:
+        raise ConfigError("the server is away")
+
+    monkeypatch.setattr(train_stage, "not_refusals", fails)
+    ready.train(epochs=1)
+    assert "is not known: the server is away" in ready.listener.text
+
+
 def test_nothing_selected_trains_nothing_and_says_so(ready: Ready) -> None:
     (ready.run.path / MODEL).mkdir()
     ready.run.write_json_lines(SFT_DATASET, [])
@@ -317,7 +343,6 @@ def test_the_baselines_train_what_they_say(ready: Ready, parameters: str) -> Non
         {"retention_weight": 0.0},
         {"weight_decay": 0.1, "lr_scheduler_type": "cosine"},
         {"first_tokens": 2, "first_tokens_weight": 5.0},
-        {"first_tokens": 2, "first_tokens_weight": 5.0, "retention_first_tokens_weight": 1.5},
         {"adam_epsilon": 1e-4},
     ],
     ids=str,

@@ -327,7 +327,7 @@ def test_a_missing_file_names_the_stage_that_writes_it(plain: RunDirectory) -> N
 def test_prompts_read_back_with_every_kind_of_text(directory: RunDirectory) -> None:
     awkward = 'a\u2028b\u2029c\u0085d\x1ce\x0bf\x0cg\r\nh\ti"j\\k\U0001f600\u00e9\x7f\ufeff'
     prompts = (
-        prompt(0, awkward, pair_id=awkward, category=awkward, source=awkward),
+        prompt(0, awkward, pair_id=awkward, category=awkward, source=awkward, style=awkward),
         prompt(1, label=Label.SAFE, split=None),
         prompt(2, label=Label.BENIGN, split=Split.TEST),
     )
@@ -344,6 +344,7 @@ def test_prompts_read_back_with_every_kind_of_text(directory: RunDirectory) -> N
         "category",
         "split",
         "source",
+        "style",
         "rendered",
     }
 

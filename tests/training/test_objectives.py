@@ -68,7 +68,6 @@ def test_the_settings_make_them() -> None:
                 "retention_weight": 3,
                 "first_tokens": 5,
                 "first_tokens_weight": 6,
-                "retention_first_tokens_weight": 7,
                 "retention_tokens": 8,
                 "target_response": "No.",
             }
@@ -78,12 +77,8 @@ def test_the_settings_make_them() -> None:
     assert isinstance(refusal, Refusal) and isinstance(retention, Retention)
     assert (refusal.weight, refusal.first) == (2, FirstTokens(5, 6))
     assert refusal.target(Prompt("p", Label.UNSAFE, (), goal="x"), 0) == "No."
-    assert (retention.weight, retention.first) == (3, FirstTokens(5, 7))
+    assert (retention.weight, retention.first) == (3, FirstTokens(5, 6))
     assert retention.max_tokens == 8
-    (same,) = objectives_of(
-        settings.model_copy(update={"retention_first_tokens_weight": None}), ["retention"]
-    )
-    assert isinstance(same, Retention) and same.first == FirstTokens(5, 6)
 
 
 def example(label: Label, category: str = "", verdict: Verdict = Verdict.ANSWERED) -> Example:

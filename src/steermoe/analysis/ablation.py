@@ -8,20 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
 
+from steermoe.analysis.ablation_figures import (
+    MetricFigures,
+    RandomEffects,
+    RandomSets,
+    Rank,
+    SetFigures,
+)
 from steermoe.analysis.matched_sets import MatchedSets
-from steermoe.analysis.rates import Metric, change, mean_per_token, rate
+from steermoe.analysis.rates import change, mean_per_token, rate
 from steermoe.analysis.selection import (
     SelectionSettings,
     activation_frequencies,
     create_expert_mask,
     resolve_rule,
 )
-from steermoe.records import BoolArray, Expert, FloatArray, Verdict
+from steermoe.records import BoolArray, Expert, FloatArray, IntervalArguments, Metric, Verdict
 
 INTACT, SELECTED, LOWEST, RANDOM = "intact", "selected", "lowest", "random"
 REFUSAL, REPLY, DIVERGENCE, VERDICT = "refusal", "reply", "kl", "verdict"
@@ -48,7 +55,7 @@ TABLE_COLUMNS = (
 )
 """Of the table that `summarise` returns."""
 
-UNCHANGED: Metric = {"value": 0.0, "ci_low": 0.0, "ci_high": 0.0}
+UNCHANGED = Metric(0.0, 0.0, 0.0, 0, 0)
 """The intact model's difference to itself."""
 
 _TIE = 1 + 1e-12
@@ -172,6 +179,10 @@ class Position:
     percentile: float
     num_draws: int
 
+    def as_json(self) -> Rank:
+        """As `ablation.json` holds it."""
+        return Rank(p_value=self.p_value, percentile=self.percentile, num_draws=self.num_draws)
+
 
 def position_among(value: float, draws: Sequence[float]) -> Position | None:
     """Where a value lies among draws; None where there are none."""
@@ -188,7 +199,7 @@ def position_among(value: float, draws: Sequence[float]) -> Position | None:
     )
 
 
-def matching_figures(ablations: Sequence[Ablation]) -> dict[str, Any]:
+def matching_figures(ablations: Sequence[Ablation]) -> RandomSets:
     """How like the random draws are to the selected set: in activation frequency, and in what they share with it."""
     draws = [ablation for ablation in ablations if ablation.name == RANDOM]
     overlaps = [draw.overlap for draw in draws]
@@ -213,8 +224,8 @@ def _as_json_number(number: int) -> float:
 
 
 def summarise(
-    scores: pd.DataFrame, intervals: Mapping[str, Any]
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+    scores: pd.DataFrame, intervals: IntervalArguments
+) -> tuple[pd.DataFrame, dict[str, MetricFigures]]:
     """Figures of one model: every set on its own, and against the intact model and the random draws.
 
     Args:
@@ -229,8 +240,8 @@ def summarise(
         prompts; `among_random` is the rank of the effect, `beyond_random` the difference to the mean of the draws on
         the same prompts.
     """
-    records: list[dict[str, Any]] = []
-    figures: dict[str, Any] = {}
+    records: list[dict[str, object]] = []
+    figures: dict[str, MetricFigures] = {}
     for metric, (measure, kind) in METRICS.items():
         rows = scores[(scores["measure"] == measure) & (scores["kind"] == kind)]
         by_set = {
@@ -249,8 +260,7 @@ def summarise(
         records += [
             _record(key, metric, measured[key], effects.get(key, UNCHANGED))
             for key in by_set
-            if measured[key]["value"] is not None
-            and effects.get(key, UNCHANGED)["value"] is not None
+            if measured[key].value is not None and effects.get(key, UNCHANGED).value is not None
         ]
         figures[metric] = _figures_of(metric, by_set, measured, effects, intervals)
     return pd.DataFrame(records, columns=list(TABLE_COLUMNS)), figures
@@ -259,7 +269,7 @@ def summarise(
 _Key = tuple[str, int]
 
 
-def _measured(metric: str, group: pd.DataFrame, intervals: Mapping[str, Any]) -> Metric:
+def _measured(metric: str, group: pd.DataFrame, intervals: IntervalArguments) -> Metric:
     if METRICS[metric][0] == VERDICT:
         return rate(
             _refusals(group), list(group["goal"]), worse=metric != "refusal_rate", **intervals
@@ -268,7 +278,7 @@ def _measured(metric: str, group: pd.DataFrame, intervals: Mapping[str, Any]) ->
 
 
 def _effect(
-    metric: str, intact: pd.DataFrame, group: pd.DataFrame, intervals: Mapping[str, Any]
+    metric: str, intact: pd.DataFrame, group: pd.DataFrame, intervals: IntervalArguments
 ) -> Metric:
     assert list(intact["prompt_id"]) == list(group["prompt_id"])
     if METRICS[metric][0] == VERDICT:
@@ -281,43 +291,48 @@ def _figures_of(
     by_set: Mapping[_Key, pd.DataFrame],
     measured: Mapping[_Key, Metric],
     effects: Mapping[_Key, Metric],
-    intervals: Mapping[str, Any],
-) -> dict[str, Any]:
+    intervals: IntervalArguments,
+) -> MetricFigures:
     """What `ablation.json` holds of one metric."""
-    draws = [key for key in effects if key[0] == RANDOM and effects[key]["value"] is not None]
-    drawn = [float(effects[key]["value"]) for key in draws]
-    figures: dict[str, Any] = {INTACT: measured[(INTACT, 0)]}
-    for name in (SELECTED, LOWEST):
+    draws = [key for key in effects if key[0] == RANDOM and effects[key].value is not None]
+    drawn = [value for draw in draws if (value := effects[draw].value) is not None]
+    figures: MetricFigures = {
+        "intact": measured[(INTACT, 0)].as_json(),
+        "random": RandomEffects(
+            num_draws=len(drawn),
+            mean_effect=float(np.mean(drawn)) if drawn else None,
+            least_effect=min(drawn, default=None),
+            largest_effect=max(drawn, default=None),
+        ),
+    }
+    names: tuple[Literal["selected", "lowest"], ...] = ("selected", "lowest")
+    for name in names:
         key = (name, 0)
         if key not in effects:
             continue
-        effect = effects[key]
-        position = None if effect["value"] is None else position_among(effect["value"], drawn)
-        figures[name] = {
-            **measured[key],
-            "effect": effect,
-            "among_random": None
-            if position is None
-            else {
-                "p_value": position.p_value,
-                "percentile": position.percentile,
-                "num_draws": position.num_draws,
-            },
-        }
+        beyond = None
         if METRICS[metric][0] != VERDICT and draws:
             mean = np.mean([by_set[draw]["total"].to_numpy() for draw in draws], axis=0)
-            beyond = by_set[key]["total"].to_numpy() - mean
-            figures[name]["beyond_random"] = _per_token(beyond, by_set[key], intervals)
-    figures[RANDOM] = {
-        "num_draws": len(drawn),
-        "mean_effect": float(np.mean(drawn)) if drawn else None,
-        "least_effect": min(drawn, default=None),
-        "largest_effect": max(drawn, default=None),
-    }
+            totals = by_set[key]["total"].to_numpy() - mean
+            beyond = _per_token(totals, by_set[key], intervals)
+        figures[name] = _of_set(measured[key], effects[key], drawn, beyond)
     return figures
 
 
-def _per_token(totals: FloatArray, group: pd.DataFrame, intervals: Mapping[str, Any]) -> Metric:
+def _of_set(
+    measured: Metric, effect: Metric, drawn: Sequence[float], beyond: Metric | None
+) -> SetFigures:
+    position = None if effect.value is None else position_among(effect.value, drawn)
+    more: dict[str, object] = {
+        "effect": effect.as_json(),
+        "among_random": None if position is None else position.as_json(),
+    }
+    if beyond is not None:
+        more["beyond_random"] = beyond.as_json()
+    return cast("SetFigures", measured.as_json() | more)
+
+
+def _per_token(totals: FloatArray, group: pd.DataFrame, intervals: IntervalArguments) -> Metric:
     """Mean over tokens."""
     num_tokens, goals = group["num_tokens"].tolist(), group["goal"].tolist()
     return mean_per_token(totals.tolist(), num_tokens, goals, **intervals)
@@ -330,23 +345,22 @@ def _refusals(group: pd.DataFrame) -> list[bool | None]:
     ]
 
 
-def _record(key: _Key, metric: str, measured: Metric, effect: Metric) -> dict[str, Any]:
+def _record(key: _Key, metric: str, measured: Metric, effect: Metric) -> dict[str, object]:
     """One row of `ablation.parquet`. An interval that one goal cannot give rules nothing out."""
 
-    def bound(found: Metric, name: str) -> float:
-        unknown = -np.inf if name == "ci_low" else np.inf
-        return unknown if found[name] is None else float(found[name])
+    def bound(end: float | None, unknown: float) -> float:
+        return unknown if end is None else end
 
     return {
         "set": key[0],
         "draw": key[1],
         "metric": metric,
-        "value": float(measured["value"]),
-        "ci_low": bound(measured, "ci_low"),
-        "ci_high": bound(measured, "ci_high"),
-        "effect": float(effect["value"]),
-        "effect_ci_low": bound(effect, "ci_low"),
-        "effect_ci_high": bound(effect, "ci_high"),
-        "n": measured["n"],
-        "num_unscored": measured["num_unscored"],
+        "value": measured.value,
+        "ci_low": bound(measured.ci_low, -np.inf),
+        "ci_high": bound(measured.ci_high, np.inf),
+        "effect": effect.value,
+        "effect_ci_low": bound(effect.ci_low, -np.inf),
+        "effect_ci_high": bound(effect.ci_high, np.inf),
+        "n": measured.n,
+        "num_unscored": measured.num_unscored,
     }

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from steermoe.analysis.risk import sort_by_risk
 from steermoe.analysis.selection import (
     CONTROLS,
     SelectionSettings,
+    in_order,
     matched_random,
     resolve_rule,
 )
@@ -44,7 +44,7 @@ def select_experts(
 ) -> Selection:
     """Apply a rule to the aggregated table and to the table of every mixed batch.
 
-    A batch's table has the batch's own differences, frequencies and counts. What it has no value of its own for
+    A batch's table has the batch's own differences, scores, frequencies and counts. What it has no value of its own for
     (q-value, stability, intervals) is that of all batches together: evidence of one batch alone would be none.
 
     The control `random` draws one matched counterpart for every expert that `threshold` selects anywhere, and puts it
@@ -84,7 +84,7 @@ def select_experts(
     return Selection(
         resolved(table),
         {
-            batch_idx: resolved(sort_by_risk(rows[rows["batch_idx"] == batch_idx]))
+            batch_idx: resolved(in_order(rows[rows["batch_idx"] == batch_idx]))
             for batch_idx in sorted({int(i) for i in rows["batch_idx"]})
         },
     )

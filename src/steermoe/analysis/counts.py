@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steermoe.errors import RoutingError
-from steermoe.records import NO_EXPERT, IntArray
+from steermoe.records import NO_EXPERT, IntArray, ResponseSums
 
 Segment = Literal["prompt", "generation"]
 
@@ -92,6 +92,10 @@ class RoutingCounts:
             raise RoutingError(f"unknown segment '{name}'; choose prompt or generation")
         position = SEGMENTS.index(name)
         return self.active[:, position], self.num_tokens[:, position]
+
+
+PerResponse = RoutingCounts | ResponseSums
+"""What an expert is compared by, of each response: how often it was active, or any other sum over tokens."""
 
 
 def count_active(routed_experts: IntArray, num_experts: int) -> IntArray:

@@ -27,7 +27,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from steermoe.analysis.counts import RoutingCounts, Segment
+from steermoe.analysis.counts import PerResponse, RoutingCounts, Segment
 from steermoe.analysis.risk import check_classes
 from steermoe.errors import RoutingError
 from steermoe.records import NO_BATCH, BoolArray, FloatArray, IntArray
@@ -49,7 +49,7 @@ class Contrast:
 
     Attributes:
         rows: `(N,)` position of each response among those the contrast was built from.
-        counts: `(N, L * E)` activation counts.
+        counts: `(N, L * E)` activation counts, or other sums over tokens.
         scale: `(N,)` factor that turns counts into x.
         size: `(N,)` m.
         tokens: `(N,)` tokens of the segment.
@@ -57,10 +57,11 @@ class Contrast:
         is_unsafe: `(N,)`.
         cluster: `(N,)` 0 .. C-1: responses of one cluster are not independent.
         estimator: Whose contrast this is.
+        is_counted: Whether x counts tokens; then the variance within a response is known from the counts alone.
     """
 
     rows: IntArray
-    counts: IntArray
+    counts: IntArray | FloatArray
     scale: FloatArray
     size: FloatArray
     tokens: FloatArray
@@ -68,6 +69,7 @@ class Contrast:
     is_unsafe: BoolArray
     cluster: IntArray
     estimator: Estimator
+    is_counted: bool = True
 
     def __len__(self) -> int:
         return len(self.size)
@@ -134,7 +136,7 @@ class Contrast:
 
 
 def build_contrast(
-    counts: RoutingCounts,
+    counts: PerResponse,
     is_unsafe: npt.ArrayLike,
     batch_idx: npt.ArrayLike,
     clusters: npt.ArrayLike,
@@ -147,7 +149,7 @@ def build_contrast(
     strata without tokens of both classes.
 
     Args:
-        counts: Counts of N safe and unsafe responses.
+        counts: Counts, or other sums, of N safe and unsafe responses.
         is_unsafe: `(N,)`.
         batch_idx: `(N,)`, -1 for no batch.
         clusters: `(N,)` integers: responses that share one are not independent.
@@ -192,6 +194,7 @@ def build_contrast(
         is_unsafe=unsafe[rows],
         cluster=np.unique(cluster[rows], return_inverse=True)[1],
         estimator=estimator,
+        is_counted=isinstance(counts, RoutingCounts),
     )
 
 

@@ -8,15 +8,12 @@ widened where all goals agree.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from scipy import optimize, stats
 
-from steermoe.records import FloatArray, IntArray
-
-Metric = dict[str, Any]
-"""`{value, ci_low, ci_high, n, num_unscored}`; the first three are None where n is 0."""
+from steermoe.records import FloatArray, IntArray, Metric
 
 CONTINUITY = 0.25
 """Pairs that a difference may be off before it counts as evidence, in the interval of a change."""
@@ -50,17 +47,18 @@ def rate(
     scored = [(bool(hit), goal) for hit, goal in zip(hits, goals, strict=True) if hit is not None]
     num_unscored = len(hits) - len(scored)
     values = np.array([hit for hit, _ in scored], dtype=np.float64)
-    metric = _empty(num_unscored) if not scored else None
-    if metric is None:
+    metric = _empty(num_unscored)
+    if scored:
         kept = [goal for _, goal in scored]
         if len(set(kept)) == len(kept):
             low, high = wilson(int(values.sum()), len(values), confidence)
         else:
             sums, counts = _by_goal(values, np.ones_like(values), kept)
             low, high = _share_interval(sums, counts, 0.0, confidence, num_bootstrap, seed)
-        metric = _metric(float(values.mean()), low, high, len(values), num_unscored)
+        metric = Metric(float(values.mean()), low, high, len(values), num_unscored)
     if hits and num_unscored > UNSCORED_ALLOWED * len(hits):
-        metric["worst_case"] = float(np.mean([worse if hit is None else hit for hit in hits]))
+        worst = float(np.mean([worse if hit is None else hit for hit in hits]))
+        return replace(metric, more={"worst_case": worst})
     return metric
 
 
@@ -100,15 +98,17 @@ def change(
     ]
     num_unscored = len(before) - len(scored)
     if not scored:
-        return _empty(num_unscored) | {"only_before": 0, "only_after": 0, "p_value": None}
+        nothing = {"only_before": 0, "only_after": 0, "p_value": None}
+        return replace(_empty(num_unscored), more=nothing)
     metric = _change_of_scored(
         [bool(before[i]) for i in scored],
         [bool(after[i]) for i in scored],
         [goals[i] for i in scored],
         *settings,
     )
-    metric["num_unscored"] = num_unscored
+    more = dict(metric.more)
     if num_unscored > UNSCORED_ALLOWED * len(before):
+        found = metric.value or 0.0
         worst = min(
             (
                 _change_of_scored(
@@ -119,17 +119,15 @@ def change(
                 )
                 for rises in (True, False)
             ),
-            key=lambda found: (
-                found["value"] * np.sign(metric["value"])
-                if metric["value"]
-                else -abs(found["value"])
-            ),
+            key=lambda case: _value(case) * np.sign(found) if found else -abs(_value(case)),
         )
-        names = {"value": "worst_case"} | {
-            name: f"worst_case_{name}" for name in ("ci_low", "ci_high", "p_value")
+        more |= {
+            "worst_case": worst.value,
+            "worst_case_ci_low": worst.ci_low,
+            "worst_case_ci_high": worst.ci_high,
+            "worst_case_p_value": worst.more["p_value"],
         }
-        metric |= {name: worst[key] for key, name in names.items()}
-    return metric
+    return replace(metric, num_unscored=num_unscored, more=more)
 
 
 def _change_of_scored(
@@ -150,11 +148,14 @@ def _change_of_scored(
     else:
         low, high = _share_interval(sums, counts, -1.0, confidence, num_bootstrap, seed)
     # With one prompt a goal the sums are the single differences, and the sign test is McNemar's.
-    return _metric(float(difference.mean()), low, high, len(x), 0) | {
-        "only_before": only_before,
-        "only_after": only_after,
-        "p_value": sign_test(int((sums > 0).sum()), int((sums < 0).sum())),
-    }
+    return Metric(
+        *(float(difference.mean()), low, high, len(x), 0),
+        more={
+            "only_before": only_before,
+            "only_after": only_after,
+            "p_value": sign_test(int((sums > 0).sum()), int((sums < 0).sum())),
+        },
+    )
 
 
 def mean_per_token(
@@ -183,15 +184,15 @@ def mean_per_token(
     kept = [i for i, tokens in enumerate(num_tokens) if tokens > 0]
     num_empty = len(num_tokens) - len(kept)
     if not kept:
-        return _empty(num_empty) | {"num_responses": 0}
+        return replace(_empty(num_empty), more={"num_responses": 0})
     values = np.array([totals[i] for i in kept], dtype=np.float64)
     tokens = np.array([num_tokens[i] for i in kept], dtype=np.float64)
     sums, counts = _by_goal(values, tokens, [goals[i] for i in kept])
-    low, high = ratio_interval(sums, counts, confidence, num_bootstrap, seed)
-    metric = _metric(float(values.sum() / tokens.sum()), low, high, int(tokens.sum()), num_empty)
-    if len(sums) == 1:
-        metric |= {"ci_low": None, "ci_high": None}
-    return metric | {"num_responses": len(kept)}
+    ends: tuple[float | None, float | None] = (None, None)
+    if len(sums) > 1:
+        ends = ratio_interval(sums, counts, confidence, num_bootstrap, seed)
+    mean, n = float(values.sum() / tokens.sum()), int(tokens.sum())
+    return Metric(mean, *ends, n, num_empty, {"num_responses": len(kept)})
 
 
 def wilson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -294,9 +295,10 @@ def _by_goal(
     )
 
 
-def _metric(value: float, low: float, high: float, n: int, num_unscored: int) -> Metric:
-    return {"value": value, "ci_low": low, "ci_high": high, "n": n, "num_unscored": num_unscored}
-
-
 def _empty(num_unscored: int) -> Metric:
-    return {"value": None, "ci_low": None, "ci_high": None, "n": 0, "num_unscored": num_unscored}
+    return Metric(None, None, None, 0, num_unscored)
+
+
+def _value(metric: Metric) -> float:
+    assert metric.value is not None, "something was scored"
+    return metric.value

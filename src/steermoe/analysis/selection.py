@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from steermoe.analysis.risk import sort_by_risk
 from steermoe.contracts import own_callable
 from steermoe.errors import ConfigError, SelectionError
 from steermoe.records import BoolArray, Expert
+
+RankWithin = Literal["model", "layer"]
+"""Whether experts are ranked among all of the model, or the first of every layer come before the second of any."""
+
+SCORE = "score"
+"""Column of a table whose experts are ranked by another score than the risk difference."""
 
 Rule = Callable[[pd.DataFrame], list[Expert]]
 
@@ -26,11 +31,12 @@ class SelectionSettings:
     """What the named rules go by.
 
     Attributes:
-        threshold: Least risk difference of an unsafe expert.
-        top_k: Most experts selected: the ones of largest risk difference.
+        threshold: Least risk difference of an unsafe expert, or of the score that experts are ranked by.
+        top_k: Most experts selected: the ones of largest risk difference or score.
         max_q_value: Largest false discovery rate, for `fdr` and `combined`.
         min_stability: Least selection frequency, for `stability` and `combined`.
         seed: Seeds `random`.
+        rank_within: What experts are ranked among.
     """
 
     threshold: float = 0.05
@@ -38,6 +44,7 @@ class SelectionSettings:
     max_q_value: float = 0.05
     min_stability: float = 0.75
     seed: int = 0
+    rank_within: RankWithin = "model"
 
 
 def identify_unsafe_experts(
@@ -45,14 +52,17 @@ def identify_unsafe_experts(
     threshold: float = 0.05,
     top_k: int = 50,
     layer_indices: Iterable[int] | None = None,
+    rank_within: RankWithin = "model",
 ) -> list[Expert]:
-    """The experts that fire most on unsafe content.
+    """The experts that fire most on unsafe content, or score highest.
 
     Args:
-        risk_diff_df: A risk table: columns `layer, expert, risk_diff`, one row an expert, in any order.
-        threshold: Least risk difference.
+        risk_diff_df: A risk table: columns `layer, expert, risk_diff`, one row an expert, in any order. Where it has a
+            column `score`, experts are ranked by that instead.
+        threshold: Least risk difference, or score.
         top_k: Most experts to return.
         layer_indices: Decoder layers to choose from; by default all in the table.
+        rank_within: `layer` takes the largest of every layer first, then the second of every layer, and so on.
 
     Returns:
         At most `top_k` pairs with `risk_diff >= threshold`, largest first, ties by layer and expert.
@@ -71,7 +81,27 @@ def identify_unsafe_experts(
         raise SelectionError(f"top_k is {top_k}; give 0 or more")
     if layer_indices is not None:
         table = table[table["layer"].isin(list(layer_indices))]
-    return _pairs(sort_by_risk(table[table["risk_diff"] >= threshold]).head(top_k))
+    return _pairs(in_order(table[table[ranked_by(table)] >= threshold], rank_within).head(top_k))
+
+
+def ranked_by(table: pd.DataFrame) -> str:
+    """The column that a table's experts are ranked by."""
+    return SCORE if SCORE in table.columns else "risk_diff"
+
+
+def in_order(
+    table: pd.DataFrame, rank_within: RankWithin = "model", lowest_first: bool = False
+) -> pd.DataFrame:
+    """Largest risk difference or score first, or the smallest; ties by layer, then expert.
+
+    Within layers, the first of every layer come before the second of any.
+    """
+    keys = [ranked_by(table), "layer", "expert"]
+    ordered = table.sort_values(keys, ascending=[lowest_first, True, True], kind="stable")
+    if rank_within == "layer":
+        place = ordered.groupby("layer").cumcount()
+        ordered = ordered.iloc[np.argsort(place.to_numpy(), kind="stable")]
+    return ordered.reset_index(drop=True)
 
 
 def selectable_layers(
@@ -212,7 +242,9 @@ def activation_frequencies(risk_diff_df: pd.DataFrame) -> dict[Expert, float]:
 
 def _threshold(table: pd.DataFrame, settings: SelectionSettings) -> list[Expert]:
     """Risk difference of at least the threshold; the largest top_k."""
-    return identify_unsafe_experts(table, settings.threshold, settings.top_k)
+    return identify_unsafe_experts(
+        table, settings.threshold, settings.top_k, rank_within=settings.rank_within
+    )
 
 
 def _fdr(table: pd.DataFrame, settings: SelectionSettings) -> list[Expert]:
@@ -234,9 +266,9 @@ def _combined(table: pd.DataFrame, settings: SelectionSettings) -> list[Expert]:
 
 
 def _lowest(table: pd.DataFrame, settings: SelectionSettings) -> list[Expert]:
-    """Control: as many experts as `threshold` selects, those of smallest risk difference."""
+    """Control: as many experts as `threshold` selects, those of smallest risk difference or score."""
     number = len(_threshold(table, settings))
-    return _pairs(table.sort_values(["risk_diff", "layer", "expert"]).head(number))
+    return _pairs(in_order(table, settings.rank_within, lowest_first=True).head(number))
 
 
 def _random(table: pd.DataFrame, settings: SelectionSettings) -> list[Expert]:
@@ -265,9 +297,9 @@ RULE_ADVICE = {
 """What lets a selection rule take more experts."""
 
 
-def how_to_select_more(rule: str, threshold: float, largest_risk_diff: float) -> str:
-    """What to tell somebody whose rule selected nothing."""
-    if rule in RULES and largest_risk_diff < threshold:
+def how_to_select_more(rule: str, threshold: float, largest: float) -> str:
+    """What to tell somebody whose rule selected nothing; `largest` is the largest risk difference, or score."""
+    if rule in RULES and largest < threshold:
         rule = "threshold"  # which all the others require too
     return RULE_ADVICE.get(rule, "choose another identify.rule")
 
@@ -331,7 +363,7 @@ def _check_table(table: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
             f"the risk table has no column {', '.join(missing)}, which the selection rule needs; "
             "run identify with what computes it"
         )
-    if bool(table[["risk_diff", *also]].isna().to_numpy().any()):
+    if bool(table[["risk_diff", ranked_by(table), *also]].isna().to_numpy().any()):
         raise SelectionError("the risk table holds values that are not numbers; run identify again")
     if bool(table.duplicated(["layer", "expert"]).any()):
         raise SelectionError(

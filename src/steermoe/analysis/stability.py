@@ -16,12 +16,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from steermoe.analysis.clusters import find_clusters
-from steermoe.analysis.counts import RoutingCounts, Segment
+from steermoe.analysis.counts import PerResponse, Segment
 from steermoe.analysis.estimators import Contrast, Estimator, build_contrast, column_chunks
+from steermoe.analysis.selection import RankWithin
 from steermoe.analysis.uncertainty import expert_frame, of_layers
 from steermoe.analysis.variance import cluster_groups
 from steermoe.errors import RoutingError, SelectionError
-from steermoe.records import FloatArray
+from steermoe.records import FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Stability:
 
 
 def selection_stability(
-    counts: RoutingCounts,
+    counts: PerResponse,
     is_unsafe: npt.ArrayLike,
     goals: Sequence[str],
     batch_idx: npt.ArrayLike,
@@ -72,6 +73,7 @@ def selection_stability(
     num_subsamples: int = 200,
     seed: int = 0,
     clusters: npt.ArrayLike | None = None,
+    rank_within: RankWithin = "model",
 ) -> Stability:
     """Repeat the rule `threshold` on random halves of the goals.
 
@@ -88,6 +90,7 @@ def selection_stability(
         num_subsamples: Halves, in pairs that complement each other.
         seed: Seeds the splits.
         clusters: `(N,)` integers to use instead of goals.
+        rank_within: Whether the largest of the model are taken, or the first of every layer before the second of any.
 
     Returns:
         The share of halves that selected each expert, and what bounds the error.
@@ -114,13 +117,23 @@ def selection_stability(
         differences[:, columns] = coefficients @ contrast.values(columns)
     may_be_selected = of_layers(counts, layers)
     differences[:, ~may_be_selected] = -np.inf
-    share = _selected(differences, threshold, top_k).mean(axis=0)
+    num_experts = counts.num_experts if rank_within == "layer" else None
+    share = _selected(differences, threshold, top_k, num_experts).mean(axis=0)
     return Stability(
         expert_frame(counts, {"stability": share}),
         len(coefficients),
         float(share.sum()),
         int(may_be_selected.sum()),
     )
+
+
+def _ranks(values: FloatArray, before: IntArray | None = None) -> npt.NDArray[np.int64]:
+    """The place of each value along the last axis, the largest first; of unlike `before`, the smaller first."""
+    keys = (-values,) if before is None else (-values, before)
+    order = np.lexsort(keys, axis=-1)
+    rank = np.empty(values.shape, dtype=np.int64)
+    np.put_along_axis(rank, order, np.broadcast_to(np.arange(values.shape[-1]), values.shape), -1)
+    return rank
 
 
 def _half_samples(
@@ -137,9 +150,16 @@ def _half_samples(
     return np.concatenate([first, second])[:, contrast.cluster]
 
 
-def _selected(differences: FloatArray, threshold: float, top_k: int) -> npt.NDArray[np.bool_]:
-    """What `threshold` selects of each row of differences; ties go to the lower layer and expert."""
-    rank = np.empty(differences.shape, dtype=np.int64)
-    order = np.argsort(-differences, axis=1, kind="stable")
-    np.put_along_axis(rank, order, np.arange(differences.shape[1])[None, :], axis=1)
+def _selected(
+    differences: FloatArray, threshold: float, top_k: int, num_experts: int | None = None
+) -> npt.NDArray[np.bool_]:
+    """What `threshold` selects of each row of differences; ties go to the lower layer and expert.
+
+    With `num_experts` of a layer, the first of every layer come before the second of any.
+    """
+    if num_experts is None:
+        rank = _ranks(differences)
+    else:
+        of_layers = _ranks(differences.reshape(len(differences), -1, num_experts))
+        rank = _ranks(differences, before=of_layers.reshape(differences.shape))
     return np.asarray((rank < top_k) & (differences >= threshold))

@@ -11,7 +11,7 @@ from scipy import stats
 
 from steermoe.analysis.bootstrap import errors_and_freedom, half_widths
 from steermoe.analysis.clusters import find_clusters
-from steermoe.analysis.counts import RoutingCounts, Segment
+from steermoe.analysis.counts import PerResponse, RoutingCounts, Segment
 from steermoe.analysis.estimators import Estimator, build_contrast
 from steermoe.analysis.permutation import p_values_of
 from steermoe.analysis.shrinkage import shrink
@@ -164,14 +164,14 @@ def q_values(p_value: FloatArray, may_be_selected: BoolArray) -> FloatArray:
     return adjusted
 
 
-def expert_frame(counts: RoutingCounts, columns: dict[str, FloatArray | str]) -> pd.DataFrame:
+def expert_frame(counts: PerResponse, columns: dict[str, FloatArray | str]) -> pd.DataFrame:
     """A table of all experts from arrays `(L * E,)`, in the order of layer and expert."""
     layers = np.repeat(np.asarray(counts.layer_indices, dtype=np.int64), counts.num_experts)
     experts = np.tile(np.arange(counts.num_experts, dtype=np.int64), counts.num_layers)
     return pd.DataFrame({"layer": layers, "expert": experts, **columns})
 
 
-def of_layers(counts: RoutingCounts, layers: Iterable[int] | None) -> BoolArray:
+def of_layers(counts: PerResponse, layers: Iterable[int] | None) -> BoolArray:
     """Which of all experts `(L * E,)`, in the order of layer and expert, are of these decoder layers; None: all."""
     chosen = counts.layer_indices if layers is None else list(layers)
     return np.repeat(np.isin(counts.layer_indices, chosen), counts.num_experts)

@@ -90,15 +90,7 @@ def variance_components(contrast: Contrast, values: FloatArray, scores: FloatArr
         `(3, M)`: within a response (per token), between responses of a cluster, between clusters.
         None is negative.
     """
-    tokens = contrast.tokens[:, None]
-    counts = values / contrast.scale[:, None]
-    several = contrast.tokens > 1
-    if several.any():
-        spread = counts[several] * (tokens[several] - counts[several]) / (tokens[several] - 1)
-        within = spread.sum(axis=0) / tokens[several].sum()
-    else:  # One token each: the binomial variance is all that can be known.
-        rate = counts.sum(axis=0) / tokens.sum()
-        within = rate * (1 - rate)
+    within = _within_responses(contrast, values)
     squares = np.sum(scores**2, axis=0)
     size_squares = float(np.sum(contrast.size**2))
     between = np.maximum(0.0, squares - within * within_units(contrast).sum()) / size_squares
@@ -109,6 +101,25 @@ def variance_components(contrast: Contrast, values: FloatArray, scores: FloatArr
     if size_products > 0:
         cluster = np.clip(products / size_products, 0.0, between)
     return np.stack([within, between - cluster, cluster])
+
+
+def _within_responses(contrast: Contrast, values: FloatArray) -> FloatArray:
+    """The variance of a single token within its response, `(M,)`.
+
+    Of what is not counted it is not known from sums alone: then all of the variance is taken for one between responses,
+    of which it is a part.
+    """
+    if not contrast.is_counted:
+        return np.zeros(values.shape[1])
+    tokens = contrast.tokens[:, None]
+    counts = values / contrast.scale[:, None]
+    several = contrast.tokens > 1
+    if several.any():
+        spread = counts[several] * (tokens[several] - counts[several]) / (tokens[several] - 1)
+        return np.asarray(spread.sum(axis=0) / tokens[several].sum())
+    # One token each: the binomial variance is all that can be known.
+    rate = counts.sum(axis=0) / tokens.sum()
+    return np.asarray(rate * (1 - rate))
 
 
 def variance_terms(contrast: Contrast, coefficients: FloatArray) -> FloatArray:

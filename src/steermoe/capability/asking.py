@@ -34,7 +34,7 @@ def measure_capability(
     tokenizer: Any,
     items: Sequence[Item],
     *,
-    system_prompt: str = "",
+    system_prompt: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     answer_of: Callable[[Output], str | None] | None = None,
     group_size: int = GROUP_SIZE,
@@ -47,7 +47,7 @@ def measure_capability(
         engine: The model.
         tokenizer: Its tokenizer.
         items: The items.
-        system_prompt: Text of a system turn before each item; none where empty.
+        system_prompt: Text of a system turn before each item; without one, None.
         template_kwargs: Passed to the chat template, as the engine passes them.
         answer_of: The part of a reply that is meant for the user; None where it ended inside its reasoning. By default
             the whole reply.
@@ -90,7 +90,7 @@ def ask_group(
     engine: ScoringEngine,
     tokenizer: Any,
     group: Sequence[Item],
-    system_prompt: str = "",
+    system_prompt: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     answer_of: Callable[[Output], str | None] | None = None,
 ) -> Rows:
@@ -140,7 +140,7 @@ def _option_log_probs(
     engine: ScoringEngine,
     tokenizer: Any,
     group: Sequence[Item],
-    system_prompt: str,
+    system_prompt: str | None,
     template_kwargs: Mapping[str, Any] | None,
 ) -> dict[str, list[float]]:
     """Log-probability of every option of every item, by the item's id.
@@ -170,7 +170,7 @@ def _option_log_probs(
 def option_tokens(
     tokenizer: Any,
     item: Item,
-    system_prompt: str = "",
+    system_prompt: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
     """Token ids of what comes before the options of a choice, and of each option.

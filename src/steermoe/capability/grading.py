@@ -15,7 +15,7 @@ from steermoe.analysis import rates
 from steermoe.capability.checks import shown
 from steermoe.capability.items import BUILTIN_CAPABILITY, CHOICE, Item
 from steermoe.errors import RunDirectoryError, SteerMoEError
-from steermoe.records import MeasureRow, Metric
+from steermoe.records import MeasureRow
 
 ACCURACY = "capability"
 """Name of the measure: share of the items whose answer is right."""
@@ -131,13 +131,11 @@ def accuracy_rows(
             variant,
             name,
             ACCURACY,
-            _metric(
-                rates.rate(
-                    list(part["correct"]),
-                    list(part["item_id"]),
-                    worse=False,
-                    confidence=confidence,
-                )
+            rates.rate(
+                list(part["correct"]),
+                list(part["item_id"]),
+                worse=False,
+                confidence=confidence,
             ),
             SOURCE,
         )
@@ -183,15 +181,13 @@ def change_rows(
             variant,
             name,
             ACCURACY,
-            _metric(
-                rates.change(
-                    list(before.loc[part["item_id"]]),
-                    list(part["correct"]),
-                    list(part["item_id"]),
-                    confidence=confidence,
-                    num_bootstrap=num_bootstrap,
-                    seed=seed,
-                )
+            rates.change(
+                list(before.loc[part["item_id"]]),
+                list(part["correct"]),
+                list(part["item_id"]),
+                confidence=confidence,
+                num_bootstrap=num_bootstrap,
+                seed=seed,
             ),
             SOURCE,
             compared_with=base,
@@ -203,10 +199,3 @@ def change_rows(
 def _sets(graded: pd.DataFrame, name: str) -> list[tuple[str, pd.DataFrame]]:
     parts = graded.groupby("category", sort=True)
     return [(name, graded), *((f"{name}/{category}", part) for category, part in parts)]
-
-
-def _metric(found: rates.Metric) -> Metric:
-    """The figure as a record."""
-    more = dict(found)
-    value, low, high = more.pop("value"), more.pop("ci_low"), more.pop("ci_high")
-    return Metric(value, low, high, more.pop("n"), more.pop("num_unscored"), more)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
@@ -52,9 +53,9 @@ class Item:
         """`choice` or `exact`."""
         return EXACT if self.check is not None else CHOICE
 
-    def messages(self, system_prompt: str = "") -> tuple[Message, ...]:
+    def messages(self, system_prompt: str | None = None) -> tuple[Message, ...]:
         """The conversation: the user's turn, after a system turn if there is one."""
-        turns = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        turns = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         return (*turns, {"role": "user", "content": self.prompt})
 
 
@@ -63,6 +64,26 @@ def builtin_items() -> tuple[Item, ...]:
     file = resources.files("steermoe.capability") / "data" / "capability.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines()
     return read_items((json.loads(line) for line in lines), BUILTIN_CAPABILITY)
+
+
+def chosen_items(items: Sequence[Item], limit: int | None) -> tuple[Item, ...]:
+    """At most so many items, the same ones in every run, in their order.
+
+    Of each category and way of scoring as large a share as of all: each of these parts is put in the order of a hash
+    of the ids and spread evenly over [0, 1], and the lowest items of all parts are taken.
+    """
+    if limit is None or limit >= len(items):
+        return tuple(items)
+    parts: dict[tuple[str, str], list[Item]] = defaultdict(list)
+    for item in sorted(items, key=lambda item: (_hash(item.item_id), item.item_id)):
+        parts[item.category, item.scoring].append(item)
+    place = {
+        item.item_id: ((rank + 0.5) / len(part), item.item_id)
+        for part in parts.values()
+        for rank, item in enumerate(part)
+    }
+    kept = set(sorted(place, key=lambda item_id: place[item_id])[:limit])
+    return tuple(item for item in items if item.item_id in kept)
 
 
 def read_items(rows: Iterable[Mapping[str, Any]], source: str) -> tuple[Item, ...]:
@@ -115,3 +136,7 @@ def _text(value: object, least: int = 1) -> str:
     if not isinstance(value, str) or len(value.strip()) < least:
         raise ValueError(f"{value!r} is not a text")
     return value
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from steermoe.cli.display_benchmarks import benchmarks_table
 from steermoe.cli.display_evidence import (
     HELD_OUT,
     ablation,
@@ -18,18 +19,20 @@ from steermoe.cli.display_evidence import (
     stability_line,
     with_held_out,
 )
+from steermoe.cli.display_scores import forecast, scores
 from steermoe.errors import RunDirectoryError
 from steermoe.measures import MEASURES
-from steermoe.records import NO_BATCH, Expert
-from steermoe.report.numbers import ranges
+from steermoe.records import NO_BATCH, Expert, MetricJson
+from steermoe.report.numbers import corrected, ranges
 from steermoe.store.names import ABLATION, EVALUATION, MODEL, REPORT, RISK
 from steermoe.store.run import Run
+from steermoe.store.state import Figures
 from steermoe.units import gibibytes
 
 
 def summary(run: Run) -> Group:
     """The end of `steermoe run`: experts trained, figures before and after, where the files are."""
-    parts: list[Any] = [_figures_table(run), _cost_table(run)]
+    parts: list[Any] = [_figures_table(run), *benchmarks_table(run), _cost_table(run)]
     files = Table(title="files", title_justify="left", show_header=False, box=None)
     for name, what in (
         (REPORT, "the report"),
@@ -45,10 +48,13 @@ def overview(run: Run, top: int) -> Group:
     """Stages, figures and the top experts."""
     parts: list[Any] = [_cost_table(run)]
     if run.directory.file(EVALUATION).exists():
-        parts.append(_figures_table(run))
+        parts += [_figures_table(run), *benchmarks_table(run)]
     if run.directory.file(RISK).exists():
         parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
-    evidence = (selection_lines(run), stability_line(run), replication_table(run))
+    evidence = (
+        *(selection_lines(run), stability_line(run), forecast(run)),
+        *(scores(run), replication_table(run)),
+    )
     parts += [part for part in evidence if part is not None]
     if run.directory.file(ABLATION).exists():
         parts.append(ablation(run))
@@ -151,7 +157,7 @@ def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) ->
     return text
 
 
-def percent(metric: dict[str, Any]) -> str:
+def percent(metric: MetricJson) -> str:
     """A rate with its interval, n and unscored answers."""
     if metric["value"] is None:
         return f"none scored ({metric['num_unscored']} unscored)"
@@ -162,6 +168,8 @@ def percent(metric: dict[str, Any]) -> str:
         text += f", {metric['num_unscored']} unscored"
     if metric.get("worst_case") is not None:
         text += f", at worst {metric['worst_case']:.1%}"
+    if found := corrected(metric):
+        text += f", corrected {found}"
     return text
 
 
@@ -178,11 +186,11 @@ def _figures_table(run: Run) -> Table:
     for name in (f"{evaluation['split']} prompts", "before", "after", "p"):
         table.add_column(name)
     for measure in MEASURES:
-        before, after, change = (
-            evaluation[side].get(measure.name) for side in ("base", "hardened", "paired")
-        )
+        before = evaluation["base"].get(measure.name)
+        after = evaluation["hardened"].get(measure.name)
+        change = evaluation["paired"].get(measure.name)
         if measure.unit == "share" and before and after:
-            p_value = (change or {}).get("p_value")
+            p_value = None if change is None else change.get("p_value")
             shown = "" if p_value is None else f"{p_value:.2g}"
             table.add_row(measure.title, percent(before), percent(after), shown)
         elif measure.unit != "share" and change and change["value"] is not None:
@@ -222,7 +230,7 @@ def _cost_table(run: Run) -> Table:
     return table
 
 
-def _work(figures: dict[str, Any]) -> str:
+def _work(figures: Figures) -> str:
     words = {
         "num_prompts": "prompts",
         "num_prompt_tokens": "prompt tokens",

@@ -9,9 +9,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from steermoe.analysis.ablation_figures import AblationFigures, MetricFigures, SetFigures
 from steermoe.measures import MEASURES
 from steermoe.store.names import ABLATION, RISK_HELD_OUT
 from steermoe.store.run import Run
+from steermoe.store.state import Figures
 
 HELD_OUT = "held_out"
 """Column of the risk difference on held-out goals."""
@@ -99,7 +101,7 @@ def replication_table(run: Run) -> Table | None:
     return table
 
 
-def _when_relabelled(found: dict[str, Any]) -> str:
+def _when_relabelled(found: Figures) -> str:
     """The overlap where the labels of held-out goals are exchanged, and its p-value."""
     expected = found.get("overlap_when_relabelled")
     if expected is None:
@@ -148,7 +150,7 @@ def ablation(run: Run) -> Group:
     return Group(*parts)
 
 
-def _legend(found: dict[str, Any]) -> str:
+def _legend(found: AblationFigures) -> str:
     """How to read the table, and how different the random draws are."""
     random = found["random"]
     lines = [
@@ -171,7 +173,7 @@ def _legend(found: dict[str, Any]) -> str:
     return "\n".join([*lines, f"This measures {found['measures']}."])
 
 
-def _ablation_cells(is_rate: bool, figures: dict[str, Any], num_draws: int) -> list[str]:
+def _ablation_cells(is_rate: bool, figures: MetricFigures, num_draws: int) -> list[str]:
     """Intact value, changes, the range of the random draws, and where the selected set lies among them."""
 
     def shown(value: float | None, sign: str = "+") -> str:
@@ -179,8 +181,8 @@ def _ablation_cells(is_rate: bool, figures: dict[str, Any], num_draws: int) -> l
             return "-"
         return f"{value:{sign}.1%}" if is_rate else f"{value:{sign}.3f}"
 
-    def change(name: str) -> str:
-        effect = figures[name]["effect"]
+    def change(of_set: SetFigures) -> str:
+        effect = of_set["effect"]
         if effect["ci_low"] is None:
             return shown(effect["value"])
         return f"{shown(effect['value'])} [{shown(effect['ci_low'])}, {shown(effect['ci_high'])}]"
@@ -189,9 +191,7 @@ def _ablation_cells(is_rate: bool, figures: dict[str, Any], num_draws: int) -> l
     digits = "+.0%" if is_rate else "+.2f"
     spread = "-"
     if drawn["num_draws"]:
-        extremes = ", ".join(
-            format(drawn[f"{which}_effect"], digits) for which in ("least", "largest")
-        )
+        extremes = f"{drawn['least_effect']:{digits}}, {drawn['largest_effect']:{digits}}"
         spread = f"{shown(drawn['mean_effect'])} ({extremes})"
     position = figures["selected"]["among_random"]
     rank = "-" if position is None else f"{position['percentile']:.0%}"
@@ -201,8 +201,8 @@ def _ablation_cells(is_rate: bool, figures: dict[str, Any], num_draws: int) -> l
         rank += f" of {position['num_draws']}"
     return [
         shown(figures["intact"]["value"], ""),
-        change("selected"),
-        change("lowest"),
+        change(figures["selected"]),
+        change(figures["lowest"]),
         spread,
         rank,
     ]

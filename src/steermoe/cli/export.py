@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steermoe.cli.apply import apply_delta_file
+from steermoe.cli.export_tasks import TASK_FORMATS, tasks_of_run, tasks_of_source
 from steermoe.cli.options import DEFAULT_RUN, RunOption, check_run_named, expand
 from steermoe.errors import ConfigError, RunDirectoryError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from steermoe.store.run import Run
 
 TABLE_FORMATS = ("csv", "jsonl")
-FORMATS = (*TABLE_FORMATS, "delta")
+FORMATS = (*TABLE_FORMATS, "delta", *TASK_FORMATS)
 DELTA = "delta.safetensors"
 
 
@@ -29,13 +30,23 @@ def export(
         list[str] | None,
         typer.Option(
             "--format",
-            help="csv, jsonl (the tables) or delta (the trained experts alone). Repeatable.",
+            help="csv, jsonl (the tables), delta (the trained experts alone), lm-eval or inspect (the prompts as tasks "
+            "of these tools). Repeatable.",
         ),
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
             "--output", "-o", metavar="DIR", help="Where to write.", show_default="<run>/export"
+        ),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="SOURCE",
+            help="With lm-eval or inspect: these prompts, and no run.",
+            show_default="the run's",
         ),
     ] = None,
     apply: Annotated[
@@ -59,6 +70,16 @@ def export(
         written = [apply_delta_file(expand(apply), folder, model, revision)]
     elif model is not None or revision is not None:
         raise ConfigError("--model and --revision belong to --apply DELTA; a run knows its model")
+    elif prompts is not None:
+        names = formats or [*TASK_FORMATS]
+        if others := sorted(set(names) - set(TASK_FORMATS)):
+            raise ConfigError(
+                f"--prompts {prompts} goes with --format {' or '.join(TASK_FORMATS)}, not {', '.join(others)}"
+            )
+        written = []
+        for name in names:
+            files, notes = tasks_of_source(prompts, name, folder or Path("export"))
+            written += _with_notes(files, notes)
     else:
         check_run_named(run_dir)
         run_path = expand(run_dir if run_dir is not None else DEFAULT_RUN)
@@ -74,7 +95,7 @@ def export_run(
 
     Args:
         run_dir: The run.
-        formats: Any of `csv`, `jsonl`, `delta`.
+        formats: Any of `csv`, `jsonl`, `delta`, `lm-eval`, `inspect`.
         output: Directory to write into; `<run>/export` by default.
 
     Returns:
@@ -101,11 +122,20 @@ def export_run(
         ]
         if "delta" in formats:
             written.append(_export_delta(run, folder))
+        for name in formats:
+            if name in TASK_FORMATS:
+                written += _with_notes(*tasks_of_run(run, name, folder))
     except OSError as error:
         raise RunDirectoryError(
             f"{folder} cannot be written: {error.strerror}; choose another --output"
         ) from None
     return written
+
+
+def _with_notes(files: list[Path], notes: Sequence[str]) -> list[Path]:
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    return files
 
 
 def _export_tables(run: Run, name: str, folder: Path) -> list[Path]:

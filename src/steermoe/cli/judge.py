@@ -11,7 +11,9 @@ from steermoe.cli.steps import run_step
 from steermoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from steermoe.records import Exchange
+    from collections.abc import Mapping
+
+    from steermoe.records import Exchange, Verdict
     from steermoe.store.run import Run
 
 
@@ -33,7 +35,8 @@ def judge(
         typer.Option(
             "--labels",
             metavar="FILE",
-            help="A labelled sheet: print how good each judge is by it, and the rates corrected for its errors.",
+            help="A labelled sheet: print how good each judge is by it, and put rates corrected for its errors beside "
+            "the others.",
         ),
     ] = None,
     output: Annotated[
@@ -66,10 +69,23 @@ def judge(
 
         run = load_run(options.stored_config().run_dir)
         known = read_label_sheet(Path(labels).expanduser(), _exchanges(run))
-        print_result(accuracy_of(run, known))
+        print_result(accuracy_of(_kept(run, known, options), known))
         return
     found = run_step("judge", options, force, verify)
     print_result(agreement_of(found))
+
+
+def _kept(run: Run, labels: Mapping[tuple[str, str], Verdict], options: Options) -> Run:
+    """The run with the labels in it, and in its figures where it was evaluated."""
+    from steermoe.pipeline import run_pipeline
+    from steermoe.store.label_table import write_labels
+    from steermoe.store.names import EVALUATION
+
+    with run.directory.locked():
+        write_labels(run.directory, labels)
+    if not run.directory.has(EVALUATION):
+        return run
+    return run_pipeline(options.stored_config(), only="labels", reporter=options.reporter)
 
 
 def _exchanges(run: Run) -> list[Exchange]:

@@ -8,9 +8,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from steermoe.judges.agreement import Accuracy, Reply, Share, accuracy, compare_all, corrected_by
+from steermoe.judges.agreement import Accuracy, Reply, Share, accuracy, compare_all
+from steermoe.measures.corrected import with_corrections
 from steermoe.records import Verdict
-from steermoe.store.names import VERDICTS
+from steermoe.report import numbers
+from steermoe.store.names import MEASURES, VERDICTS
 from steermoe.store.run import Run
 
 MAX_LISTED = 20
@@ -72,19 +74,15 @@ def accuracy_of(run: Run, labels: Mapping[Reply, Verdict]) -> Group:
 
 
 def _corrected(run: Run, judge: Accuracy, confidence: float) -> Table:
-    """The rates of refusal as they were measured, and as they would be without the judge's errors."""
+    """The rates of verdicts as they were measured, and as they would be without the judge's errors."""
     table = Table("variant", "rate", "as judged", "corrected", title="rates", box=None)
-    for row in run.measures:
-        if row.compared_with or "refusal_rate" not in row.measure or row.metric.value is None:
+    measures = run.measures if run.directory.has(MEASURES) else []
+    for row in with_corrections(measures, run.config.judge.main, judge, confidence):
+        metric = row.metric
+        if "num_labels_refused" not in metric.more:
             continue
-        n = row.metric.n
-        found = corrected_by(round(row.metric.value * n), n, judge, confidence)
-        corrected = "undefined: the judge is no better than chance"
-        if found.value is not None:
-            corrected = f"{found.value:.1%} [{found.ci_low:.1%}, {found.ci_high:.1%}]"
-        low, high = row.metric.ci_low, row.metric.ci_high
-        raw = f"{row.metric.value:.1%} [{low:.1%}, {high:.1%}] n={n}"
-        table.add_row(row.variant, row.measure, raw, corrected)
+        raw = f"{metric.value:.1%} [{metric.ci_low:.1%}, {metric.ci_high:.1%}] n={metric.n}"
+        table.add_row(row.variant, row.measure, raw, numbers.corrected(metric.as_json()))
     return table
 
 

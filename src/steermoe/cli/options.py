@@ -16,7 +16,7 @@ import typer
 from steermoe.errors import ConfigError, SteerMoEError
 
 if TYPE_CHECKING:
-    from steermoe.config import Config
+    from steermoe.config import Config, Values
     from steermoe.reporter import Reporter
     from steermoe.store.run import Run
 
@@ -123,7 +123,7 @@ class Options:
 
         return load_run(self.new_config().run_dir).config
 
-    def _overrides(self) -> dict[str, Any]:
+    def _overrides(self) -> Values:
         check_run_named(self.run_dir)
         return {
             "run": self.run_dir,

@@ -89,6 +89,10 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
         f"at most {(len(planned) + len(held_out)) * config.collect.max_new_tokens:,}, in "
         f"{len(groups)} groups and once more for the {len(held_out)} held-out prompts",
     )
+    if config.evaluate.benchmarks:
+        limit = config.evaluate.benchmark_limit
+        most = "" if limit is None else f", at most {limit:,} samples of each"
+        table.add_row("benchmarks", f"{', '.join(config.evaluate.benchmarks)} of both models{most}")
     _add_training(table, config, description, num_batches)
     tokens = sum(_tokens(one, config) for one in planned)
     _add_bytes(table, config, description, num_batches, (len(planned), tokens))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -117,7 +117,7 @@ def power_table(
     num_unsafe = int(used.is_unsafe.sum())
     has_unsafe, has_safe = cluster_kinds(used)
     pilot = pilot.assign(n_unsafe=used.tokens[used.is_unsafe].sum())
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for risk_diff in asked:
         row = {"risk_diff": risk_diff, "num_prompts": None, "power": None, "num_unsafe": None}
         try:

@@ -6,6 +6,7 @@ the model, the `--config` file, then `--set` and the command's own options.
 
 from steermoe.config.judge import JudgeSection
 from steermoe.config.layers import fields_of, load_config, preset, validate
+from steermoe.config.old_names import Values
 from steermoe.config.section import Section, expand_home
 from steermoe.config.sections import (
     BUILTIN_PROMPTS,
@@ -33,6 +34,7 @@ __all__ = [
     "PhaseSettings",
     "Section",
     "TrainSection",
+    "Values",
     "expand_home",
     "fields_of",
     "load_config",

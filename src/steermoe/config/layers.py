@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from steermoe.config.old_names import RENAMED, renamed_settings
+from steermoe.config.old_names import RENAMED, Values, renamed_settings
 from steermoe.config.section import Section, Unquoted, expand_home
 from steermoe.config.sections import EMBEDDED_MODEL, Config
 from steermoe.config.train import ArgumentsSection
@@ -46,7 +46,7 @@ def load_config(
     layers = [_read_toml(config_file)] if config_file is not None else []
     layers.append(_parse_settings(settings))
     layers.append(_without_none(overrides or {}))
-    given: dict[str, Any] = {}
+    given: Values = {}
     notes: list[str] = []
     for layer in layers:
         # Each by itself: what is given under the new name in one wins over the old name in a lower one.
@@ -72,7 +72,7 @@ def _model_id(given: Mapping[str, Any]) -> Any:
     return section.get("id", EMBEDDED_MODEL) if isinstance(section, Mapping) else None
 
 
-def preset(name: str) -> dict[str, Any]:
+def preset(name: str) -> Values:
     """The settings that ship with the package for one model."""
     text = resources.files("steermoe").joinpath("presets", f"{name}.toml").read_text("utf-8")
     return tomllib.loads(text)
@@ -107,7 +107,7 @@ def fields_of(section: type[Section]) -> list[tuple[str, str, Any, str]]:
     return rows
 
 
-def _read_toml(path: str | Path) -> dict[str, Any]:
+def _read_toml(path: str | Path) -> Values:
     try:
         return tomllib.loads(Path(expand_home(str(path))).read_text("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -118,8 +118,8 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
         ) from None
 
 
-def _parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    parsed: dict[str, Any] = {}
+def _parse_settings(settings: Iterable[str]) -> Values:
+    parsed: Values = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
@@ -144,7 +144,7 @@ def _value_of(text: str) -> Any:
     return Unquoted(text if text.strip() else "")
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -155,7 +155,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(values: Mapping[str, Any]) -> Values:
     kept = {}
     for key, value in values.items():
         if isinstance(value, Mapping):

@@ -7,6 +7,9 @@ from typing import Any
 
 from steermoe.errors import ConfigError
 
+Values = dict[str, Any]
+"""Settings as somebody wrote them: tables in tables, not yet checked."""
+
 RENAMED = {
     "collect.judge": "judge.main",
     "train.adam_epsilon": "train.arguments.adam_epsilon",
@@ -23,8 +26,13 @@ RENAMED = {
 }
 """The name of today for each name of before. What a setting means stays the same."""
 
+GONE = {
+    "train.retention_first_tokens_weight": "the leading tokens of all replies weigh train.first_tokens_weight",
+}
+"""Settings that are none any more, and what holds instead. Stored runs hold them still."""
 
-def renamed_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+
+def renamed_settings(values: Mapping[str, Any]) -> tuple[Values, list[str]]:
     """Settings under the names of today.
 
     Args:
@@ -32,7 +40,7 @@ def renamed_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
 
     Returns:
         The same settings, none under an old name, and a sentence for each that was: `train.save_steps is now
-        train.arguments.save_steps`. A setting that is empty under its old name is left out.
+        train.arguments.save_steps`. A setting that is empty under its old name is left out, and so is one that is gone.
 
     Raises:
         ConfigError: A setting is given under both names, with different values.
@@ -53,10 +61,15 @@ def renamed_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[st
             continue
         _put(found, old, new, value)
         notes.append(f"{old} is now {new}")
+    for old, instead in GONE.items():
+        *sections, name = old.split(".")
+        section = _section(found, sections)
+        if section is not None and section.pop(name, None) is not None:
+            notes.append(f"{old} is no setting any more and has no effect: {instead}")
     return found, notes
 
 
-def _put(values: dict[str, Any], old: str, new: str, value: Any) -> None:
+def _put(values: Values, old: str, new: str, value: Any) -> None:
     *sections, name = new.split(".")
     for depth in range(1, len(sections) + 1):
         parent = _section(values, sections[: depth - 1])
@@ -70,18 +83,18 @@ def _put(values: dict[str, Any], old: str, new: str, value: Any) -> None:
     section[name] = value
 
 
-def _section(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any] | None:
+def _section(values: Values, names: Sequence[str]) -> Values | None:
     """The table under these names, if there is one."""
     found: Any = values
     for name in names:
         found = found.get(name)
         if not isinstance(found, dict):
             return None
-    section: dict[str, Any] = found
+    section: Values = found
     return section
 
 
-def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+def _copy(values: Mapping[str, Any]) -> Values:
     return {
         key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from steermoe.config.judge import JudgeSection
 from steermoe.config.section import Section, expand_home
@@ -66,6 +67,9 @@ class ModelSection(Section):
         return self.id if is_hub_id and not path.is_dir() else path.name or self.id
 
 
+PromptLabel = Literal["unsafe", "safe", "benign"]
+
+
 class PromptsSection(Section):
     """Where prompts come from and how they are split."""
 
@@ -90,11 +94,27 @@ class PromptsSection(Section):
         (5 / 9, 1 / 9, 3 / 9),
         description="Shares of goals for train, dev and test, where a file brings no split.",
     )
+    limits: dict[Literal["train", "dev", "test"], dict[PromptLabel, NonNegativeInt]] = Field(
+        default_factory=dict,
+        description="Most prompts of each label that are taken of a split, as {dev = 0}, or of one label alone, as "
+        "{train = {benign = 96}}; drawn by the seed, pairs kept together. What is not named is taken whole.",
+    )
 
     @field_validator("sources")
     @classmethod
     def _in_the_home_directory(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(expand_home(source) for source in sources)
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _of_every_label(cls, limits: Any) -> Any:
+        """One number is that of each label."""
+        if not isinstance(limits, Mapping):
+            return limits
+        return {
+            split: most if isinstance(most, Mapping) else dict.fromkeys(get_args(PromptLabel), most)
+            for split, most in limits.items()
+        }
 
     @model_validator(mode="after")
     def _fractions_add_up(self) -> PromptsSection:
@@ -139,11 +159,40 @@ class IdentifySection(Section):
         min_length=1,
         description="Selection rule: threshold, fdr, stability, combined, lowest, random, or package.module:callable.",
     )
+    rank_by: str = Field(
+        "risk_diff",
+        min_length=1,
+        description="Score that experts are ranked by: risk_diff, gate_mass, contribution, taylor, selectivity, "
+        "selective_gain, projection, or package.module:callable.",
+    )
+    rank_within: Literal["model", "layer"] = Field(
+        "model",
+        description="Rank the experts of all layers together, or take the first of every layer, then the second.",
+    )
+    scores: tuple[str, ...] = Field(
+        (),
+        description="Scores to compute beside the one that experts are ranked by and those that come with collecting. "
+        "taylor, selectivity, selective_gain and projection take passes of the model.",
+    )
+    score_prompts: int = Field(
+        32,
+        ge=1,
+        description="Prompts of each kind that passes for scores and forecast are made over, picked by the seed.",
+    )
+    forecast: bool = Field(
+        True,
+        description="Say before training what the selection is expected to cost: the interference of the selected "
+        "experts, beside random ones. It takes one pass of the model.",
+    )
     threshold: float = Field(
-        0.05, ge=-1, le=1, description="Least risk difference of an unsafe expert."
+        0.05,
+        allow_inf_nan=False,
+        description="Least risk difference of an unsafe expert; of another score, its least value in its own unit.",
     )
     top_k: int = Field(
-        50, ge=1, description="Most experts that are selected, the largest risk differences."
+        50,
+        ge=1,
+        description="Most experts that are selected, the largest risk differences or scores.",
     )
     first_layer: int = Field(
         0,
@@ -193,6 +242,12 @@ class IdentifySection(Section):
         description="Share of halves that must select an expert, for the rules stability and combined.",
     )
 
+    @model_validator(mode="after")
+    def _threshold_of_a_share(self) -> IdentifySection:
+        if self.rank_by == "risk_diff" and not -1 <= self.threshold <= 1:
+            raise ValueError(f"threshold {self.threshold:g} is no risk difference: give -1 to 1")
+        return self
+
 
 class EvaluateSection(Section):
     """Base against hardened, on held-out goals."""
@@ -203,6 +258,17 @@ class EvaluateSection(Section):
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Confidence level of every interval.")
     num_bootstrap: int = Field(10_000, ge=100, description="Draws of the cluster bootstrap.")
+    benchmarks: tuple[str, ...] = Field(
+        ("builtin:capability",),
+        description="What both models are asked beside the prompts, to see whether they can still do what they could: "
+        "builtin:capability, lm_eval:TASKS, inspect:TASK.",
+    )
+    benchmark_limit: int | None = Field(
+        None,
+        ge=1,
+        description="Most samples of each benchmark, of builtin:capability as large a share of each category; all "
+        "where it is empty.",
+    )
 
 
 class AblateSection(Section):
@@ -262,6 +328,16 @@ class Config(Section):
     @classmethod
     def _in_the_home_directory(cls, run: str | None) -> str | None:
         return expand_home(run) if run is not None else None
+
+    @model_validator(mode="after")
+    def _there_is_something_to_evaluate_on(self) -> Config:
+        split = self.evaluate.split
+        limits = self.prompts.limits.get(split, {})
+        if all(limits.get(label) == 0 for label in get_args(PromptLabel)):
+            raise ValueError(
+                f"evaluate.split is {split}, and prompts.limits takes none of its prompts; set prompts.limits.{split}"
+            )
+        return self
 
     def with_model_id(self, model_id: str) -> Config:
         """The same settings, with the model named otherwise."""

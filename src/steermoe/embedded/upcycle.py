@@ -1,13 +1,13 @@
-"""A dense Llama-type model turned into a Mixtral mixture of experts, without training.
+"""A dense Llama-type model turned into a Mixtral mixture of experts, without training and without labels.
 
-Shape legend: T tokens, D model width, F neurons of an MLP, E experts, K top-k.
+Shape legend: T content tokens, S shared tokens, D model width, F neurons of an MLP, E experts, K top-k.
 
 Sparse upcycling (Komatsuzaki et al., arXiv:2212.05055) copies a dense MLP into every expert and trains on. Here
 nothing is trained, so the experts must differ, and the router must mean something, from the start:
 
-- the dense model replies to calibration prompts, and the inputs `x` (D) of each MLP are recorded;
-- the router's rows are the centroids of a spherical k-means (Dhillon and Modha, 2001) of the replies' inputs, so a
-  token goes to the experts whose part of the input space it lies in;
+- the dense model replies to calibration prompts of many topics, and the inputs `x` (D) of each MLP are recorded;
+- the router's rows are a linear discriminant of those exchanges (`steermoe.embedded.topic_routers`), so a token goes
+  to the experts of its exchange's topic;
 - each expert is the dense MLP without the neurons that matter least to its own tokens. What neuron `f` matters is
   `sqrt(mean(h_f ** 2)) * ||down_f||`: how strongly it fires there times the norm of its column of the
   down-projection, the Wanda score (Sun et al., arXiv:2306.11695) summed up over a neuron.
@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -36,11 +35,12 @@ from transformers.models.mixtral.modeling_mixtral import (
     MixtralRotaryEmbedding,
 )
 
-from steermoe.embedded.calibration import calibration_exchanges, trace_mlps
+from steermoe.embedded.calibration import record_replies
+from steermoe.embedded.topic_routers import router_weights
 from steermoe.errors import ModelError
 
-KMEANS_ITERATIONS = 15
-"""Passes of the k-means; assignments of a few thousand tokens have settled by then."""
+SHARED_WEIGHT = 0.01
+"""A neuron matters to an expert as if each shared token made up this share of its tokens; 0.003 to 0.03 do as well."""
 
 
 @torch.no_grad()
@@ -49,27 +49,29 @@ def upcycle_dense_to_moe(
     tokenizer: PreTrainedTokenizerBase,
     calibration_prompts: Sequence[str],
     *,
+    system_prompt: str = "",
     num_experts: int = 8,
     top_k: int = 2,
-    keep_fraction: float = 0.9,
+    keep_fraction: float = 0.99,
     seed: int = 0,
 ) -> MixtralForCausalLM:
     """Make a Mixtral mixture of experts of a dense Llama-type model.
 
-    Attention, norms and embeddings are copied. Per layer, `router_weights` clusters the MLP's inputs and
+    Attention, norms and embeddings are copied. Per layer, `router_weights` finds topics in the MLP's inputs and
     `neurons_to_keep` chooses what each expert keeps of the dense MLP; a neuron that is not kept is zero, so experts
     have the dense MLP's shape.
 
-    Only tokens of replies are clustered. Every prompt repeats the chat template, and those tokens, the same each
-    time, would take clusters for themselves: the experts of those clusters then hardly fire in a reply, and the
-    others are overloaded. Neurons are ranked over prompts and replies, because experts have to serve both.
+    Routers are made of what is an exchange's own: the chat template's tokens, the same each time, say nothing of the
+    topic. But every reply depends on them, and in some layers the first one makes a neuron fire a hundred times as
+    strongly as any content token does (massive activations, Sun et al., arXiv:2402.17762), so what they need is kept.
 
     The same arguments give the same bits on one machine with one number of threads.
 
     Args:
         dense_model: The dense model, in the dtype the result is to have. It is put in eval mode, and not changed.
         tokenizer: Its tokenizer; its chat template, if it has one, wraps every prompt.
-        calibration_prompts: One-line requests of the kinds the routers should tell apart.
+        calibration_prompts: One-line requests of the topics the routers should tell apart.
+        system_prompt: System turn before every request; empty for none.
         num_experts: E, at least 2.
         top_k: K, experts a token, at most E.
         keep_fraction: Share of the neurons that an expert keeps, above 0 and at most 1.
@@ -80,30 +82,27 @@ def upcycle_dense_to_moe(
 
     Raises:
         ModelError: If the model is not a Llama without biases, a number is out of range, or the calibration prompts
-            give too few different tokens to cluster.
+            are too few or too much alike to part.
     """
     check_recipe(dense_model, num_experts, top_k, keep_fraction)
     if not calibration_prompts or not all(prompt.strip() for prompt in calibration_prompts):
         raise ModelError("calibration prompts are missing or blank; give several one-line requests")
     dense_model.train(False)
-    exchanges = calibration_exchanges(dense_model, tokenizer, calibration_prompts)
-    traces = trace_mlps(dense_model, exchanges)
+    recorded = record_replies(dense_model, tokenizer, calibration_prompts, system_prompt)
     moe = copy_all_but_mlps(dense_model, num_experts, top_k)
-    for index, trace in enumerate(traces):
-        inputs_TD, neurons_TF, is_reply_T = trace.content_tokens()
-        reply_inputs_TD = inputs_TD[is_reply_T]
-        if len(reply_inputs_TD) < num_experts:
-            raise ModelError(
-                f"{len(reply_inputs_TD)} tokens of calibration replies cannot be parted among {num_experts} experts; "
-                "give more calibration prompts"
-            )
+    for index, inputs in enumerate(recorded):
         dense_layer: LlamaDecoderLayer = dense_model.model.layers[index]
         moe_layer: MixtralDecoderLayer = moe.model.layers[index]
-        weights_ED = router_weights(reply_inputs_TD, num_experts, seed)
+        content_TD = inputs.content.float()
+        weights_ED = router_weights(content_TD, inputs.exchange, num_experts, seed)
         moe_layer.mlp.gate.weight.copy_(weights_ED)
-        chosen_TE = routed_to(inputs_TD @ weights_ED.T, top_k)
-        down_norm_F = dense_layer.mlp.down_proj.weight.float().norm(dim=0)
-        keep_EF = neurons_to_keep(neurons_TF, chosen_TE, down_norm_F, keep_fraction)
+        keep_EF = neurons_to_keep(
+            neurons(dense_layer.mlp, inputs.content),
+            routed_to(content_TD @ weights_ED.T, top_k),
+            neurons(dense_layer.mlp, inputs.shared),
+            dense_layer.mlp.down_proj.weight.float().norm(dim=0),
+            keep_fraction,
+        )
         write_experts(dense_layer.mlp, moe_layer.mlp.experts, keep_EF)
     return moe
 
@@ -185,63 +184,10 @@ def copy_all_but_mlps(
     return moe
 
 
-def spherical_kmeans(points_TD: Tensor, num_clusters: int, seed: int) -> Tensor:
-    """Cluster directions by cosine.
-
-    Starts from points drawn with `seed`. A cluster that loses all its points takes the point that is least like its
-    own centroid.
-
-    Args:
-        points_TD: Unit vectors.
-        num_clusters: At most T.
-        seed: Seeds the draw.
-
-    Returns:
-        Unit centroids `(num_clusters, D)`.
-    """
-    draw = torch.randperm(len(points_TD), generator=torch.Generator().manual_seed(seed))
-    centroids = points_TD[draw[:num_clusters]]
-    for _ in range(KMEANS_ITERATIONS):
-        cosine_T, cluster_T = (points_TD @ centroids.T).max(dim=1)
-        strangest = iter(cosine_T.argsort())
-        sums = [
-            members.sum(dim=0)
-            if len(members := points_TD[cluster_T == cluster])
-            else points_TD[next(strangest)]
-            for cluster in range(num_clusters)
-        ]
-        centroids = F.normalize(torch.stack(sums), dim=1)
-    return centroids
-
-
-def router_weights(inputs_TD: Tensor, num_experts: int, seed: int) -> Tensor:
-    """Rows of a router `(E, D)` that send each input to the experts of its part of the input space.
-
-    Inputs share a large mean, which says nothing about the token, so directions are taken from the mean:
-    `c_e` are the centroids of `normalize(x - mean)`. A Mixtral router has no bias, so what the mean adds to a logit
-    is removed from the rows themselves: `w_e = c_e - mean(c)`, less its component along the mean input. All rows are
-    then scaled by one number that makes the standard deviation of all logits `x @ w` 1: the softmax is neither flat
-    nor one-hot.
-
-    Args:
-        inputs_TD: MLP inputs, fp32.
-        num_experts: E.
-        seed: Seeds the k-means.
-
-    Raises:
-        ModelError: If the inputs do not differ, so that there is nothing to route by.
-    """
-    mean_D = inputs_TD.mean(dim=0)
-    centroids_ED = spherical_kmeans(F.normalize(inputs_TD - mean_D, dim=1), num_experts, seed)
-    mean_direction_D = F.normalize(mean_D, dim=0)
-    weights_ED = centroids_ED - centroids_ED.mean(dim=0)
-    weights_ED = weights_ED - torch.outer(weights_ED @ mean_direction_D, mean_direction_D)
-    deviation = (inputs_TD @ weights_ED.T).std()
-    if not deviation > 0:
-        raise ModelError(
-            f"the {len(inputs_TD)} calibration tokens do not differ; give other calibration prompts"
-        )
-    return weights_ED / deviation
+def neurons(mlp: LlamaMLP, inputs_TD: Tensor) -> Tensor:
+    """Activations of an MLP's neurons `(T, F)`, fp32 of what the model's dtype makes of them."""
+    active: Tensor = mlp.act_fn(mlp.gate_proj(inputs_TD)) * mlp.up_proj(inputs_TD)
+    return active.float()
 
 
 def routed_to(logits_TE: Tensor, top_k: int) -> Tensor:
@@ -251,16 +197,22 @@ def routed_to(logits_TE: Tensor, top_k: int) -> Tensor:
 
 
 def neurons_to_keep(
-    neurons_TF: Tensor, chosen_TE: Tensor, down_norm_F: Tensor, keep_fraction: float
+    neurons_TF: Tensor,
+    chosen_TE: Tensor,
+    shared_SF: Tensor,
+    down_norm_F: Tensor,
+    keep_fraction: float,
 ) -> Tensor:
     """Which neurons each expert keeps: those that matter most to the tokens routed to it.
 
-    Importance is `sqrt(mean(h ** 2)) * ||down||`, the mean over the expert's own tokens; an expert that was sent no
-    token ranks its neurons by all tokens.
+    Importance is `sqrt(mean(h ** 2)) * ||down||`, the mean over the expert's own tokens, or `SHARED_WEIGHT` times the
+    largest `h ** 2` of any shared token where that is more. An expert that was sent no token ranks its neurons by
+    all tokens.
 
     Args:
-        neurons_TF: Activations of the dense MLP's neurons, fp32.
-        chosen_TE: Which tokens are routed to which expert.
+        neurons_TF: Activations of the dense MLP's neurons at content tokens, fp32.
+        chosen_TE: Which content tokens are routed to which expert.
+        shared_SF: Activations at tokens that all prompts share; there may be none.
         down_norm_F: Norm of each neuron's column of the down-projection.
         keep_fraction: Share that is kept, rounded down, at least one neuron.
 
@@ -269,7 +221,10 @@ def neurons_to_keep(
     """
     chosen_TE = chosen_TE | ~chosen_TE.any(dim=0)
     share_ET = (chosen_TE / chosen_TE.sum(dim=0)).T
-    importance_EF = (share_ET @ neurons_TF.square()).sqrt() * down_norm_F
+    square_EF = share_ET @ neurons_TF.square()
+    if len(shared_SF):
+        square_EF = square_EF.maximum(SHARED_WEIGHT * shared_SF.square().amax(dim=0))
+    importance_EF = square_EF.sqrt() * down_norm_F
     num_kept = max(1, int(keep_fraction * neurons_TF.shape[1]))
     keep_EF = torch.zeros_like(importance_EF, dtype=torch.bool)
     return keep_EF.scatter_(1, importance_EF.topk(num_kept, dim=1).indices, True)

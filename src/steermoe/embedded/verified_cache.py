@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from filelock import FileLock, Timeout
 
@@ -91,8 +91,8 @@ def find_fault(directory: Path, recipe: str) -> str | None:
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
         if manifest["recipe"] != recipe:
-            return "was made by another recipe"
-        files: dict[str, dict[str, Any]] = manifest["files"]
+            return f"was made by another recipe ({manifest['recipe']}, now {recipe})"
+        files: dict[str, FileFacts] = manifest["files"]
         for name, expected in files.items():
             size = (directory / name).stat().st_size
             if size != expected["bytes"]:
@@ -107,7 +107,14 @@ def find_fault(directory: Path, recipe: str) -> str | None:
     return None
 
 
-def _describe(directory: Path) -> dict[str, dict[str, Any]]:
+class FileFacts(TypedDict):
+    """What the manifest says of one file."""
+
+    bytes: int
+    sha256: str
+
+
+def _describe(directory: Path) -> dict[str, FileFacts]:
     return {
         path.relative_to(directory).as_posix(): {
             "bytes": path.stat().st_size,

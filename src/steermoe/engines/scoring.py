@@ -6,6 +6,7 @@ Shape legend: B continuations of one pass, T tokens of the longest, C completion
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,45 @@ from steermoe.records import Continuation
 
 TOGETHER = 16
 """Continuations that go through the model in one pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedRows:
+    """Some continuations as one pass is fed them: padded on the right, without the last token, which predicts nothing.
+
+    Attributes:
+        input_ids: `(B, T)`.
+        attention_mask: `(B, T)`, 0 where there is padding.
+        predicts: `(B, T)`, true for tokens that predict one of the completion.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    predicts: Tensor
+
+    @classmethod
+    def of(cls, continuations: Sequence[Continuation], pad_token_id: int) -> PaddedRows:
+        """Lay out continuations of at least one completion token."""
+        lengths = [len(c.prompt_token_ids) + len(c.completion_token_ids) for c in continuations]
+        width = max(lengths) - 1
+        input_ids = torch.full((len(continuations), width), pad_token_id)
+        attention_mask = torch.zeros((len(continuations), width), dtype=torch.long)
+        predicts = torch.zeros((len(continuations), width), dtype=torch.bool)
+        for i, (continuation, length) in enumerate(zip(continuations, lengths, strict=True)):
+            ids = torch.tensor(continuation.prompt_token_ids + continuation.completion_token_ids)
+            input_ids[i, : length - 1] = ids[:-1]
+            attention_mask[i, : length - 1] = 1
+            predicts[i, len(continuation.prompt_token_ids) - 1 : length - 1] = True
+        return cls(input_ids, attention_mask, predicts)
+
+    def through(self, model: Any) -> Any:
+        """What the model puts out; `logits` are `(1, C, V)`, those that predict the completion tokens alone."""
+        with only_positions(model, self.predicts):
+            return model(
+                input_ids=self.input_ids.to(model.device),
+                attention_mask=self.attention_mask.to(model.device),
+                use_cache=False,
+            )
 
 
 @torch.inference_mode()
@@ -42,24 +82,8 @@ def completion_logits(
     Raises:
         ModelError: They are not finite.
     """
-    lengths = [len(c.prompt_token_ids) + len(c.completion_token_ids) for c in continuations]
-    # The last token predicts nothing, so it need not be fed.
-    width = max(lengths) - 1
-    input_ids = torch.full((len(continuations), width), pad_token_id)
-    attention_mask = torch.zeros((len(continuations), width), dtype=torch.long)
-    predicts = torch.zeros((len(continuations), width), dtype=torch.bool)
-    for i, (continuation, length) in enumerate(zip(continuations, lengths, strict=True)):
-        ids = torch.tensor(continuation.prompt_token_ids + continuation.completion_token_ids)
-        input_ids[i, : length - 1] = ids[:-1]
-        attention_mask[i, : length - 1] = 1
-        predicts[i, len(continuation.prompt_token_ids) - 1 : length - 1] = True
-    with computing_distinct(model, description), only_positions(model, predicts):
-        outputs = model(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            use_cache=False,
-        )
-    logits: Tensor = outputs.logits[0]
+    with computing_distinct(model, description):
+        logits: Tensor = PaddedRows.of(continuations, pad_token_id).through(model).logits[0]
     check_logits(logits, model)
     return logits
 

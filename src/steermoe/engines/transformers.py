@@ -7,7 +7,7 @@ K top-k.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,25 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from steermoe.analysis.counts import SharedTokens
 from steermoe.chat import encode, ensure_chat_template, render
 from steermoe.engines.scoring import by_continuation, completion_logits, passes
 from steermoe.errors import PromptError, RoutingError
 from steermoe.moe.distinct_tokens import computing_distinct
+from steermoe.moe.expert_sums import ExpertSums
 from steermoe.moe.finite import check_logits
 from steermoe.moe.layers import MoEDescription, find_moe_layers
 from steermoe.moe.routing import RoutingRecorder
 from steermoe.reasoning import answer_of
-from steermoe.records import NO_EXPERT, Continuation, IntArray, Message, Output, Sampling
+from steermoe.records import (
+    NO_EXPERT,
+    Continuation,
+    FloatArray,
+    IntArray,
+    Message,
+    Output,
+    Sampling,
+)
 
 
 class TransformersEngine:
@@ -35,6 +45,8 @@ class TransformersEngine:
         description: The model's MoE layers, where they are known already.
         chat_template_kwargs: Passed to the chat template.
         record: False generates text only, for replies whose routing nobody asks for.
+        shared_tokens: Where given, the sums of recorded scores are kept of every reply; these tokens, which all prompts
+            of a run share, are no part of their prompts' sums.
     """
 
     def __init__(
@@ -44,12 +56,14 @@ class TransformersEngine:
         description: MoEDescription | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         record: bool = True,
+        shared_tokens: SharedTokens | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.description = description if description is not None else find_moe_layers(model)
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.record = record
+        self.shared_tokens = shared_tokens
         ensure_chat_template(tokenizer)
         self.stop_token_ids = stop_token_ids(model, tokenizer)
         self.pad_token_id = padding_of(model, tokenizer, self.stop_token_ids)
@@ -133,7 +147,7 @@ class TransformersEngine:
         outputs: dict[int, Output] = {}
         for together in self._padded_together(prompt_ids):
             input_ids, attention_mask = self._pad_left([prompt_ids[i] for i in together])  # (B, P)
-            generated, passes = self._generate(input_ids, attention_mask, sampling)
+            generated, passes, sums = self._generate(input_ids, attention_mask, sampling)
             for row, i in enumerate(together):
                 new_ids = self._until_stop(generated[row])
                 num_tokens = len(prompt_ids[i]), len(new_ids)
@@ -146,6 +160,7 @@ class TransformersEngine:
                     routed_experts=self._routes_of(row, *num_tokens, passes),
                     layer_indices=self.layer_indices,
                     answer=answer_of(self.tokenizer, prompt_ids[i], new_ids, texts[i]),
+                    sums={name: of_rows[row] for name, of_rows in sums.items()},
                 )
         return [outputs[i] for i in range(len(conversations))]
 
@@ -165,8 +180,8 @@ class TransformersEngine:
 
     def _generate(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, sampling: Sampling
-    ) -> tuple[list[list[int]], list[IntArray]]:
-        """New token ids of each row, and the routes of each pass as `(B, tokens of the pass, L, K)`."""
+    ) -> tuple[list[list[int]], list[IntArray], dict[str, FloatArray]]:
+        """New token ids of each row, the routes of each pass `(B, tokens of the pass, L, K)`, sums `(B, 2, L, E)`."""
         greedy = sampling.temperature == 0
         settings = GenerationConfig(  # type: ignore[no-untyped-call]  # transformers left it untyped
             max_new_tokens=sampling.max_tokens,
@@ -186,15 +201,19 @@ class TransformersEngine:
             torch.random.fork_rng(enabled=not greedy),
             _generating(self.model, settings),
             contiguous_head_input(self.model),
-            computing_distinct(self.model, self.description),
+            ExitStack() as stack,
         ):
             if not greedy:
                 torch.manual_seed(sampling.seed)
+            sums = self._summing(stack, attention_mask)
+            expand = stack.enter_context(computing_distinct(self.model, self.description))
             if not self.record:
                 ids = self.model.generate(**arguments)
-                return ids[:, input_ids.shape[1] :].tolist(), []
-            with RoutingRecorder(self.model, self.description) as recorder:
-                ids = self.model.generate(**arguments)
+                return ids[:, input_ids.shape[1] :].tolist(), [], {}
+            if sums is not None:
+                sums.expand = expand
+            recorder = stack.enter_context(RoutingRecorder(self.model, self.description))
+            ids = self.model.generate(**arguments)
         new_ids = ids[:, input_ids.shape[1] :]
         rows = input_ids.shape[0]
         passes: list[IntArray] = []
@@ -206,7 +225,24 @@ class TransformersEngine:
                 f"{len(passes)} forward passes were recorded for {new_ids.shape[1]} generated tokens; "
                 "generation must run one pass a token (no chunked prefill, no assistant model)"
             )
-        return new_ids.tolist(), passes
+        totals = {} if sums is None else sums.totals
+        return (
+            new_ids.tolist(),
+            passes,
+            {name: of.cpu().numpy().astype(np.float32) for name, of in totals.items()},
+        )
+
+    def _summing(self, stack: ExitStack, attention_mask: torch.Tensor) -> ExpertSums | None:
+        """Add up recorded scores for as long as the stack is open, if that was asked for."""
+        if self.shared_tokens is None or not self.record:
+            return None
+        number = attention_mask.cumsum(dim=1)
+        length = attention_mask.sum(dim=1, keepdim=True)
+        own = attention_mask.bool() & (number > self.shared_tokens.leading)
+        own &= number <= length - self.shared_tokens.trailing
+        sums = stack.enter_context(ExpertSums(self.model, len(own), self.description))
+        stack.enter_context(sums.generation(own, self.stop_token_ids))
+        return sums
 
     def _pad_left(self, prompt_ids: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         length = max(len(ids) for ids in prompt_ids)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from scipy import stats
 
 from steermoe.analysis import rates
-from steermoe.records import MeasureRow, Metric
+from steermoe.records import IntervalArguments, MeasureRow, Metric
 
 Values = Mapping[str, float | None]
 """What one metric is of each sample, by the sample's id; None where it could not be scored."""
@@ -113,14 +112,7 @@ def _metric(figure: Figure, confidence: float) -> Metric:
             worse=False,
             confidence=confidence,
         )
-        return Metric(
-            found["value"],
-            found["ci_low"],
-            found["ci_high"],
-            found["n"],
-            found["num_unscored"],
-            more,
-        )
+        return replace(found, more=more)
     low, high = _normal(figure.value, figure.stderr, confidence)
     return Metric(figure.value, low, high, figure.n, figure.num_unscored, more)
 
@@ -130,7 +122,7 @@ def _paired(
 ) -> Metric:
     names = list(before.values)
     pairs = [(before.values[name], after.values[name]) for name in names]
-    how: dict[str, Any] = {"confidence": confidence, "num_bootstrap": num_bootstrap, "seed": seed}
+    how = IntervalArguments(confidence=confidence, num_bootstrap=num_bootstrap, seed=seed)
     if _are_binary([*before.scored.values(), *after.scored.values()]):
         found = rates.change(
             [None if one is None else bool(one) for one, _ in pairs],
@@ -150,14 +142,8 @@ def _paired(
             [name for name, _ in differences],
             **how,
         )
-        found["num_unscored"] = len(names) - len(differences)
-        found.pop("num_responses")
-    more = {name: value for name, value in found.items() if name not in _OWN}
-    value, low, high, n, num_unscored = (found[name] for name in _OWN)
-    return Metric(value, low, high, n, num_unscored, {**more, "paired": 1})
-
-
-_OWN = ("value", "ci_low", "ci_high", "n", "num_unscored")
+        found = replace(found, num_unscored=len(names) - len(differences), more={})
+    return replace(found, more={**found.more, "paired": 1})
 
 
 def _unpaired(before: Figure, after: Figure, confidence: float) -> Metric:

@@ -10,7 +10,7 @@ from typing import Any
 
 from steermoe.errors import ConfigError, RunDirectoryError
 from steermoe.harness.figures import Figure
-from steermoe.harness.processes import Target, run_tool, tool_version
+from steermoe.harness.processes import Target, missing_by, run_tool, tool_version
 
 DISTRIBUTION, EXTRA = "inspect-ai", "inspect"
 
@@ -28,6 +28,43 @@ def inspect_version(target: Target) -> str:
         ConfigError: It is not installed.
     """
     return f"inspect {tool_version(target.python, DISTRIBUTION, EXTRA)}"
+
+
+_UNKNOWN = """
+import json, sys
+from pathlib import Path
+from inspect_ai import list_tasks
+from inspect_ai._util.registry import registry_lookup
+name = sys.argv[1]
+place, _, task = name.partition("@")
+if Path(place).is_file():
+    path = Path(place).resolve()
+    known = {found.name for found in list_tasks([str(path)], absolute=True, root_dir=path.parent)}
+    there = task in known if task else bool(known)
+else:
+    there = registry_lookup("task", name) is not None
+print(json.dumps([] if there else [name]))
+"""
+
+
+def check_inspect(target: Target, task: str) -> None:
+    """Refuse a task that Inspect does not know, before anything runs.
+
+    Raises:
+        ConfigError: It does not know it, cannot pass an argument to the chat template, or is not installed.
+    """
+    inspect_version(target)
+    model_arguments(target)
+    if task.startswith("hf/"):
+        return
+    place = task.partition("@")[0]
+    if place.endswith(".py") and not Path(place).is_file():
+        raise ConfigError(f"benchmark 'inspect:{task}': there is no file {place}")
+    if missing_by(target.python, _UNKNOWN, [task]):
+        raise ConfigError(
+            f"benchmark 'inspect:{task}': Inspect knows no such task; name file.py@task, or package/task of a package "
+            "that is installed"
+        )
 
 
 def run_inspect(target: Target, task: str, folder: Path) -> list[Figure]:

@@ -31,14 +31,31 @@ def prompt_task(name: str, path: Path, judge: str, max_tokens: int) -> Any:
     """
     kind = task_named(name)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    system_prompt = _taken_out(rows)
     samples = [Sample(**row) for row in rows]
     return Task(
         dataset=MemoryDataset(samples, name=f"steermoe_{name}"),
         solver=[generate()],
         scorer=_verdicts(kind, judge),
-        config=GenerateConfig(max_tokens=max_tokens, temperature=0.0),
+        config=GenerateConfig(
+            max_tokens=max_tokens, temperature=0.0, system_message=system_prompt or None
+        ),
         version=1,
     )
+
+
+def _taken_out(rows: Sequence[dict[str, Any]]) -> str:
+    """The system turn that all samples share, which is taken out of them; empty where they share none.
+
+    As a setting of the task it can be given again on the command line, and is not there twice then.
+    """
+    firsts = [row["input"][0] for row in rows]
+    shared = {turn["content"] if turn["role"] == "system" else "" for turn in firsts}
+    system_prompt: str = shared.pop() if len(shared) == 1 else ""
+    if system_prompt:
+        for row in rows:
+            row["input"] = row["input"][1:]
+    return system_prompt
 
 
 def _verdicts(kind: PromptTask, judge: str) -> Any:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from steermoe.errors import RunDirectoryError
+from steermoe.errors import ConfigError, RunDirectoryError
 from steermoe.harness.figures import Figure, Values
-from steermoe.harness.processes import Target, run_tool, tool_version
+from steermoe.harness.processes import Target, missing_by, run_tool, tool_version
 
 DISTRIBUTION, EXTRA = "lm-eval", "lm-eval"
 
@@ -23,6 +23,31 @@ def lm_eval_version(target: Target) -> str:
         ConfigError: It is not installed.
     """
     return f"lm_eval {tool_version(target.python, DISTRIBUTION, EXTRA)}"
+
+
+_UNKNOWN = """
+import json, sys
+from lm_eval.tasks import TaskManager
+place, *names = sys.argv[1:]
+manager = TaskManager(include_path=place or None)
+print(json.dumps([n for n in names if not n.endswith((".yaml", ".yml")) and not manager.match_tasks([n])]))
+"""
+
+
+def check_lm_eval(target: Target, tasks: str, include_path: Path | None = None) -> None:
+    """Refuse tasks that lm-eval does not know, before anything runs.
+
+    Raises:
+        ConfigError: It does not know one, or is not installed.
+    """
+    lm_eval_version(target)
+    place = str(include_path) if include_path is not None else ""
+    if missing := missing_by(target.python, _UNKNOWN, [place, *tasks.split(",")]):
+        more = f" and in {include_path}" if include_path is not None else ""
+        raise ConfigError(
+            f"benchmark 'lm_eval:{tasks}': there is no task {', '.join(missing)} in lm-eval{more}; `lm_eval ls tasks` "
+            "lists what there is"
+        )
 
 
 def run_lm_eval(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -66,6 +67,25 @@ def tool_version(python: str, distribution: str, extra: str) -> str:
             f"{distribution} is not installed for {python}: pip install 'steermoe[{extra}]'"
         )
     return found.stdout.strip()
+
+
+def missing_by(python: str, code: str, names: Sequence[str]) -> list[str]:
+    """Which of some names a tool does not know, by code that is asked in its interpreter.
+
+    Args:
+        python: The interpreter.
+        code: Reads the names from `sys.argv[1:]`, and prints those that the tool does not know as a JSON list.
+        names: The names.
+
+    Returns:
+        Those that are missing; none where the tool does not say, for then its run will.
+    """
+    asked = [python, "-c", code, *names]
+    found = subprocess.run(asked, capture_output=True, text=True, check=False)
+    try:
+        return [str(name) for name in json.loads(found.stdout.strip().rpartition("\n")[2])]
+    except (ValueError, TypeError):
+        return []
 
 
 def run_tool(command: Sequence[str], folder: Path) -> None:

@@ -6,7 +6,7 @@ A verdict is `refused` (positive), `answered` (negative) or `unscored` (unknown:
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy import stats
@@ -14,7 +14,7 @@ from scipy import stats
 from steermoe.analysis.rates import wilson
 from steermoe.records import Verdict
 
-Reply = Hashable
+Reply = tuple[str, str]
 """What names a reply: `(variant, prompt_id)`."""
 
 

@@ -107,11 +107,20 @@ def judge_version(name: str, settings: JudgeSection) -> str:
     return judge_named(name, settings).version
 
 
-def not_refusals(judge: Judge, responses: Sequence[str]) -> list[str]:
-    """The target responses that a judge would not call a refusal: training towards those cannot be measured by it."""
+def not_refusals(judge: Judge, responses: Sequence[str], goals: Sequence[str] = ()) -> list[str]:
+    """The target responses that a judge would not call a refusal: training towards those cannot be measured by it.
+
+    Args:
+        judge: The judge.
+        responses: The texts.
+        goals: What each would be the reply to, for judges that want to know.
+    """
+    asked = goals or [""] * len(responses)
     exchanges = [
-        Exchange("target", f"target-{i}", "", ({"role": "user", "content": ""},), "", text, text)
-        for i, text in enumerate(responses)
+        Exchange(
+            "target", f"target-{i}", goal, ({"role": "user", "content": goal},), "", text, text
+        )
+        for i, (goal, text) in enumerate(zip(asked, responses, strict=True))
     ]
     judged = judge.judge(exchanges)
     return [

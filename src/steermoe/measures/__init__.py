@@ -4,11 +4,12 @@ A measure holds its own words (title, meaning, unit, which way is better), which
 """
 
 from steermoe.contracts import Measure
+from steermoe.measures.capability import CAPABILITY
 from steermoe.measures.divergence import DIVERGENCES
 from steermoe.measures.log_probs import LOG_PROBS
 from steermoe.measures.rates import RATES
 
-MEASURES: tuple[Measure, ...] = (*RATES, *DIVERGENCES, *LOG_PROBS)
+MEASURES: tuple[Measure, ...] = (*RATES, CAPABILITY, *DIVERGENCES, *LOG_PROBS)
 """Every measure, in the order in which tables show them."""
 
 BY_NAME = {measure.name: measure for measure in MEASURES}

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import TYPE_CHECKING
 
 from steermoe.prompts.goals import normalised_goal
-from steermoe.records import Metric, Prompt, Verdict
+from steermoe.records import IntervalArguments, Metric, Prompt, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Intervals:
     num_bootstrap: int
     seed: int
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> IntervalArguments:
         """As `analysis.rates` takes them."""
         return {
             "confidence": self.confidence,
@@ -44,11 +47,14 @@ class Side:
         texts: Its replies, by prompt id.
         scored: Quantity and prompt id to a value for each token: `kl`, `reply_log_prob`, `refusal_log_prob`, in nats.
             None where the variant was fed no texts.
+        graded: Its answers to the items of `builtin:capability`, a table with `capability.grading.COLUMNS`; None where
+            it was not asked.
     """
 
     verdicts: Mapping[str, str] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     scored: Mapping[tuple[str, str], Sequence[float]] | None = None
+    graded: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +98,11 @@ class VariantEvidence:
             rates,  # its statistics library is slow to load, and words need none
         )
 
-        return metric_of(
-            rates.mean_per_token(
-                [total(values) for values in totals.values()],
-                [len(values) for values in totals.values()],
-                self.goals(list(totals)),
-                **self.intervals.arguments(),
-            )
+        return rates.mean_per_token(
+            [total(values) for values in totals.values()],
+            [len(values) for values in totals.values()],
+            self.goals(list(totals)),
+            **self.intervals.arguments(),
         )
 
     def values_of(
@@ -112,12 +116,3 @@ class VariantEvidence:
 def total(values: Sequence[float]) -> float:
     """The sum, from the first to the last: the same on every machine."""
     return reduce(add, values, 0.0)
-
-
-def metric_of(found: Mapping[str, Any]) -> Metric:
-    """A figure of `analysis.rates` as a record."""
-    known = ("value", "ci_low", "ci_high", "n", "num_unscored")
-    return Metric(
-        **{name: found[name] for name in known},
-        more={name: value for name, value in found.items() if name not in known},
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from steermoe.measures.evidence import VariantEvidence, metric_of
+from steermoe.measures.evidence import VariantEvidence
 from steermoe.records import Label, MeasureRow, Prompt, Verdict
 
 
@@ -44,11 +44,11 @@ class VerdictRate:
         chosen = [i for i, prompt in evidence.prompts.items() if self.counts(prompt)]
         hits, goals = evidence.hits(evidence.own, chosen, self.hit), evidence.goals(chosen)
         arguments = evidence.intervals.arguments()
-        own = metric_of(rates.rate(hits, goals, worse=self.worse, **arguments))
+        own = rates.rate(hits, goals, worse=self.worse, **arguments)
         rows = [MeasureRow(evidence.variant, evidence.set, self.name, own, evidence.judge)]
         if evidence.reference is not None and evidence.reference.verdicts:
             before = evidence.hits(evidence.reference, chosen, self.hit)
-            changed = metric_of(rates.change(before, hits, goals, **arguments))
+            changed = rates.change(before, hits, goals, **arguments)
             rows.append(
                 MeasureRow(
                     evidence.variant,

@@ -10,7 +10,7 @@ Shape legend: B rows, T tokens, U tokens that are computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,14 +69,19 @@ class DistinctTokens:
             experts: Takes what the experts are given, and returns their output.
             given: Hidden states, chosen experts and their weights, `(B * T, ...)` each.
         """
-        outputs = experts(*(part.index_select(0, self.computed.to(part.device)) for part in given))
-        return outputs.index_select(0, self.source.to(outputs.device))
+        return self.expand(
+            experts(*(part.index_select(0, self.computed.to(part.device)) for part in given))
+        )
+
+    def expand(self, values: Tensor) -> Tensor:
+        """From values of the computed tokens `(U, ...)` to those of all positions, `(B * T, ...)`."""
+        return values.index_select(0, self.source.to(values.device))
 
 
 @contextmanager
 def computing_distinct(
     model: nn.Module, description: MoEDescription | None = None
-) -> Iterator[None]:
+) -> Iterator[Callable[[Tensor], Tensor]]:
     """Within it, passes over whole rows compute the experts of their distinct tokens only.
 
     Whole rows are prompts before generation, or replies that are fed to the model: passes that are given as many
@@ -87,6 +92,9 @@ def computing_distinct(
     Args:
         model: The model, in evaluation mode; nothing is differentiated within the context, and it is entered once.
         description: Its MoE layers, if known.
+
+    Yields:
+        While a pass runs: from what is known of each token that the experts compute, `(U, ...)`, to all tokens.
     """
     description = find_moe_layers(model) if description is None else description
     modules = [model.get_submodule(layer.experts_name) for layer in description.layers]
@@ -107,16 +115,19 @@ def computing_distinct(
 
         return eager(distinct_forward)
 
+    def expand(values: Tensor) -> Tensor:
+        return values if distinct is None else distinct.expand(values)
+
     with ExitStack() as stack:
         handle = model.register_forward_pre_hook(eager(look_at), with_kwargs=True)
         stack.callback(handle.remove)
         stack.callback(model.register_forward_hook(eager(forget), always_call=True).remove)
         for module in modules:
             stack.enter_context(replaced_forward(module, wrap))
-        yield
+        yield expand
 
 
-def _are_rows(fed: dict[str, Any]) -> bool:
+def _are_rows(fed: Mapping[str, Any]) -> bool:
     """Whether a pass is given whole rows of tokens, each counted from its first one."""
     ids, mask, positions = (fed.get(k) for k in ("input_ids", "attention_mask", "position_ids"))
     if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.shape != mask.shape:
@@ -132,7 +143,7 @@ def _are_rows(fed: dict[str, Any]) -> bool:
 
 def has_dropout(model: Any) -> bool:
     """Whether training drops something out: then rows that begin alike do not have the same hidden states."""
-    settings: dict[str, Any] = model.config.get_text_config().to_dict()
+    settings = model.config.get_text_config().to_dict()
     in_config = any(
         value
         for name, value in settings.items()

@@ -53,7 +53,7 @@ def can_dequantize(method: str) -> bool:
     )
 
 
-def dequantization_arguments(method: str | None) -> dict[str, Any]:
+def dequantization_arguments(method: str | None) -> dict[str, object]:
     """Arguments with which `from_pretrained` unpacks the weights; none for ordinary weights.
 
     Args:

@@ -32,8 +32,26 @@ R = TypeVar("R")
 NUM_SEGMENTS = 2
 """Prompt and generation, in this order."""
 
-_INDEX_NAMES = ("top_k_index", "router_indices")
-"""What the experts' second argument is called when a block passes it by name."""
+_ARGUMENT_NAMES = {1: ("top_k_index", "router_indices"), 2: ("top_k_weights", "routing_weights")}
+"""What the experts' second and third argument are called when a block passes them by name."""
+
+
+def experts_argument(place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What an experts module is given: the chosen experts `(T, K)` (place 1), or their weights (place 2)."""
+    if len(args) > place:
+        found: Tensor = args[place]
+        return found
+    return next(kwargs[name] for name in _ARGUMENT_NAMES[place] if name in kwargs)
+
+
+def with_argument(
+    place: int, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What an experts module is given, with another value in that place."""
+    if len(args) > place:
+        return (*args[:place], value, *args[place + 1 :]), kwargs
+    name = next(name for name in _ARGUMENT_NAMES[place] if name in kwargs)
+    return args, {**kwargs, name: value}
 
 
 def in_backward() -> bool:
@@ -50,8 +68,8 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
     return uncompiled
 
 
-class _ExpertsWatcher:
-    """Calls `_on_layer(position, top_k_index)` whenever a MoE layer runs, backward passes excepted."""
+class ExpertsWatcher:
+    """Calls `_on_layer(position, top_k_index, weights)` whenever a MoE layer runs, backward passes excepted."""
 
     def __init__(self, model: nn.Module, description: MoEDescription | None = None) -> None:
         self.description = find_moe_layers(model) if description is None else description
@@ -77,13 +95,13 @@ class _ExpertsWatcher:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if in_backward():
                 return
-            by_name = (kwargs[name] for name in _INDEX_NAMES if name in kwargs)
-            top_k_index = args[1] if len(args) > 1 else next(by_name)
-            self._on_layer(position, _without_spare_slots(module, top_k_index.detach()))
+            top_k_index = experts_argument(1, args, kwargs).detach()
+            weights = experts_argument(2, args, kwargs).detach()
+            self._on_layer(position, _without_spare_slots(module, top_k_index), weights)
 
         return eager(hook)
 
-    def _on_layer(self, position: int, top_k_index: Tensor) -> None:
+    def _on_layer(self, position: int, top_k_index: Tensor, weights: Tensor) -> None:
         raise NotImplementedError
 
 
@@ -95,7 +113,7 @@ def _without_spare_slots(experts: nn.Module, index_TK: Tensor) -> Tensor:
     return index_TK.masked_fill(torch.stack(spare).any(dim=0), NO_EXPERT)
 
 
-class RoutingRecorder(_ExpertsWatcher):
+class RoutingRecorder(ExpertsWatcher):
     """Keeps the routed experts of every forward pass that runs inside it.
 
         with RoutingRecorder(model) as recorder:
@@ -170,7 +188,7 @@ class RoutingRecorder(_ExpertsWatcher):
                 )
         return [torch.stack(layers, dim=1) for layers in passes]
 
-    def _on_layer(self, position: int, top_k_index: Tensor) -> None:
+    def _on_layer(self, position: int, top_k_index: Tensor, weights: Tensor) -> None:
         if position == 0:
             self._passes.append([])
         # A captured CUDA graph writes its next pass over the memory of this one.
@@ -197,47 +215,28 @@ class RoutingRecorder(_ExpertsWatcher):
         return wrap
 
 
-class RoutingCounter(_ExpertsWatcher):
-    """Counts routed experts per response and segment, on the device, in integers, without keeping them.
-
-        with RoutingCounter(model, num_responses=2) as counter:
-            with counter.tokens(response, segment, valid):
-                model(input_ids, attention_mask=mask)
-            with counter.generation(mask, stop_token_ids):
-                model.generate(input_ids, attention_mask=mask)
-        counter.active_NSLE, counter.num_tokens
+class PerResponseWatcher(ExpertsWatcher):
+    """Is told whose tokens each pass has.
 
     Args:
         model: The model to watch.
-        num_responses: N.
         description: Its MoE layers, if known.
-        device: Where the counts live; the device of the first experts tensor by default.
+        device: Where it adds up; the device of the first experts tensor by default.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        num_responses: int,
         description: MoEDescription | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(model, description)
-        layers, experts = self.description.num_layers, self.description.num_experts
         if device is None:
             first = model.get_submodule(self.description.layers[0].experts_name)
             device = next(first.parameters()).device
-        self._counts = torch.zeros(
-            layers, num_responses, NUM_SEGMENTS, experts, dtype=torch.int64, device=device
-        )
-        self.num_tokens = torch.zeros(num_responses, NUM_SEGMENTS, dtype=torch.int64, device=device)
-        """Tokens counted, `(N, 2)`."""
+        self._device = torch.device(device)
         self._row: Tensor | None = None
-        self._weight: Tensor | None = None
-
-    @property
-    def active_NSLE(self) -> Tensor:
-        """Counts `(N, 2, L, E)`, int64."""
-        return self._counts.permute(1, 2, 0, 3).contiguous()
+        self._valid: Tensor | None = None
 
     @contextmanager
     def tokens(self, response: Tensor, segment: Tensor, valid: Tensor) -> Iterator[None]:
@@ -252,7 +251,7 @@ class RoutingCounter(_ExpertsWatcher):
         try:
             yield
         finally:
-            self._row = self._weight = None
+            self._row = self._valid = None
 
     @contextmanager
     def generation(
@@ -261,13 +260,13 @@ class RoutingCounter(_ExpertsWatcher):
         stop_token_ids: Sequence[int],
         response: Tensor | None = None,
     ) -> Iterator[None]:
-        """Count the passes of one `generate`: prompts, then one token of each reply at a time.
+        """Say so of the passes of one `generate`: prompts, then one token of each reply at a time.
 
         As everywhere, G generated tokens have G - 1 rows: what is fed once a reply has ended, its last token
         and the padding behind it, does not count.
 
         Args:
-            attention_mask: `(B, P)`, false for the padding of the prompts.
+            attention_mask: `(B, P)`, false for the tokens of the prompts that do not count, their padding above all.
             stop_token_ids: Tokens that end a reply.
             response: Response of each prompt `(B,)`; the first B by default.
 
@@ -291,27 +290,72 @@ class RoutingCounter(_ExpertsWatcher):
             yield
         finally:
             handle.remove()
-            self._row = self._weight = None
+            self._row = self._valid = None
 
     def _announce(self, response: Tensor, segment: Tensor, valid: Tensor) -> None:
-        device = self._counts.device
-        row = response.to(device).flatten().long() * NUM_SEGMENTS
-        self._row = row + segment.to(device).flatten().long()
-        self._weight = valid.to(device).flatten().long()
+        row = response.to(self._device).flatten().long() * NUM_SEGMENTS
+        self._row = row + segment.to(self._device).flatten().long()
+        self._valid = valid.to(self._device).flatten().bool()
 
-    def _on_layer(self, position: int, top_k_index: Tensor) -> None:
-        if self._row is None or self._weight is None:
+    def _announced(self, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Response and segment of each token, `2 r + s`, and whether it counts; two tensors `(T,)`.
+
+        Raises:
+            RoutingError: Nobody said so, or of another number of tokens.
+        """
+        if self._row is None or self._valid is None:
             raise RoutingError("a pass ran while counting, but nobody said whose tokens it has")
-        ids_TK = top_k_index.reshape(-1, top_k_index.shape[-1]).to(self._row.device)
-        if ids_TK.shape[0] != self._row.shape[0]:
+        if num_tokens != self._row.shape[0]:
             raise RoutingError(
-                f"a pass has {ids_TK.shape[0]} tokens, but {self._row.shape[0]} were announced"
+                f"a pass has {num_tokens} tokens, but {self._row.shape[0]} were announced"
             )
+        return self._row, self._valid
+
+
+class RoutingCounter(PerResponseWatcher):
+    """Counts routed experts per response and segment, on the device, in integers, without keeping them.
+
+        with RoutingCounter(model, num_responses=2) as counter:
+            with counter.tokens(response, segment, valid):
+                model(input_ids, attention_mask=mask)
+            with counter.generation(mask, stop_token_ids):
+                model.generate(input_ids, attention_mask=mask)
+        counter.active_NSLE, counter.num_tokens
+
+    Args:
+        model: The model to watch.
+        num_responses: N.
+        description: Its MoE layers, if known.
+        device: Where the counts live; the device of the first experts tensor by default.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_responses: int,
+        description: MoEDescription | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(model, description, device)
+        shape = (num_responses, NUM_SEGMENTS, self.description.num_experts)
+        layers, device = self.description.num_layers, self._device
+        self._counts = torch.zeros(layers, *shape, dtype=torch.int64, device=device)
+        self.num_tokens = torch.zeros(num_responses, NUM_SEGMENTS, dtype=torch.int64, device=device)
+        """Tokens counted, `(N, 2)`."""
+
+    @property
+    def active_NSLE(self) -> Tensor:
+        """Counts `(N, 2, L, E)`, int64."""
+        return self._counts.permute(1, 2, 0, 3).contiguous()
+
+    def _on_layer(self, position: int, top_k_index: Tensor, weights: Tensor) -> None:
+        ids_TK = top_k_index.reshape(-1, top_k_index.shape[-1]).to(self._device)
+        row, valid = self._announced(ids_TK.shape[0])
         if position == 0:
-            self.num_tokens.view(-1).scatter_add_(0, self._row, self._weight)
-        flat = self._row.unsqueeze(1) * self.description.num_experts + ids_TK.clamp(min=0)
-        weight = self._weight.unsqueeze(1) * (ids_TK != NO_EXPERT)
-        self._counts[position].view(-1).scatter_add_(0, flat.flatten(), weight.flatten())
+            self.num_tokens.view(-1).scatter_add_(0, row, valid.long())
+        flat = row.unsqueeze(1) * self.description.num_experts + ids_TK.clamp(min=0)
+        counted = valid.unsqueeze(1) & (ids_TK != NO_EXPERT)
+        self._counts[position].view(-1).scatter_add_(0, flat.flatten(), counted.flatten().long())
 
 
 class _PassesOfGenerate:

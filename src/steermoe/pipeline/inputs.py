@@ -11,8 +11,10 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from steermoe.capability.items import BUILTIN_CAPABILITY, builtin_items, chosen_items
 from steermoe.config import Config
 from steermoe.errors import PromptError, RunDirectoryError
 from steermoe.hashes import sha256_of, stamp_of
@@ -23,6 +25,7 @@ from steermoe.store.directory import RunDirectory
 from steermoe.store.names import (
     BASE,
     MODEL,
+    MODEL_CARD,
     PROMPTS,
     UNSAFE_EXPERTS,
     VERDICTS,
@@ -112,14 +115,36 @@ def _content_of(source: str) -> str:
         return "unreadable"  # reading it as prompts says why
 
 
+def _passes(ledger: Ledger) -> str:
+    from steermoe.stages.scoring import passes_of, ranks_by_gradients
+
+    config = ledger.config
+    return _hash([passes_of(config), ranks_by_gradients(config)])
+
+
+def _capability_items(ledger: Ledger) -> str:
+    limit = ledger.config.evaluate.benchmark_limit
+    return _hash([repr(item) for item in chosen_items(builtin_items(), limit)])
+
+
+def _tasks_of_benchmarks(ledger: Ledger) -> str:
+    from steermoe.harness.benchmarks import benchmark_named
+
+    names = [n for n in ledger.config.evaluate.benchmarks if n != BUILTIN_CAPABILITY]
+    return _hash([benchmark_named(name).stamp() for name in names])
+
+
 BASE_MODEL = Input(
     "base model", (), lambda ledger: ledger.state.model.hash or ledger.state.model.commit or ""
 )
+PASSES = Input("passes for scores", (), _passes)
 PROMPT_FILES = Input("prompt files", (), _prompt_files)
 JUDGES = Input("judges", (), _judges)
 PLAIN_GOALS = Input("verdicts on plain goals", (VERDICTS, PROMPTS), _verdicts_on_plain_goals)
 SELECTION = Input("selected experts", (UNSAFE_EXPERTS,), _trained_selection)
 HARDENED_MODEL = whole_file(MODEL)
+TASKS_OF_BENCHMARKS = Input("tasks of benchmarks", (), _tasks_of_benchmarks)
+CAPABILITY_ITEMS = Input("items of builtin:capability", (), _capability_items)
 
 
 def replies(variant: str) -> Input:
@@ -161,13 +186,18 @@ def file_digest(ledger: Ledger, name: str) -> str:
     if not path.exists():
         return ""
     record = ledger.state.files.get(name)
-    return record.sha256 if record is not None else sha256_of(path)
+    return record.sha256 if record is not None else sha256_of(path, _left_out_of(name))
 
 
 def record_of(directory: RunDirectory, name: str, step: str) -> FileRecord:
     """What `run.json` keeps of a file that a step has left."""
-    path = directory.file(name)
-    return FileRecord(step=step, sha256=sha256_of(path), stamp=stamp_of(path))
+    path, but = directory.file(name), _left_out_of(name)
+    return FileRecord(step=step, sha256=sha256_of(path, but), stamp=stamp_of(path, but))
+
+
+def _left_out_of(name: str) -> tuple[str, ...]:
+    """Files of a folder that are no part of what later steps read: a card may be written anew, with new figures."""
+    return (Path(MODEL_CARD).name,) if name == MODEL else ()
 
 
 def check_undamaged(ledger: Ledger, name: str, whole: bool = False) -> None:
@@ -187,10 +217,12 @@ def check_undamaged(ledger: Ledger, name: str, whole: bool = False) -> None:
     path = ledger.directory.file(name)
     if record is None or not path.exists():
         return
-    stamp = stamp_of(path)
-    if stamp == record.stamp and not whole:
+    but = _left_out_of(name)
+    stamp = stamp_of(path, but)
+    if stamp == {f: s for f, s in record.stamp.items() if f not in but} and not whole:
         return
-    if sha256_of(path) != record.sha256:
+    # A run of before cards were left out was hashed with its card.
+    if record.sha256 not in (sha256_of(path, but), sha256_of(path) if but else ""):
         raise RunDirectoryError(
             f"{path} is not what `steermoe {command_for(name)}` has written: it was changed or damaged since; restore "
             f"it, or delete it, and steermoe {command_for(name)} makes it again"

@@ -151,7 +151,7 @@ def _open(
     # One that died before it had anything to keep begins anew.
     before = open_state(directory) if directory.exists and directory.has_results else None
     steps = [step for steps in COMMANDS[command] for step in steps]
-    if before is None or any(step.needs_model for step in steps):
+    if before is None or any(step.needs_model and step.is_asked_for(config) for step in steps):
         from steermoe.loading import model_source
 
         source = model_source(config.model, reporter.line)
@@ -225,7 +225,8 @@ def _do_steps(request: _Request) -> None:
     chosen = [
         step
         for step in (*first, *wanted)
-        if not step.only_where or step in wanted or _has(request, step)
+        if step.is_asked_for(request.ledger.config)
+        and (not step.only_where or step in wanted or _has(request, step))
     ]
     is_due = False
     for step in chosen:
@@ -347,8 +348,12 @@ def _restore(request: _Request, step: Step, stages_before: dict[str, StepRecord]
             steps = COMMANDS["run"][1]
             done = steps[: steps.index(step)]
         asked = state.config
-        sections = {key.partition(".")[0] for other in done for key in other.settings}
-        applied = {name: asked[name] for name in sections}
-        state.config = {**before.config, **applied, "run": asked["run"]}
+        state.config = {**before.config, "run": asked["run"]}
+        for key in (key for other in done for key in other.settings):
+            section, _, name = key.partition(".")
+            if not name:
+                state.config[section] = asked[section]
+            else:  # what else is in that section belongs to later steps
+                state.config[section] = {**state.config[section], name: asked[section][name]}
         state.seed = int(state.config["seed"])
     request.directory.write_state(state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-from steermoe.config import Config, Section
+from steermoe.config import Config, Section, Values
 
 _S = TypeVar("_S", bound=Section)
 
@@ -20,7 +20,7 @@ def restricted(config: Config, keys: Sequence[str]) -> Config:
     return _restricted(config, "", set(keys))
 
 
-def values_of(config: Config, keys: Sequence[str], aside: Sequence[str] = ()) -> dict[str, Any]:
+def values_of(config: Config, keys: Sequence[str], aside: Sequence[str] = ()) -> Values:
     """The values of some settings by their dotted names, in the order of the configuration.
 
     Args:
@@ -81,7 +81,7 @@ def _restricted(section: _S, prefix: str, keys: set[str]) -> _S:
     return copy
 
 
-def _flat(values: dict[str, Any], prefix: str, section: type[Section]) -> Iterator[tuple[str, Any]]:
+def _flat(values: Values, prefix: str, section: type[Section]) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         known = section.model_fields.get(name)
         inner = (

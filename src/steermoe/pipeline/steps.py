@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from steermoe.analysis.selection import resolve_rule
+from steermoe.capability.items import BUILTIN_CAPABILITY
 from steermoe.config import Config
 from steermoe.errors import ConfigError
 from steermoe.judges.kinds import judges_named
@@ -45,9 +46,20 @@ def _nothing_to_doubt(config: Config) -> list[str]:
     return []
 
 
+def _always(config: Config) -> bool:
+    """Of a step that belongs to every run."""
+    return True
+
+
 def _nothing_is_shared(run: RunDirectory, config: Config) -> bool:
     """Of a step that writes files of its own."""
     return True
+
+
+def _asks_for_passes(config: Config) -> bool:
+    from steermoe.stages.scoring import passes_of
+
+    return bool(passes_of(config))
 
 
 def _is_judged(variant: str) -> Callable[[RunDirectory, Config], bool]:
@@ -84,6 +96,7 @@ class Step:
         doubts: What to say of settings with which it can be done to no purpose, before any step is run.
         needs_model: Whether it reads the base model, and so whether that has to be there.
         only_where: It is left out, without a word, where this file is missing.
+        is_asked_for: Whether the settings ask for it; else it is left out as well.
         is_there: Whether its part of a file that other steps write to as well is there.
     """
 
@@ -99,6 +112,7 @@ class Step:
     doubts: Callable[[Config], list[str]] = field(default=_nothing_to_doubt)
     needs_model: bool = False
     only_where: str = ""
+    is_asked_for: Callable[[Config], bool] = field(default=_always)
     is_there: Callable[[RunDirectory, Config], bool] = field(default=_nothing_is_shared)
 
 
@@ -116,6 +130,27 @@ def _check_judge(config: Config) -> None:
         check = getattr(judge, "check", None)
         if check is not None:  # a server that is not there, or takes no key, is found out now
             check()
+
+
+def _check_identify(config: Config) -> None:
+    from steermoe.stages.scoring import check_scores
+
+    resolve_rule(config.identify.rule)
+    check_scores(config)
+
+
+def _asks_for_capability(config: Config) -> bool:
+    return BUILTIN_CAPABILITY in config.evaluate.benchmarks
+
+
+def _asks_for_other_tools(config: Config) -> bool:
+    return bool(set(config.evaluate.benchmarks) - {BUILTIN_CAPABILITY})
+
+
+def _check_benchmarks(config: Config) -> None:
+    from steermoe.stages.benchmarks import check_benchmarks
+
+    check_benchmarks(config)
 
 
 def _check_train(config: Config) -> None:
@@ -190,24 +225,81 @@ JUDGE = Step(
     is_there=_is_judged(names.BASE),
 )
 
+SCORE_SUMS = f"{names.SCORE_SUMS}/*.safetensors"
+
+SCORE = Step(
+    "score",
+    _stage("score", "score"),
+    settings=(
+        *("seed", "model", "judge.main", "train.target_response"),
+        *(f"identify.{key}" for key in ("rank_by", "scores", "forecast", "score_prompts")),
+        *("identify.filter_by_verdict", "identify.replicate_on"),
+    ),
+    # Which passes they ask for is what is read of them.
+    aside=(*MODEL_ASIDE, "identify.rank_by", "identify.scores", "identify.forecast"),
+    reads=(
+        inputs.BASE_MODEL,
+        inputs.PASSES,
+        PROMPTS,
+        BASE_REPLIES,
+        TOKENS,
+        ROUTING,
+        inputs.verdicts_on(names.BASE),
+    ),
+    writes=(SCORE_SUMS,),
+    goes_on_from=(f"{names.SHARDS}/score-*", SCORE_SUMS),
+    check=_check_identify,
+    needs_model=True,
+    is_asked_for=_asks_for_passes,
+)
+
 IDENTIFY = Step(
     "identify",
     _stage("identify", "identify"),
     settings=("seed", "identify", "judge.main"),
-    reads=(PROMPTS, BASE_REPLIES, TOKENS, ROUTING, inputs.verdicts_on(names.BASE)),
-    writes=(names.RISK, names.RISK_PER_BATCH, names.RISK_HELD_OUT, names.UNSAFE_EXPERTS),
-    check=lambda config: resolve_rule(config.identify.rule),
+    reads=(
+        PROMPTS,
+        BASE_REPLIES,
+        TOKENS,
+        ROUTING,
+        inputs.verdicts_on(names.BASE),
+        inputs.family("sums of passes", SCORE_SUMS),
+    ),
+    writes=(
+        names.RISK,
+        names.RISK_PER_BATCH,
+        names.RISK_HELD_OUT,
+        names.SCORES,
+        names.UNSAFE_EXPERTS,
+    ),
+    check=_check_identify,
+)
+
+FORECAST = Step(
+    "forecast",
+    _stage("forecast", "forecast_selection"),
+    settings=(*INTERVALS, "identify.forecast", "train.experts"),
+    reads=(
+        PROMPTS,
+        BASE_REPLIES,
+        RISK,
+        inputs.SELECTION,
+        ROUTING,
+        inputs.whole_file(names.score_sums_of("gradient")),
+    ),
+    writes=(names.FORECAST,),
+    is_asked_for=lambda config: config.identify.forecast,
 )
 
 TRAIN = Step(
     "train",
     _stage("train", "train"),
-    settings=("seed", "model", "train", "judge.main", "prompts.sources"),
+    settings=("seed", "model", "train", "judge", "prompts.sources"),
     aside=(
         *MODEL_ASIDE,
         "train.arguments.save_steps",
         "train.arguments.report_to",
-        "judge.main",
+        "judge",
         "prompts.sources",
     ),
     reads=(
@@ -255,10 +347,58 @@ JUDGE_HARDENED = Step(
     is_there=_is_judged(names.HARDENED),
 )
 
+CAPABILITY = Step(
+    "capability",
+    _stage("capability", "capability_base"),
+    settings=("model", "prompts.system_prompt", "evaluate.benchmark_limit"),
+    aside=(*MODEL_ASIDE, "evaluate.benchmark_limit"),
+    reads=(inputs.BASE_MODEL, inputs.CAPABILITY_ITEMS),
+    writes=(names.capability_of(names.BASE),),
+    goes_on_from=(f"{names.SHARDS}/{names.BASE}_{names.CAPABILITY}-*",),
+    needs_model=True,
+    is_asked_for=_asks_for_capability,
+)
+
+CAPABILITY_HARDENED = replace(
+    CAPABILITY,
+    name="capability hardened",
+    function=_stage("capability", "capability_hardened"),
+    reads=(inputs.HARDENED_MODEL, inputs.CAPABILITY_ITEMS),
+    writes=(names.capability_of(names.HARDENED),),
+    goes_on_from=(f"{names.SHARDS}/{names.HARDENED}_{names.CAPABILITY}-*",),
+    needs_model=False,
+    only_where=names.MODEL,
+)
+
+BENCHMARKS = Step(
+    "benchmarks",
+    _stage("benchmarks", "benchmarks_base"),
+    settings=(
+        *("model", "prompts.system_prompt", "evaluate.benchmarks", "evaluate.benchmark_limit"),
+        "collect.generation_batch_size",
+    ),
+    aside=(*MODEL_ASIDE, "collect.generation_batch_size"),
+    reads=(inputs.BASE_MODEL, inputs.TASKS_OF_BENCHMARKS),
+    writes=(names.benchmarks_of(names.BASE),),
+    check=_check_benchmarks,
+    needs_model=True,
+    is_asked_for=_asks_for_other_tools,
+)
+
+BENCHMARKS_HARDENED = replace(
+    BENCHMARKS,
+    name="benchmarks hardened",
+    function=_stage("benchmarks", "benchmarks_hardened"),
+    reads=(inputs.HARDENED_MODEL, inputs.TASKS_OF_BENCHMARKS),
+    writes=(names.benchmarks_of(names.HARDENED),),
+    needs_model=False,
+    only_where=names.MODEL,
+)
+
 EVALUATE = Step(
     "evaluate",
     _stage("evaluate", "evaluate"),
-    settings=(*INTERVALS, "evaluate.split", "judge.main"),
+    settings=(*INTERVALS, "evaluate.split", "evaluate.benchmarks", "judge.main"),
     reads=(
         PROMPTS,
         BASE_REPLIES,
@@ -266,6 +406,11 @@ EVALUATE = Step(
         inputs.scored(names.HARDENED),
         inputs.verdicts_on(names.BASE),
         inputs.verdicts_on(names.HARDENED),
+        inputs.whole_file(names.capability_of(names.BASE)),
+        inputs.whole_file(names.capability_of(names.HARDENED)),
+        inputs.whole_file(names.benchmarks_of(names.BASE)),
+        inputs.whole_file(names.benchmarks_of(names.HARDENED)),
+        inputs.whole_file(names.JUDGE_LABELS),
         *ABLATED,
         inputs.VERDICTS_ON_ABLATED,
     ),
@@ -285,6 +430,8 @@ REPORT = Step(
         inputs.whole_file(names.RISK_PER_BATCH),
         inputs.whole_file(names.RISK_HELD_OUT),
         inputs.whole_file(names.UNSAFE_EXPERTS),
+        inputs.whole_file(names.SCORES),
+        inputs.whole_file(names.FORECAST),
         inputs.HARDENED_MODEL,
         inputs.replies(names.HARDENED),
         inputs.verdicts_on(names.BASE),
@@ -293,7 +440,7 @@ REPORT = Step(
         inputs.whole_file(names.EVALUATION),
         inputs.whole_file(names.ABLATION),
     ),
-    writes=(names.REPORT,),
+    writes=(names.REPORT, f"{names.MODEL}/*.md"),
 )
 
 ABLATE = Step(
@@ -346,20 +493,30 @@ ABLATION = Step(
     writes=(names.ABLATION, names.ABLATION_FIGURES),
 )
 
-RUN = (COLLECT, JUDGE, IDENTIFY, TRAIN, REPLY, JUDGE_HARDENED, EVALUATE, REPORT)
+CAN_STILL = (CAPABILITY, CAPABILITY_HARDENED, BENCHMARKS, BENCHMARKS_HARDENED)
+"""Whether both models can do what they could."""
+
+RUN = (
+    *(COLLECT, JUDGE, SCORE, IDENTIFY, FORECAST, TRAIN, REPLY, JUDGE_HARDENED),
+    *(*CAN_STILL, EVALUATE, REPORT),
+)
 """What `steermoe run` does, in order."""
 
 COMMANDS: dict[str, tuple[tuple[Step, ...], tuple[Step, ...]]] = {
     "run": ((), RUN),
     "collect": ((), (COLLECT, JUDGE)),
     "judge": ((), (JUDGE, JUDGE_HARDENED, JUDGE_ABLATED)),
-    "identify": ((JUDGE,), (IDENTIFY,)),
+    "identify": ((JUDGE,), (SCORE, IDENTIFY, FORECAST)),
     "train": ((JUDGE,), (TRAIN,)),
-    "evaluate": ((JUDGE,), (REPLY, JUDGE_HARDENED, EVALUATE)),
+    "evaluate": ((JUDGE,), (REPLY, JUDGE_HARDENED, *CAN_STILL, EVALUATE)),
     "ablate": ((JUDGE,), (ABLATE, JUDGE_ABLATED, EVALUATE, ABLATION)),
     "report": ((), (REPORT,)),
+    "labels": ((), (EVALUATE, REPORT)),
 }
-"""Of each command the cheap steps that it brings up to date first, and those that it is there for."""
+"""Of each command the cheap steps that it brings up to date first, and those that it is there for.
+
+`labels` is what `steermoe judge --labels` does when the labels are in the run.
+"""
 
 
 def settings_of(command: str) -> tuple[str, ...]:

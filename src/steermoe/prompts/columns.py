@@ -28,6 +28,7 @@ class Role(StrEnum):
     PAIR_ID = "pair_id"
     CATEGORY = "category"
     SPLIT = "split"
+    STYLE = "style"
     PROMPT_ID = "prompt_id"
     ID = "id"
     SUCCESS = "success"
@@ -45,6 +46,7 @@ _NAMES: dict[Role, tuple[str, ...]] = {
     Role.PAIR_ID: ("pairid",),
     Role.CATEGORY: ("category", "categories"),
     Role.SPLIT: ("split", "set", "subset", "fold", "partition"),
+    Role.STYLE: ("style",),
     Role.PROMPT_ID: ("promptid",),
     Role.ID: ("id",),
     Role.SUCCESS: ("success", "jailbroken", "jailbreak", "attacksuccess", "issuccessful", "succeeded"),
@@ -199,7 +201,7 @@ def settle(role: Role, rows: Sequence[Row], candidates: Sequence[str]) -> str | 
     if not filled:
         return None
     first = role.value if role.value in filled else filled[0]
-    if role in (Role.CATEGORY, Role.ID):
+    if role in (Role.CATEGORY, Role.STYLE, Role.ID):
         return first
     for other in filled:
         if other != first and not _same(role, rows, first, other):

@@ -39,9 +39,10 @@ def read_rows(rows: Sequence[Row], wanted: Wanted) -> Reading:
                 messages=messages,
                 goal=_goal(row) or messages[-1]["content"],
                 pair_id=row.identifier("pair_id"),
-                category=wanted.category or _category(row),
+                category=wanted.category or _word(row, "category"),
                 split=read_split(row),
                 source=wanted.name,
+                style=_word(row, "style"),
             )
         )
     return prompts, [*notes, *tally.notes(), *_notes_on_categories(prompts)]
@@ -64,11 +65,11 @@ def _goal(row: Row) -> str:
     return "" if row.column("goal") == row.column("prompt") else row.optional_text("goal")
 
 
-def _category(row: Row) -> str:
-    """The category as it stands, or a number as text."""
-    value = whole_number(row.value("category"))
+def _word(row: Row, name: str) -> str:
+    """A category or a style as it stands, or a number as text."""
+    value = whole_number(row.value(name))
     is_number = isinstance(value, int) and not isinstance(value, bool)
-    return str(value) if is_number else row.optional_text("category")
+    return str(value) if is_number else row.optional_text(name)
 
 
 def _row_messages(row: Row, tally: TurnsTally) -> tuple[Message, ...]:

@@ -34,6 +34,10 @@ DIVERGING = [
 """Blue to orange-red through neutral: told apart with every common kind of colour blindness."""
 
 
+Plotly = dict[str, Any]
+"""A part of a figure, in the words of Plotly's own schema."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One figure of the page.
@@ -50,8 +54,8 @@ class Figure:
 
     name: str
     description: str
-    data: list[dict[str, Any]]
-    layout: dict[str, Any]
+    data: list[Plotly]
+    layout: Plotly
     min_width: int
     max_width: int = WIDTH
     zoom: bool = False
@@ -100,16 +104,16 @@ def risk_map(risk: pd.DataFrame, selected: Collection[Expert]) -> Figure:
             _heat(z, details, limit),
             _outlines([cell(*expert) for expert in outlined], len(across)),
         ],
-        layout=_layout(
+        layout=figure_layout(
             height=round(height) + 100,
             margin={"l": 52, "r": 12, "t": 56, "b": 44},
-            xaxis=_axis(
+            xaxis=axis(
                 titles[0],
                 range=[-0.5, len(across) - 0.5],
                 showgrid=False,
                 **_ticks(across, width, 30),
             ),
-            yaxis=_axis(
+            yaxis=axis(
                 titles[1], range=[len(down) - 0.5, -0.5], showgrid=False, **_ticks(down, height, 18)
             ),
         ),
@@ -119,7 +123,7 @@ def risk_map(risk: pd.DataFrame, selected: Collection[Expert]) -> Figure:
     )
 
 
-def _heat(z: Any, details: Any, limit: float) -> dict[str, Any]:
+def _heat(z: Any, details: Any, limit: float) -> Plotly:
     """The coloured cells; `z` and `details` are indexed by row, then column."""
     return {
         "type": "heatmap",
@@ -172,7 +176,7 @@ def _details(record: Mapping[Any, Any], is_selected: bool) -> list[Any]:
     ]
 
 
-def _outlines(cells: Sequence[tuple[int, int]], num_columns: int) -> dict[str, Any]:
+def _outlines(cells: Sequence[tuple[int, int]], num_columns: int) -> Plotly:
     """A square around each `(column, row)`, in one line that is broken between them."""
     x: list[float | None] = []
     y: list[float | None] = []
@@ -233,11 +237,11 @@ def differences_per_batch(per_batch: pd.DataFrame, selected: Sequence[Expert]) -
                 "hovertemplate": "%{customdata[0]}, mean: %{customdata[1]}<extra></extra>",
             },
         ],
-        layout=_layout(
+        layout=figure_layout(
             height=(18 if len(found) <= 30 else 14) * len(found) + 90,
             margin={"l": 76, "r": 16, "t": 36, "b": 44},
-            xaxis=_axis("risk difference", zeroline=True, rangemode="tozero", nticks=7),
-            yaxis=_axis("", range=[len(found) - 0.4, -0.6], **_ticks(names, 18 * len(found), 1)),
+            xaxis=axis("risk difference", zeroline=True, rangemode="tozero", nticks=7),
+            yaxis=axis("", range=[len(found) - 0.4, -0.6], **_ticks(names, 18 * len(found), 1)),
             showlegend=True,
             legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": _font(12)},
         ),
@@ -286,14 +290,14 @@ def training_curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:
     last_step = max(points[-1][0] for *_, points in curves)
     steps = {"dtick": 1} if last_step <= 8 else {"nticks": 8}  # no half steps
     panel = (1 - PANEL_GAP * (len(curves) - 1)) / len(curves)
-    axes: dict[str, Any] = {}
+    axes: Plotly = {}
     for i in range(len(curves)):
         suffix = _suffix(i)
         top = 1 - i * (panel + PANEL_GAP)
         title = "optimizer step" if i == len(curves) - 1 else ""
         shared = {"matches": "x"} if i else {}
-        axes[f"xaxis{suffix}"] = _axis(title, anchor=f"y{suffix}", **steps, **shared)
-        axes[f"yaxis{suffix}"] = _axis(
+        axes[f"xaxis{suffix}"] = axis(title, anchor=f"y{suffix}", **steps, **shared)
+        axes[f"yaxis{suffix}"] = axis(
             "", domain=[max(0.0, top - panel), top], rangemode="tozero", nticks=4
         )
     said = [f"{name} went from {p[0][1]:.3f} to {p[-1][1]:.3f}" for name, _, p in curves]
@@ -301,7 +305,7 @@ def training_curve(history: Sequence[Mapping[str, Any]]) -> Figure | None:
         name="training",
         description=f"Over {last_step} steps {'; '.join(said)}.",
         data=[_curve(i, *curve) for i, curve in enumerate(curves)],
-        layout=_layout(
+        layout=figure_layout(
             height=150 * len(curves) + 70,
             margin={"l": 56, "r": 16, "t": 28, "b": 46},
             annotations=[
@@ -320,9 +324,7 @@ def _suffix(panel: int) -> str:
     return "" if panel == 0 else str(panel + 1)
 
 
-def _curve(
-    panel: int, name: str, colour: str, points: Sequence[tuple[int, float]]
-) -> dict[str, Any]:
+def _curve(panel: int, name: str, colour: str, points: Sequence[tuple[int, float]]) -> Plotly:
     return {
         "type": "scatter",
         "mode": "lines" if len(points) > 1 else "markers",
@@ -337,7 +339,7 @@ def _curve(
     }
 
 
-def _panel_name(name: str, top: float) -> dict[str, Any]:
+def _panel_name(name: str, top: float) -> Plotly:
     return {
         "text": name,
         "xref": "paper",
@@ -374,7 +376,7 @@ def _describe_map(
     )
 
 
-def _ticks(labels: Sequence[int | str], pixels: float, spacing: float) -> dict[str, Any]:
+def _ticks(labels: Sequence[int | str], pixels: float, spacing: float) -> Plotly:
     """Labels at regular places, so that no two come nearer than `spacing` pixels."""
     step = next(
         (
@@ -388,7 +390,8 @@ def _ticks(labels: Sequence[int | str], pixels: float, spacing: float) -> dict[s
     return {"tickvals": places, "ticktext": [str(labels[place]) for place in places]}
 
 
-def _axis(title: str, **more: Any) -> dict[str, Any]:
+def axis(title: str, **more: Any) -> Plotly:
+    """One axis as all figures have it."""
     return {
         "title": {"text": title, "font": _font(12, "var(--muted)")},
         "tickfont": _font(11, "var(--muted)"),
@@ -402,7 +405,8 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def _layout(**more: Any) -> dict[str, Any]:
+def figure_layout(**more: Any) -> Plotly:
+    """What the layouts of all figures share."""
     return {
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
@@ -419,7 +423,7 @@ def _layout(**more: Any) -> dict[str, Any]:
     }
 
 
-def _font(size: int, colour: str = "var(--ink)") -> dict[str, Any]:
+def _font(size: int, colour: str = "var(--ink)") -> Plotly:
     family = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
     return {"family": family, "size": size, "color": colour}
 

@@ -9,17 +9,21 @@ from typing import Any
 
 import pandas as pd
 
+from steermoe.analysis.ablation_figures import AblationFigures
 from steermoe.config import EMBEDDED_MODEL, ArgumentsSection, Config, fields_of, preset
 from steermoe.records import NO_BATCH, Expert, Label, Prompt, Split, Verdict
 from steermoe.report.numbers import counted, integer, is_number, number, words
 from steermoe.store.directory import RunDirectory
+from steermoe.store.forecast_file import Forecast
 from steermoe.store.names import (
     ABLATION,
     EVALUATION,
+    FORECAST,
     HARDENED,
     MODEL,
     RISK,
     RISK_PER_BATCH,
+    SCORES,
     UNSAFE_EXPERTS,
 )
 from steermoe.store.run import Run
@@ -59,6 +63,8 @@ class Material:
         risk: The aggregated risk table.
         per_batch: The risk tables of the batches.
         ablation: `ablation.json`.
+        scores: `scores.parquet`.
+        forecast: `forecast.json`.
         is_trained: Whether there is a hardened model.
         trained_experts: What it was trained on; empty for a baseline, or without one.
     """
@@ -72,7 +78,9 @@ class Material:
     selection: ExpertSet | None
     risk: pd.DataFrame | None
     per_batch: pd.DataFrame | None
-    ablation: Mapping[str, Any] | None
+    ablation: AblationFigures | None
+    scores: pd.DataFrame | None
+    forecast: Forecast | None
     is_trained: bool
     trained_experts: list[Expert]
 
@@ -80,6 +88,14 @@ class Material:
     def split(self) -> str:
         """The split that was evaluated, or would be."""
         return str((self.evaluation or {}).get("split", self.config.evaluate.split))
+
+    @property
+    def selectable_layers(self) -> set[int]:
+        """The decoder layers that experts may be selected from."""
+        settings = self.config.identify
+        known = set() if self.risk is None else {int(layer) for layer in self.risk["layer"]}
+        last = max(known, default=0) if settings.last_layer is None else settings.last_layer
+        return {layer for layer in known if settings.first_layer <= layer <= last}
 
     @property
     def experts(self) -> list[Expert]:
@@ -118,6 +134,8 @@ def read_material(run: RunDirectory, config: Config) -> Material:
         risk=table(RISK) if selected else None,
         per_batch=table(RISK_PER_BATCH),
         ablation=run.read_ablation() if run.has(ABLATION) else None,
+        scores=table(SCORES) if selected else None,
+        forecast=run.read_forecast() if selected and run.has(FORECAST) else None,
         is_trained=is_trained,
         trained_experts=Run(run).trained_experts if is_trained else [],
     )
@@ -133,7 +151,7 @@ def kind_of(prompt: Prompt) -> str:
 # ---- how it was made ----------------------------------------------------------------------------------
 
 
-def provenance(material: Material) -> dict[str, Any]:
+def provenance(material: Material) -> dict[str, object]:
     """The last part of the page: model, prompts, settings, stages, packages, and what was left out."""
     state, config = material.state, material.config
     counts = Counter((kind_of(p), str(p.split)) for p in material.prompts)
@@ -221,9 +239,9 @@ def _setting(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _stages(state: RunState) -> list[dict[str, Any]]:
+def _stages(state: RunState) -> list[dict[str, object]]:
     """The finished stages; this one is still at work."""
-    rows = []
+    rows: list[dict[str, object]] = []
     for name, stage in state.stages.items():
         if name == "report":
             continue

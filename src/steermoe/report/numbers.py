@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -52,6 +52,18 @@ def percent(value: Any) -> str:
         return MISSING
     whole = abs(value - round(value)) < 1e-9
     return number(100 * value, 0 if whole else 1) + NBSP + "%"
+
+
+def corrected(metric: Mapping[str, Any]) -> str:
+    """A rate without the judge's errors, or why there is none; empty where no labels were given."""
+    if "num_labels_refused" not in metric:
+        return ""
+    if not (metric["num_labels_refused"] and metric["num_labels_answered"]):
+        return "undefined without labelled refusals and labelled answers"
+    if not is_number(metric.get("corrected")):
+        return "undefined: the judge is no better than chance"
+    ends = (percent(metric[f"corrected_ci_{end}"]) for end in ("low", "high"))
+    return f"{percent(metric['corrected'])} [{', '.join(ends)}]"
 
 
 def points(value: Any) -> str:

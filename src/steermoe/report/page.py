@@ -19,8 +19,9 @@ from plotly.offline import get_plotlyjs
 from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import RULES
 from steermoe.config import Config
-from steermoe.records import Expert, Verdict
+from steermoe.records import Expert
 from steermoe.report import numbers, text
+from steermoe.report.card import write_card_figures
 from steermoe.report.figures import (
     MAX_EXPERTS_SHOWN,
     Figure,
@@ -29,24 +30,19 @@ from steermoe.report.figures import (
     training_curve,
 )
 from steermoe.report.material import (
-    HARMLESS,
-    KIND_NAMES,
     Material,
-    kind_of,
     provenance,
     read_material,
 )
+from steermoe.report.replies import replies
+from steermoe.report.scoring import correlation_map, correlations_of, scores_part
+from steermoe.report.side_by_side import benchmark_lines
 from steermoe.report.trust import ablation_tables, trust_rows
 from steermoe.reporter import Reporter
+from steermoe.scores import RISK_DIFF
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import REPORT
 from steermoe.store.state import Figures
-
-EXAMPLES_OF_A_KIND = 3
-"""Harmless prompts shown of each kind."""
-
-MAX_LISTED = 200
-"""Prompts that a list shows; the page says how many there are."""
 
 # Control characters would vanish or upset a reader; their pictures are shown in their place.
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {
@@ -63,6 +59,7 @@ def report(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     page = render(read_material(run, config))
     with run.writing(REPORT) as path:
         path.write_text(page, "utf-8", newline="\n")
+    write_card_figures(run, config.evaluate.confidence)
     reporter.line(f"report: {run.file(REPORT)}")
     return {"shows_harmful_replies": config.report.show_harmful}
 
@@ -87,7 +84,10 @@ def render(material: Material) -> str:
         **_opening(material),
         **_experts(material, figures),
         **_trust(material),
-        **_replies(material),
+        **scores_part(
+            material.scores, material.selectable_layers, material.forecast, material.evaluation
+        ),
+        **replies(material),
         **provenance(material),
         figures={figure.name: figure for figure in figures},
         specifications=_as_script_data(figures),
@@ -112,7 +112,7 @@ def _as_script_data(figures: Sequence[Figure]) -> Markup:
 # ---- parts of the page --------------------------------------------------------------------------------
 
 
-def _opening(material: Material) -> dict[str, Any]:
+def _opening(material: Material) -> dict[str, object]:
     config, selection = material.config, material.selection
     largest = selection.largest if selection is not None else None
     held_out = sum(1 for prompt in material.prompts if prompt.split == material.split)
@@ -123,7 +123,9 @@ def _opening(material: Material) -> dict[str, Any]:
         num_selected=None if selection is None else len(material.experts),
         num_experts=None if material.risk is None else len(material.risk),
         largest=(largest[0].label, largest[1]) if largest else None,
-        threshold=config.identify.threshold if config.identify.rule in RULES else None,
+        threshold=config.identify.threshold
+        if config.identify.rule in RULES and config.identify.rank_by == RISK_DIFF
+        else None,
         is_trained=material.is_trained,
         num_held_out=held_out,
         split=material.split,
@@ -136,6 +138,7 @@ def _opening(material: Material) -> dict[str, Any]:
         "cautions": text.cautions(evaluation, config.judge.main, material.split),
         "metrics": text.metric_rows(evaluation) if evaluation else [],
         "tiles": text.tiles(evaluation) if evaluation else [],
+        "benchmarks": list(benchmark_lines(evaluation)) if evaluation else [],
         "divergence": _divergence(evaluation),
         "confidence": f"{100 * config.evaluate.confidence:g}{numbers.NBSP}%",
         "split": material.split,
@@ -158,13 +161,16 @@ def _figures(material: Material) -> list[Figure]:
         found.append(risk_map(material.risk, set(material.experts)))
         if material.per_batch is not None:
             found.append(differences_per_batch(material.per_batch, material.experts))
+    correlations = correlations_of(material.scores, material.selectable_layers)
+    if correlations is not None:
+        found.append(correlation_map(correlations))
     if material.is_trained:
         trained = material.state.figures_of("train")
         found.append(training_curve(trained.get("history") or []))
     return [figure for figure in found if figure is not None]
 
 
-def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, Any]:
+def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, object]:
     if material.risk is None:
         return {"experts": [], "uncertainty": [], "num_selected": 0, "num_experts": 0} | {
             "num_in_figure": 0,
@@ -223,7 +229,7 @@ def _steadiness(per_batch: pd.DataFrame | None) -> dict[Expert, str]:
     }
 
 
-def _trust(material: Material) -> dict[str, Any]:
+def _trust(material: Material) -> dict[str, object]:
     """What stands beside a selection, and what is known of switching it off."""
     confounded: Counter[str] = Counter()
     if material.risk is not None and "confounded_by" in material.risk:
@@ -239,68 +245,3 @@ def _trust(material: Material) -> dict[str, Any]:
 
 
 # ---- prompts and replies ------------------------------------------------------------------------------
-
-
-def _replies(material: Material) -> dict[str, Any]:
-    entries = _entries(material)
-    harmless = [entry for entry in entries if entry["kind"] in HARMLESS]
-    harmful = [entry for entry in entries if entry["kind"] not in HARMLESS]
-    last = "after" if material.hardened is not None else "before"
-    order = {Verdict.ANSWERED: 0, Verdict.UNSCORED: 1, Verdict.REFUSED: 2}
-    harmful.sort(key=lambda entry: order[Verdict(entry[last]["verdict"])])
-    not_answered = [e for e in harmless if e[last]["verdict"] != Verdict.ANSWERED]
-    examples = [
-        entry
-        for kind in HARMLESS
-        for entry in evenly_spaced([e for e in harmless if e["kind"] == kind], EXAMPLES_OF_A_KIND)
-    ]
-    return {
-        "examples": examples,
-        "not_answered": not_answered[:MAX_LISTED],
-        "num_not_answered": len(not_answered),
-        "num_harmless": len(harmless),
-        "harmful": harmful[:MAX_LISTED],
-        "num_harmful": len(harmful),
-        "harmful_verdicts": sorted(Counter(str(e[last]["verdict"]) for e in harmful).items()),
-        "show_harmful": material.config.report.show_harmful,
-        "has_after": material.hardened is not None,
-        "kind_names": KIND_NAMES,
-    }
-
-
-def _entries(material: Material) -> list[dict[str, Any]]:
-    """The prompts of the evaluated split with their verdicts; replies only where they may be shown."""
-    prompts = {prompt.prompt_id: prompt for prompt in material.prompts}
-    after = {}
-    if material.hardened is not None:
-        after = {row["prompt_id"]: row for row in material.hardened.to_dict("records")}
-    entries = []
-    responses = material.responses
-    for row in responses[responses["split"] == material.split].to_dict("records"):
-        prompt = prompts[row["prompt_id"]]
-        kind = kind_of(prompt)
-        show = kind in HARMLESS or material.config.report.show_harmful
-        turns = [dict(message) for message in prompt.messages] if show else []
-        entries.append(
-            {
-                "kind": kind,
-                "goal": prompt.goal,
-                "turns": turns,
-                "before": _reply(row, show),
-                "after": _reply(after.get(row["prompt_id"]), show),
-            }
-        )
-    return entries
-
-
-def _reply(row: Mapping[Any, Any] | None, show: bool) -> dict[str, str] | None:
-    if row is None:
-        return None
-    return {"verdict": str(row["verdict"]), "text": str(row["generated_text"]) if show else ""}
-
-
-def evenly_spaced(entries: Sequence[Any], count: int) -> list[Any]:
-    """So many of the entries, spread over all of them."""
-    if len(entries) <= count:
-        return list(entries)
-    return [entries[i * len(entries) // count] for i in range(count)]

@@ -11,6 +11,7 @@ from steermoe.measures import BY_NAME
 from steermoe.report.numbers import (
     MISSING,
     NBSP,
+    corrected,
     counted,
     integer,
     is_number,
@@ -168,6 +169,11 @@ def _what_came_of_it(evaluation: Mapping[str, Any]) -> list[str]:
     if over:
         said = "; ".join(f"on {name} it {text}" for name, text in over)
         sentences.append(f"Refusal where it is not wanted: {said}.")
+    if capability := _movement(evaluation, "capability"):
+        n = evaluation["hardened"]["capability"]["n"]
+        sentences.append(
+            f"Of {counted(n, 'short task')} with one right answer, what it solves {capability}."
+        )
     divergence = _value(evaluation, "paired", "kl_per_token")
     if divergence is not None:
         sentences.append(
@@ -211,6 +217,15 @@ def cautions(evaluation: Mapping[str, Any] | None, judge: str, split: str) -> li
             )
             rise = points(paired["value"]).lstrip("+")
             said.append(f"{spoken} rose by {rise}, {chance} ({_p_is(p)}).")
+    lost = evaluation.get("paired", {}).get("capability") or {}
+    if (
+        is_number(lost.get("value"))
+        and lost["value"] < 0
+        and (lost.get("p_value") or 1) <= SIGNIFICANT
+    ):
+        said.append(
+            f"It solves fewer tasks than before, more than chance explains ({_p_is(lost['p_value'])})."
+        )
     paired = evaluation.get("paired", {}).get("refusal_rate") or {}
     p = paired.get("p_value")
     if is_number(p) and p > SIGNIFICANT and paired.get("value"):
@@ -248,7 +263,7 @@ def _p_is(value: Any) -> str:
 # ---- metrics ------------------------------------------------------------------------------------------
 
 
-def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, object]]:
     """The rows of the metrics table: texts of before, after and change, with their intervals."""
     sides = [evaluation.get(side, {}) for side in ("base", "hardened", "paired")]
     others = sorted({name for side in sides for name in side} - set(BY_NAME))
@@ -280,7 +295,7 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
+def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, object]]:
     """The rates that are shown large, each with what its small chart needs: shares of 1, or None."""
     made = []
     for name in TILES:
@@ -302,7 +317,7 @@ def tiles(evaluation: Mapping[str, Any]) -> list[dict[str, Any]]:
     return made
 
 
-def _mark(side: str, metric: Mapping[str, Any]) -> dict[str, Any]:
+def _mark(side: str, metric: Mapping[str, Any]) -> dict[str, object]:
     low, high = (
         metric[key] if is_number(metric.get(key)) else metric["value"]
         for key in ("ci_low", "ci_high")
@@ -320,6 +335,7 @@ def _cell(metric: Mapping[str, Any], form: Any, is_rate: bool) -> dict[str, str 
     if is_rate and is_number(value):
         cell["count"] = f"{round(float(value or 0) * metric['n'])} of {metric['n']}"  # a share of n
     cell["worst_case"] = form(metric["worst_case"]) if "worst_case" in metric else None
+    cell["corrected"] = corrected(metric) or None
     return cell
 
 

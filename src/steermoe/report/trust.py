@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from steermoe.analysis.ablation_figures import AblationFigures
 from steermoe.measures import MEASURES
 from steermoe.report.numbers import MISSING, is_number, number, p_value, percent, points, signed
 from steermoe.store.state import Figures
@@ -92,11 +93,11 @@ def _replicated(found: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-def ablation_tables(found: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def ablation_tables(found: AblationFigures | None) -> list[dict[str, object]]:
     """What changes while experts are switched off, a table for each model."""
     if found is None or "models" not in found:
         return []
-    tables = []
+    tables: list[dict[str, object]] = []
     for model, figures in found["models"].items():
         rows = []
         for measure in MEASURES:

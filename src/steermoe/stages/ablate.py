@@ -14,7 +14,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -203,7 +202,7 @@ def _say_plan(ablations: Sequence[Ablation], reporter: Reporter) -> None:
     if 0 < found["num_draws"] < ENOUGH_DRAWS:
         advice = (
             f"set ablate.num_draws to {ENOUGH_DRAWS} or more"
-            if found["num_possible_sets"] > ENOUGH_DRAWS
+            if (found["num_possible_sets"] or 0) > ENOUGH_DRAWS
             else "there are no more such sets; select fewer experts of a layer, or more layers"
         )
         reporter.note(
@@ -330,7 +329,7 @@ def _values_by_token(
     texts: Texts,
     subjects: Mapping[str, Subject],
     bar: Bar,
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Log-probability of every token, and the divergence from the base model on benign replies."""
     engine = text_engine(loaded, config)
     found: dict[tuple[str, str], list[float]] = {}
@@ -358,12 +357,12 @@ def _values_by_token(
 
 def _replies(
     loaded: LoadedModel, config: Config, subjects: Mapping[str, Subject], bar: Bar
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """The replies of a variant, as rows of its table."""
     engine = text_engine(loaded, config)
     prompts = [subject.prompt for subject in subjects.values()]
     size = config.collect.generation_batch_size
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for group, start in enumerate(range(0, len(prompts), size)):
         part = prompts[start : start + size]
         outputs = engine.generate(

@@ -6,7 +6,6 @@ It needs no model: values by token, replies and verdicts are there.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -20,6 +19,7 @@ from steermoe.analysis.ablation import (
     matching_figures,
     summarise,
 )
+from steermoe.analysis.ablation_figures import AblationFigures, DescribedSet, MetricFigures
 from steermoe.analysis.risk import expert_label
 from steermoe.config import Config
 from steermoe.measures.evidence import total
@@ -54,7 +54,8 @@ def summarise_ablation(run: RunDirectory, config: Config, reporter: Reporter) ->
         run.remove(ABLATION)
         run.remove(ABLATION_FIGURES)
         return {}
-    tables, figures = [], {}
+    tables: list[pd.DataFrame] = []
+    figures: dict[str, dict[str, MetricFigures]] = {}
     for model in models:
         scores = pd.concat([_scores(run, config, model, a, subjects) for a in ablations])
         table, figures[model] = summarise(scores, intervals_of(config).arguments())
@@ -67,18 +68,16 @@ def summarise_ablation(run: RunDirectory, config: Config, reporter: Reporter) ->
     whole["overlap"] = [of_set[key].overlap for key in keys]
     run.write_table(ABLATION_FIGURES, whole)
     kinds = [subject.kind for subject in subjects.values()]
-    run.write_json(
-        ABLATION,
-        {
-            "measures": PURPOSE,
-            "split": config.evaluate.split,
-            "num_prompts": {kind: kinds.count(kind) for kind in (UNSAFE, LOOK_ALIKES, BENIGN)},
-            "max_tokens": config.ablate.max_tokens,
-            "random": matching_figures(ablations),
-            "sets": [_described(a) for a in ablations if a.name != INTACT],
-            "models": figures,
-        },
-    )
+    found: AblationFigures = {
+        "measures": PURPOSE,
+        "split": config.evaluate.split,
+        "num_prompts": {kind: kinds.count(kind) for kind in (UNSAFE, LOOK_ALIKES, BENIGN)},
+        "max_tokens": config.ablate.max_tokens,
+        "random": matching_figures(ablations),
+        "sets": [_described(a) for a in ablations if a.name != INTACT],
+        "models": figures,
+    }
+    run.write_json(ABLATION, found)
     return {"num_figures": len(whole)}
 
 
@@ -92,7 +91,7 @@ def _scores(
     """One prompt's part of every figure of a variant, as `summarise` reads them."""
     variant = variant_name(model, ablation)
     measure_of = {quantity: measure for measure, quantity in QUANTITIES.items()}
-    rows: list[dict[str, Any]] = [
+    rows = [
         _row(ablation, measure_of[row["quantity"]], row["prompt_id"], row["values"])
         for row in run.read_scored(variant).to_dict("records")
     ]
@@ -110,7 +109,7 @@ def _scores(
 
 def _row(
     ablation: Ablation, measure: str, prompt_id: str, values: Sequence[float], verdict: str = ""
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "set": ablation.name,
         "draw": ablation.draw,
@@ -122,7 +121,7 @@ def _row(
     }
 
 
-def _described(ablation: Ablation) -> dict[str, Any]:
+def _described(ablation: Ablation) -> DescribedSet:
     return {
         "set": ablation.name,
         "draw": ablation.draw,

@@ -11,11 +11,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from steermoe.analysis.counts import find_shared_tokens
+from steermoe.chat import encode
 from steermoe.config import Config
 from steermoe.contracts import Engine
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.loading import describe_model, load_model, load_tokenizer, model_source
 from steermoe.prompts.batches import plan_batches
+from steermoe.prompts.limits import take_some
 from steermoe.prompts.resolve import resolve_prompts
 from steermoe.prompts.splits import assign_splits
 from steermoe.records import NO_BATCH, Label, Prompt, Sampling, Split
@@ -57,6 +60,13 @@ def prepare_prompts(config: Config, reporter: Reporter) -> tuple[Prompt, ...]:
     for note in read.notes:
         reporter.note(note)
     prompts = assign_splits(read.prompts, config.seed, settings.split_fractions)
+    limits = {
+        Split(split): {Label(label): most for label, most in of_labels.items()}
+        for split, of_labels in settings.limits.items()
+    }
+    prompts, notes = take_some(prompts, limits, config.seed)
+    for note in notes:
+        reporter.note(note)
     if settings.system_prompt is None:
         return prompts
     system = {"role": "system", "content": settings.system_prompt}
@@ -129,6 +139,7 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
             engine.check_length(
                 prompt.messages, config.collect.max_new_tokens, prompt.prompt_id, prompt.rendered
             )
+        engine.shared_tokens = find_shared_tokens(encode(tokenizer, p.rendered) for p in prompts)
         # Nothing is written before this, so prompts that are refused replace none.
         run.write_prompts(prompts)
         groups = plan_groups(prompts, config)

@@ -17,7 +17,7 @@ from steermoe.analysis.estimators import Estimator
 from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.prompts.splits import goal_groups
-from steermoe.records import BoolArray, IntArray, Label, Prompt, Split, Verdict
+from steermoe.records import BoolArray, IntArray, Label, Prompt, ResponseSums, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import BASE
@@ -43,10 +43,13 @@ class Contrast:
     positions: IntArray
     num_pairs_left_out: int = 0
 
-    def seen_by(self, estimator: Estimator, segment: Segment) -> estimators.Contrast:
-        """The responses that an estimator uses of them."""
+    def seen_by(
+        self, estimator: Estimator, segment: Segment, sums: ResponseSums | None = None
+    ) -> estimators.Contrast:
+        """The responses that an estimator uses of them, by their counts or by sums of all responses of the run."""
+        compared = self.counts if sums is None else sums.select(self.positions)
         return estimators.build_contrast(
-            self.counts, self.is_unsafe, self.batch_idx, self.clusters, estimator, segment
+            compared, self.is_unsafe, self.batch_idx, self.clusters, estimator, segment
         )
 
 

@@ -8,15 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
+from steermoe.capability.items import BUILTIN_CAPABILITY
 from steermoe.config import Config
+from steermoe.judges.agreement import accuracy
 from steermoe.measures import MEASURES
+from steermoe.measures.corrected import with_corrections
 from steermoe.measures.evidence import Intervals, Side, VariantEvidence
-from steermoe.records import MeasureRow, Prompt, Split
+from steermoe.records import (
+    Evaluation,
+    MeasureRow,
+    Prompt,
+    SidesOfSet,
+    Split,
+    Verdict,
+)
 from steermoe.reporter import Reporter
 from steermoe.stages.ablate import ablated_variants, intact_variant
+from steermoe.stages.benchmarks import benchmark_rows
+from steermoe.store.capability_table import read_graded
 from steermoe.store.directory import RunDirectory
+from steermoe.store.label_table import read_labels
 from steermoe.store.names import BASE, EVALUATION, HARDENED, SCORED, WITHOUT, replies_of, scored_of
 from steermoe.store.names import MEASURES as MEASURES_FILE
 from steermoe.store.state import Figures
@@ -40,8 +52,10 @@ def evaluate(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         run.remove(EVALUATION)
         return {}
     intervals = intervals_of(config)
-    base = side_of(run, BASE, config.judge.main, prompts)
-    hardened = side_of(run, HARDENED, config.judge.main, prompts)
+    base = _with_capability(run, config, BASE, side_of(run, BASE, config.judge.main, prompts))
+    hardened = _with_capability(
+        run, config, HARDENED, side_of(run, HARDENED, config.judge.main, prompts)
+    )
     rows = measure(
         VariantEvidence(BASE, str(split), prompts, base, None, "", config.judge.main, intervals)
     )
@@ -50,11 +64,34 @@ def evaluate(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
             HARDENED, str(split), prompts, hardened, base, BASE, config.judge.main, intervals
         )
     )
+    rows += benchmark_rows(run, config, intervals)
     rows += _measure_ablated(run, config, base, prompts)
+    rows = _corrected(run, config, reporter, rows)
     run.write_measures(rows)
     run.write_json(EVALUATION, as_evaluation(run.read_measures(), str(split)))
     reporter.line(f"evaluated {len(hardened.verdicts)} {split} prompts: {len(rows)} figures")
     return {"num_prompts": len(hardened.verdicts), "num_figures": len(rows)}
+
+
+def _corrected(
+    run: RunDirectory, config: Config, reporter: Reporter, rows: list[MeasureRow]
+) -> list[MeasureRow]:
+    """The figures, with corrected rates beside those of the judge where people have labelled replies."""
+    labels, num_gone = read_labels(run, (BASE, HARDENED))
+    if num_gone:
+        reporter.note(
+            f"{num_gone} labels are of replies that the run no longer holds, and correct nothing; label a new sheet "
+            "(steermoe judge --sample)"
+        )
+    if not labels:
+        return rows
+    verdicts = {
+        (variant, prompt_id): Verdict(verdict)
+        for variant in (BASE, HARDENED)
+        for prompt_id, verdict in run.read_verdicts(variant, config.judge.main).items()
+    }
+    found = accuracy(verdicts, labels, config.evaluate.confidence)
+    return with_corrections(rows, config.judge.main, found, config.evaluate.confidence)
 
 
 def _measure_ablated(
@@ -119,16 +156,24 @@ def side_of(run: RunDirectory, variant: str, judge: str, prompts: Mapping[str, P
     return Side(verdicts, texts, scored)
 
 
-def as_evaluation(rows: Sequence[MeasureRow], split: str) -> dict[str, Any]:
+def _with_capability(run: RunDirectory, config: Config, variant: str, side: Side) -> Side:
+    """The same with its answers to the items of `builtin:capability`, where both models were asked."""
+    if BUILTIN_CAPABILITY not in config.evaluate.benchmarks:
+        return side
+    return replace(side, graded=read_graded(run, variant))
+
+
+def as_evaluation(rows: Sequence[MeasureRow], split: str) -> Evaluation:
     """What `evaluation.json` holds: the two models' own figures, and the changes between them."""
-    own = {
-        variant: {
+    all_rows, rows = rows, [row for row in rows if row.set in (split, BUILTIN_CAPABILITY)]
+    base, hardened = (
+        {
             row.measure: row.metric.as_json()
             for row in rows
             if row.variant == variant and not row.compared_with
         }
         for variant in (BASE, HARDENED)
-    }
+    )
     paired = {
         row.measure: row.metric.as_json()
         for row in rows
@@ -137,4 +182,22 @@ def as_evaluation(rows: Sequence[MeasureRow], split: str) -> dict[str, Any]:
     for found in paired.values():
         if "only_before" in found:
             found.setdefault("p_value", None)  # of no pair there is none
-    return {"split": split, **own, "paired": paired}
+    evaluation = Evaluation(split=split, base=base, hardened=hardened, paired=paired)
+    if others := of_other_sets(all_rows, split):
+        evaluation["benchmarks"] = others
+    return evaluation
+
+
+def of_other_sets(rows: Sequence[MeasureRow], split: str) -> dict[str, SidesOfSet]:
+    """By set and measure: the figures of other sets of both models, side by side.
+
+    These are the categories of `builtin:capability`, and the tasks of other tools. Empty where there are none.
+    """
+    found: dict[str, SidesOfSet] = {}
+    for row in rows:
+        if row.variant in (BASE, HARDENED) and row.set not in (split, BUILTIN_CAPABILITY):
+            side = "paired" if row.compared_with else row.variant
+            figure = row.metric.as_json()
+            figure["source"] = row.source
+            found.setdefault(row.set, {}).setdefault(row.measure, {})[side] = figure
+    return found

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from steermoe.analysis import estimators
 from steermoe.analysis.replication import Resampling, replicate
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.sensitivity import other_estimates
 from steermoe.analysis.spread import class_spread
 from steermoe.analysis.stability import Stability, selection_stability
-from steermoe.analysis.uncertainty import estimate_uncertainty, of_layers
+from steermoe.analysis.uncertainty import estimate_uncertainty, expert_frame, of_layers
 from steermoe.analysis.variance import cluster_robust_errors
 from steermoe.config import Config
 from steermoe.errors import RoutingError
-from steermoe.records import Expert, Split
+from steermoe.records import Expert, ResponseSums, Split
 from steermoe.reporter import Reporter
-from steermoe.stages.contrast import Contrast, contrast_of
+from steermoe.stages.contrast import Contrast, contrast_of, train_contrast
 from steermoe.stages.explained import Explanation, explain_differences, flagged
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import RISK_HELD_OUT
+from steermoe.store.state import Figures
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,9 @@ class Evidence:
         """The rows of the experts that may be selected."""
         return self.table[self.table["layer"].isin(self.layers)]
 
-    def figures(self, max_q_value: float, min_stability: float) -> dict[str, Any]:
+    def figures(self, max_q_value: float, min_stability: float) -> Figures:
         """How many experts pass what is not a threshold of risk difference alone, for `run.json`."""
-        found: dict[str, Any] = {}
+        found: Figures = {}
         if "q_value" in self.table.columns:
             is_certain = self.eligible["q_value"] <= max_q_value
             found["num_experts_below_max_q_value"] = int(is_certain.sum())
@@ -102,7 +103,7 @@ def add_evidence(
             seed=config.seed,
             clusters=contrast.clusters,
             layers=layers,
-            threshold=settings.threshold,
+            threshold=risk_threshold(config),
         )
         table = _joined(table, uncertainty)
         ratio = _ratio_of_errors(contrast, uncertainty, config)
@@ -126,8 +127,14 @@ def add_evidence(
     explanation = explain_differences(run, contrast, layers, config)
     for name, reason in explanation.undefined.items():
         reporter.note(f"no column {name}: {reason}")
-    table = flagged(_joined(table, others), explanation, settings.threshold)
+    table = flagged(_joined(table, others), explanation, risk_threshold(config))
     return Evidence(table, layers, stability, ratio, explanation)
+
+
+def risk_threshold(config: Config) -> float:
+    """What risk differences are compared with: 0 where experts are ranked by another score, in its own unit."""
+    settings = config.identify
+    return settings.threshold if settings.rank_by == "risk_diff" else 0.0
 
 
 def _ratio_of_errors(contrast: Contrast, uncertainty: pd.DataFrame, config: Config) -> float | None:
@@ -149,7 +156,7 @@ def _stability(
         contrast.is_unsafe,
         goals,
         contrast.batch_idx,
-        threshold=settings.threshold,
+        threshold=risk_threshold(config),
         top_k=settings.top_k,
         layers=layers,
         estimator=settings.estimator,
@@ -157,6 +164,7 @@ def _stability(
         num_subsamples=settings.num_subsamples,
         seed=config.seed,
         clusters=contrast.clusters,
+        rank_within=settings.rank_within,
     )
 
 
@@ -166,9 +174,11 @@ def replication_of(
     run: RunDirectory,
     config: Config,
     reporter: Reporter,
-) -> dict[str, Any] | None:
+    sums: ResponseSums | None = None,
+) -> Figures | None:
     """Estimate the risk differences again on held-out goals, and compare. None where there are too few.
 
+    Experts that are ranked by another score are compared by that: its `sums` of all responses are given.
     `table` holds the experts that may be selected; no others are compared. Pairs are taken whatever their verdicts: a
     filter by what became of them would make the same difference again.
     Writes `risk_diff_heldout.parquet`. It comes after the selection, which never sees these goals.
@@ -186,7 +196,12 @@ def replication_of(
         return None
     run.write_table(RISK_HELD_OUT, held_out)
     layers = table["layer"].unique()
-    pooled = contrast.seen_by("pooled", settings.segment)
+    pooled = contrast.seen_by("pooled", settings.segment, sums)
+    if sums is not None:
+        train = train_contrast(run, config).seen_by("pooled", settings.segment, sums)
+        own = table.drop(columns="risk_diff_pooled")
+        table = own.merge(_pooled_values(train, sums), on=["layer", "expert"])
+        held_out = _pooled_values(pooled, sums)
     columns = np.flatnonzero(of_layers(contrast.counts, layers))
     found = replicate(
         table,
@@ -205,6 +220,11 @@ def replication_of(
         "num_goals": pooled.num_clusters,
         "filtered_by_verdict": False,
     }
+
+
+def _pooled_values(seen: estimators.Contrast, sums: ResponseSums) -> pd.DataFrame:
+    """A score over all tokens at once, in the column that replication compares."""
+    return expert_frame(sums, {"risk_diff_pooled": seen.difference()})
 
 
 def _joined(table: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:

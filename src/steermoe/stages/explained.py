@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,10 +22,11 @@ from steermoe.analysis.variance import cluster_robust_errors
 from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.prompts.splits import goal_groups
-from steermoe.records import IntArray, Label, Prompt, Split, Verdict
+from steermoe.records import FloatArray, IntArray, Label, Prompt, Split, Verdict
 from steermoe.stages.contrast import Contrast, contrast_of
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import BASE
+from steermoe.store.state import Figures
 
 REFUSALS_DIFFER = 0.05
 """Difference of the sides' refusal rates from which on the texts of refusals are looked at."""
@@ -46,7 +46,7 @@ class Explanation:
     undefined: Mapping[str, str] = field(default_factory=dict)
     refusal_rates: Mapping[str, float | None] = field(default_factory=dict)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Figures:
         """For `run.json`."""
         return {
             "refusal_rates": dict(self.refusal_rates),
@@ -181,7 +181,7 @@ def _at_equal_position(
     )
 
 
-def _unfiltered(run: RunDirectory, config: Config) -> dict[str, Any]:
+def _unfiltered(run: RunDirectory, config: Config) -> dict[str, FloatArray]:
     """The estimate of all pairs, whatever their verdicts, and its error."""
     whole = contrast_of(run, config, (Split.TRAIN,), filtered=False)
     seen = whole.seen_by(config.identify.estimator, config.identify.segment)

@@ -6,7 +6,6 @@ Reads train responses only. The selection of every mixed batch is kept beside th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -19,31 +18,35 @@ from steermoe.analysis.batch_selection import Selection, same_as_uncontrolled, s
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import (
+    SCORE,
     SelectionSettings,
     how_to_select_more,
+    ranked_by,
     selectable_layers,
 )
 from steermoe.analysis.sensitivity import sensitivity_of
 from steermoe.config import Config
 from steermoe.records import NO_BATCH, Expert
 from steermoe.reporter import Reporter
+from steermoe.scores import RISK_DIFF
 from steermoe.stages.contrast import train_contrast
 from steermoe.stages.doubts import doubts_about_replies
 from steermoe.stages.evidence import add_evidence, replication_of
+from steermoe.stages.scoring import score_experts
 from steermoe.store.directory import RunDirectory
-from steermoe.store.names import BASE, RISK, RISK_PER_BATCH
+from steermoe.store.names import BASE, RISK, RISK_PER_BATCH, SCORES
 from steermoe.store.selection_file import ExpertSet
 from steermoe.store.state import Figures
 
-AFTER_SELECTION = ("estimate", "shrunken", "fcr_low", "fcr_high", "q_value", "local_fdr")
+AFTER_SELECTION = (SCORE, "estimate", "shrunken", "fcr_low", "fcr_high", "q_value", "local_fdr")
 """What `unsafe_experts.json` says of each selected expert, where it is known."""
 
 
 def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     """Compute the risk tables and select the unsafe experts.
 
-    Writes `risk_diff_per_batch.parquet`, `risk_diff.parquet`, `unsafe_experts.json` and, to compare with,
-    `risk_diff_heldout.parquet`.
+    Writes `risk_diff_per_batch.parquet`, `risk_diff.parquet`, `scores.parquet`, `unsafe_experts.json` and, to compare
+    with, `risk_diff_heldout.parquet`.
 
     Returns:
         Figures for `run.json`: how many experts were selected, what was left out.
@@ -69,23 +72,28 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         settings.max_q_value,
         settings.min_stability,
         config.seed,
+        settings.rank_within,
     )
-    selection = select_experts(eligible, tables.per_batch, settings.rule, by)
+    scored = score_experts(run, contrast, evidence, config, reporter)
+    ranked, per_batch = scored.ranked(eligible), scored.ranked_per_batch(tables.per_batch)
+    selection = select_experts(ranked, per_batch, settings.rule, by)
     experts = selection.overall
     run.write_table(RISK_PER_BATCH, tables.per_batch)
     aggregated = with_false_coverage_intervals(aggregated, experts, len(eligible))
     eligible = aggregated.loc[eligible.index]
     run.write_table(RISK, aggregated)
-    run.write_selection(describe_selection(eligible, selection, contrast.counts, config))
-    false_share = expected_false_share(eligible, experts)
-    _say_selection(reporter, config, experts, eligible, false_share)
-    for which in same_as_uncontrolled(eligible, tables.per_batch, settings.rule, by):
+    run.write_table(SCORES, scored.table)
+    ranked = scored.ranked(eligible)
+    run.write_selection(describe_selection(ranked, selection, contrast.counts, config))
+    false_share = expected_false_share(eligible, experts) if scored.is_by_risk else None
+    _say_selection(reporter, config, experts, ranked, false_share)
+    for which in same_as_uncontrolled(ranked, per_batch, settings.rule, by):
         reporter.note(
             f"identify.rule = {settings.rule!r} selects the same experts as 'threshold' (train.experts = {which!r}), "
             "so it is no control: too many of the candidates are selected; raise identify.threshold, or allow more "
             "layers"
         )
-    replication = replication_of(eligible, experts, run, config, reporter)
+    replication = replication_of(eligible, experts, run, config, reporter, scored.sums)
     return {
         "num_unsafe_experts": len(experts),
         "num_experts_in_all": len(aggregated),
@@ -111,17 +119,16 @@ def _say_selection(
     """How many experts were selected, and how many of them falsely; where none was, what would select some."""
     settings = config.identify
     largest = eligible.iloc[0]
+    value = float(largest[ranked_by(eligible)])
+    of = "risk difference" if settings.rank_by == RISK_DIFF else settings.rank_by
+    leader = f"the largest {of} is {value:+.4{'f' if of == 'risk difference' else 'g'}} ({largest['Layer_Expert']})"
     if not experts:
         reporter.note(
-            f"no expert was selected by rule {settings.rule!r} (threshold {settings.threshold}); the largest risk "
-            f"difference is {largest['risk_diff']:+.4f} ({largest['Layer_Expert']}): "
-            f"{how_to_select_more(settings.rule, settings.threshold, largest['risk_diff'])}"
+            f"no expert was selected by rule {settings.rule!r} (threshold {settings.threshold}); {leader}: "
+            f"{how_to_select_more(settings.rule, settings.threshold, value)}"
         )
     else:
-        reporter.line(
-            f"identified {len(experts)} unsafe experts of {len(eligible)}; the largest risk difference is "
-            f"{largest['risk_diff']:+.4f} ({largest['Layer_Expert']})"
-        )
+        reporter.line(f"identified {len(experts)} unsafe experts of {len(eligible)}; {leader}")
     if false_share is not None:
         reporter.line(f"expected to be false among the selected: {false_share:.0%}")
         if false_share > TOLERABLE_FALSE_SHARE:
@@ -142,6 +149,8 @@ def describe_selection(
     return ExpertSet(
         rule={
             "name": settings.rule,
+            "rank_by": settings.rank_by,
+            "rank_within": settings.rank_within,
             "threshold": settings.threshold,
             "top_k": settings.top_k,
             "max_q_value": settings.max_q_value,
@@ -171,7 +180,7 @@ def describe_selection(
     )
 
 
-def _after_selection(table: pd.DataFrame, experts: Sequence[Expert]) -> list[dict[str, Any]]:
+def _after_selection(table: pd.DataFrame, experts: Sequence[Expert]) -> list[dict[str, object]]:
     """What may be said of each selected expert, in the order of the rule, as far as it is known."""
     shown = ["Layer_Expert", *(name for name in AFTER_SELECTION if name in table.columns)]
     keys = zip(table["layer"], table["expert"], strict=True)

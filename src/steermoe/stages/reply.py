@@ -151,7 +151,7 @@ def _divergence(
     base_side: BaseSide,
     continuations: Sequence[Continuation],
     experts: Sequence[Expert],
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """KL(base || hardened) of every token of the base model's replies, as rows of `scored/hardened.parquet`."""
     base, slices = base_side, None
     if isinstance(base_side, dict):

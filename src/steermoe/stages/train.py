@@ -16,7 +16,8 @@ from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import create_expert_mask
 from steermoe.config import Config
 from steermoe.contracts import Objective
-from steermoe.errors import RunDirectoryError
+from steermoe.errors import RunDirectoryError, SteerMoEError
+from steermoe.judges.kinds import judge_named, not_refusals
 from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
 from steermoe.moe.finite import first_not_finite, is_finite
@@ -27,13 +28,16 @@ from steermoe.store.directory import RunDirectory
 from steermoe.store.files import disk_error
 from steermoe.store.names import BASE, CHECKPOINTS, MODEL, SFT_DATASET
 from steermoe.store.state import Figures
-from steermoe.training.dataset import Example, TrainingRow
+from steermoe.training.dataset import Example, TrainingRow, resolve_target
 from steermoe.training.fit import Fit
 from steermoe.training.forward_plan import ExpertMasks
 from steermoe.training.objectives import objectives_of
 from steermoe.training.phases import Phase
 from steermoe.training.trainables import Trainable, trainables_of
 from steermoe.training.trainer import diverged
+
+MOST_JUDGED_TARGETS = 20
+"""Target responses that are judged before training; a callable may give one for each prompt."""
 
 
 def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
@@ -51,6 +55,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         run.remove(SFT_DATASET)
         reporter.note("no unsafe experts were selected, so nothing is trained")
         return {"num_trained_experts": 0, "trained_experts": []}
+    _note_not_refusals(run, config, reporter)
     source = model_source(config.model, reporter.line)
     loaded = load_model(config.model, source, report=reporter.line)
     trained, phases = _phases(run, config, reporter, loaded, experts)
@@ -88,6 +93,34 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         "num_trained_parameters": num_parameters,
         "history": history,
     }
+
+
+def _note_not_refusals(run: RunDirectory, config: Config, reporter: Reporter) -> None:
+    """Say which target responses the run's judge would not call a refusal: its rates would not show what was learned.
+
+    Before the model is loaded, for some judges are models too.
+    """
+    if not any("refusal" in phase.objectives for phase in config.train.all_phases()):
+        return
+    target = resolve_target(config.train.target_response)
+    unsafe = [p for p in run.read_prompts() if p.split is Split.TRAIN and p.label is Label.UNSAFE]
+    goals: dict[str, str] = {}
+    for position, prompt in enumerate(unsafe):
+        goals.setdefault(target(prompt, position), prompt.goal)
+    texts = list(goals)[:MOST_JUDGED_TARGETS]
+    try:
+        judge = judge_named(config.judge.main, config.judge)
+        found = not_refusals(judge, texts, [goals[text] for text in texts])
+    except SteerMoEError as error:
+        reporter.note(
+            f"whether the target responses are refusals to the judge is not known: {error}"
+        )
+        return
+    if found:
+        reporter.note(
+            f"the judge {config.judge.main} would not call {len(found)} of {len(texts)} target responses a refusal, so "
+            f"its rates do not show whether they are learned: {found[0]!r}"
+        )
 
 
 def _phases(

@@ -11,24 +11,39 @@ from contextlib import suppress
 from dataclasses import fields
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
+from steermoe.analysis.ablation_figures import AblationFigures
 from steermoe.analysis.counts import RoutingCounts, count_response, find_shared_tokens
 from steermoe.errors import RunDirectoryError
-from steermoe.records import Judgement, Label, MeasureRow, Output, Prompt, Split
+from steermoe.records import (
+    RECORDED_SUMS,
+    Evaluation,
+    Judgement,
+    Label,
+    MeasureRow,
+    Output,
+    Prompt,
+    ResponseSums,
+    Split,
+)
 from steermoe.store.files import RunFiles
+from steermoe.store.forecast_file import Forecast
 from steermoe.store.measure_table import from_measures, to_measures
 from steermoe.store.names import (
     ABLATION,
     BASE,
     CHECKPOINTS,
     EVALUATION,
+    FORECAST,
     MEASURES,
     PROMPTS,
     RESPONSES,
@@ -40,6 +55,7 @@ from steermoe.store.names import (
     UNSAFE_EXPERTS,
     VERDICTS,
     replies_of,
+    score_sums_of,
     scored_of,
     shard_of,
 )
@@ -49,9 +65,12 @@ from steermoe.store.response_tables import (
     SHARD_SCHEMA,
     TOKENS_SCHEMA,
     VERDICTS_SCHEMA,
+    Row,
     create_counts_file,
+    record_sums,
     reply_schema,
     unpack_routed_experts,
+    unpack_sums,
 )
 from steermoe.store.selection_file import ExpertSet
 from steermoe.store.state import SCHEMA_VERSION, RunState
@@ -199,6 +218,9 @@ class RunDirectory(RunFiles):
             "active": ("I32", (num_responses, 2, num_layers, num_experts)),
             "num_tokens": ("I32", (num_responses, 2)),
         }
+        if record_sums(shards):
+            of_scores = ("F32", (num_responses, 2, num_layers, num_experts))
+            tensors |= dict.fromkeys(RECORDED_SUMS, of_scores)
         with (
             self.writing(RESPONSES) as responses_path,
             self.writing(TOKENS) as tokens_path,
@@ -221,6 +243,9 @@ class RunDirectory(RunFiles):
                             routed, row["num_prompt_tokens"], num_experts, shared
                         )
                         arrays["active"][at], arrays["num_tokens"][at] = counted
+                        for name, of_score in unpack_sums(row, *shape).items():
+                            if name in arrays:
+                                arrays[name][at] = of_score
                         at += 1
             for array in arrays.values():
                 array.flush()
@@ -269,14 +294,39 @@ class RunDirectory(RunFiles):
                 layer_indices=tuple(json.loads(metadata["layer_indices"])),
             )
 
+    def read_sums(self, score: str) -> ResponseSums | None:
+        """The sums of a recorded score or of a pass, of every response in the order of `responses.parquet`.
+
+        None where the engine, or the older steermoe, that the run was collected with did not record it, or no pass was
+        made.
+        """
+        of_pass = score_sums_of(score)
+        if self.has(of_pass):
+            with self.reading(of_pass) as path, safe_open(path, framework="numpy") as file:
+                layers = tuple(json.loads(file.metadata()["layer_indices"]))
+                return ResponseSums(file.get_tensor("total"), file.get_tensor("num_tokens"), layers)
+        with self.reading(ROUTING) as path, safe_open(path, framework="numpy") as file:
+            names: list[str] = file.keys()
+            if score not in names:
+                return None
+            layers = tuple(json.loads(file.metadata()["layer_indices"]))
+            return ResponseSums(file.get_tensor(score), file.get_tensor("num_tokens"), layers)
+
+    def write_sums(self, name: str, sums: ResponseSums) -> None:
+        """Write the sums that a pass over the model has left of every response."""
+        tensors = {
+            "total": np.ascontiguousarray(sums.total, dtype=np.float32),
+            "num_tokens": np.ascontiguousarray(sums.num_tokens, dtype=np.int32),
+        }
+        with self.writing(score_sums_of(name)) as path:
+            save_file(tensors, path, {"layer_indices": json.dumps(list(sums.layer_indices))})
+
     def routing_metadata(self) -> dict[str, str]:
         """Header of `routing.safetensors`: layer_indices, top_k, num_experts, model, shared_prompt_tokens."""
         with self.reading(ROUTING) as path, safe_open(path, framework="numpy") as file:
             return dict(file.metadata())
 
-    def iter_outputs(
-        self, prompt_ids: set[str] | None = None
-    ) -> Iterator[tuple[dict[str, Any], Output]]:
+    def iter_outputs(self, prompt_ids: set[str] | None = None) -> Iterator[tuple[Row, Output]]:
         """The responses again as outputs, each with its row of `responses.parquet`, one row group at a time."""
         metadata = self.routing_metadata()
         layer_indices = tuple(json.loads(metadata["layer_indices"]))
@@ -301,7 +351,7 @@ class RunDirectory(RunFiles):
             )
             yield row, output
 
-    def _iter_rows(self, name: str) -> Iterator[dict[str, Any]]:
+    def _iter_rows(self, name: str) -> Iterator[Row]:
         """Rows of a Parquet table, one row group in memory at a time."""
         with self.reading(name) as path:
             table = pq.ParquetFile(path)
@@ -394,6 +444,11 @@ class RunDirectory(RunFiles):
         with self.reading(UNSAFE_EXPERTS):
             return ExpertSet.from_json(self.read_json(UNSAFE_EXPERTS))
 
+    def read_forecast(self) -> Forecast:
+        """`forecast.json`."""
+        with self.reading(FORECAST):
+            return Forecast.from_json(self.read_json(FORECAST))
+
     def write_measures(self, rows: Sequence[MeasureRow]) -> None:
         """Write `measures.parquet`."""
         with self.writing(MEASURES) as path:
@@ -404,13 +459,13 @@ class RunDirectory(RunFiles):
         with self.reading(MEASURES) as path:
             return to_measures(pq.read_table(path))
 
-    def read_evaluation(self) -> dict[str, Any]:
+    def read_evaluation(self) -> Evaluation:
         """`evaluation.json`."""
-        return self.read_json(EVALUATION)
+        return cast("Evaluation", self.read_json(EVALUATION))
 
-    def read_ablation(self) -> dict[str, Any]:
+    def read_ablation(self) -> AblationFigures:
         """`ablation.json`."""
-        return self.read_json(ABLATION)
+        return cast("AblationFigures", self.read_json(ABLATION))
 
 
 def _prompt_token_ids(shards: Iterable[Path]) -> Iterator[Any]:

@@ -11,11 +11,17 @@ VERDICTS = "verdicts.parquet"
 RISK_PER_BATCH = "risk_diff_per_batch.parquet"
 RISK = "risk_diff.parquet"
 RISK_HELD_OUT = "risk_diff_heldout.parquet"
+SCORES = "scores.parquet"
 UNSAFE_EXPERTS = "unsafe_experts.json"
+FORECAST = "forecast.json"
 SFT_DATASET = "sft_dataset.jsonl"
 MODEL = "model"
+MODEL_CARD = f"{MODEL}/README.md"
 REPLIES = "replies"
 SCORED = "scored"
+SCORE_SUMS = "score_sums"
+CAPABILITY = "capability"
+BENCHMARKS = "benchmarks"
 MEASURES = "measures.parquet"
 EVALUATION = "evaluation.json"
 ABLATION = "ablation.json"
@@ -24,6 +30,7 @@ REPORT = "report.html"
 SHARDS = "shards"
 CHECKPOINTS = "checkpoints"
 JUDGE_ANSWERS = "judge_answers.jsonl"
+JUDGE_LABELS = "judge_labels.parquet"
 LOCK = ".lock"
 
 HARDENED_RESPONSES = "hardened_responses.parquet"
@@ -37,11 +44,16 @@ RESULTS = (
     RISK,
     RISK_PER_BATCH,
     RISK_HELD_OUT,
+    SCORE_SUMS,
+    SCORES,
     UNSAFE_EXPERTS,
+    FORECAST,
     SFT_DATASET,
     MODEL,
     REPLIES,
     SCORED,
+    CAPABILITY,
+    BENCHMARKS,
     MEASURES,
     EVALUATION,
     REPORT,
@@ -62,6 +74,26 @@ def scored_of(variant: str) -> str:
     return f"{SCORED}/{variant}.parquet"
 
 
+def score_sums_of(name: str) -> str:
+    """The sums that a pass over the model leaves of every response; the name of a user's own score may have a colon."""
+    return f"{SCORE_SUMS}/{name.replace(':', '.')}.safetensors"
+
+
+def score_shard_of(name: str, index: int) -> str:
+    """One piece of an unfinished pass for scores."""
+    return f"{SHARDS}/score-{name.replace(':', '.')}-{index:05d}.safetensors"
+
+
+def capability_of(variant: str) -> str:
+    """The table of which tasks a variant has solved."""
+    return f"{CAPABILITY}/{variant}.parquet"
+
+
+def benchmarks_of(variant: str) -> str:
+    """The table of what other tools found of a variant; their logs are in the folder of the same name."""
+    return f"{BENCHMARKS}/{variant}.parquet"
+
+
 def shard_of(prefix: str, index: int) -> str:
     """One piece of unfinished work."""
     return f"{SHARDS}/{prefix}-{index:05d}.parquet"
@@ -79,14 +111,20 @@ COMMAND_OF = {
     TOKENS: "collect",
     ROUTING: "collect",
     VERDICTS: "judge",
+    JUDGE_LABELS: "judge",
     RISK: "identify",
     RISK_PER_BATCH: "identify",
     RISK_HELD_OUT: "identify",
+    SCORE_SUMS: "identify",
+    SCORES: "identify",
     UNSAFE_EXPERTS: "identify",
+    FORECAST: "identify",
     SFT_DATASET: "train",
     MODEL: "train",
     REPLIES: "evaluate",
     SCORED: "evaluate",
+    CAPABILITY: "evaluate",
+    BENCHMARKS: "evaluate",
     MEASURES: "evaluate",
     EVALUATION: "evaluate",
     REPORT: "report",

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from steermoe.records import NO_BATCH, IntArray, Output, Prompt
+from steermoe.records import NO_BATCH, RECORDED_SUMS, IntArray, Output, Prompt
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -68,14 +69,26 @@ SCORED_SCHEMA = pa.schema(
 ANSWER = pa.field("answer", pa.string())
 """The reply without its reasoning, null where it ended inside that: a column of tables of models that reason."""
 
+SUMS = tuple(pa.field(name, pa.large_binary()) for name in RECORDED_SUMS)
+"""Sums of recorded scores `(2, L, E)` in C order, little-endian float32; null where an engine does not record them."""
+
 SHARD_SCHEMA = pa.schema(
-    [*RESPONSES_SCHEMA, ANSWER, *[TOKENS_SCHEMA.field(i) for i in range(1, len(TOKENS_SCHEMA))]]
+    [
+        *RESPONSES_SCHEMA,
+        ANSWER,
+        *[TOKENS_SCHEMA.field(i) for i in range(1, len(TOKENS_SCHEMA))],
+        *SUMS,
+    ]
 )
+
+
+Row = dict[str, Any]
+"""A row of a table of replies, by column."""
 
 
 def shard_row(
     prompt: Prompt, output: Output, batch_idx: int = NO_BATCH, in_batch_idx: int = NO_BATCH
-) -> dict[str, Any]:
+) -> Row:
     """One response as a row of `SHARD_SCHEMA`."""
     routed = np.ascontiguousarray(output.routed_experts)
     return {
@@ -94,6 +107,7 @@ def shard_row(
         "generated_token_ids": list(output.generated_token_ids),
         "routed_experts": routed.tobytes(),
         "routed_experts_dtype": routed.dtype.str,
+        **{name: of.astype("<f4").tobytes() for name, of in output.sums.items()},
     }
 
 
@@ -103,23 +117,49 @@ def unpack_routed_experts(row: Mapping[str, Any], num_layers: int, top_k: int) -
     return flat.reshape(-1, num_layers, top_k)
 
 
+def unpack_sums(row: Mapping[str, Any], num_layers: int, num_experts: int) -> dict[str, Any]:
+    """The sums of recorded scores `(2, L, E)` of a row of a shard, by score; none where they were not recorded."""
+    return {
+        name: np.frombuffer(row[name], dtype="<f4").reshape(2, num_layers, num_experts)
+        for name in RECORDED_SUMS
+        if row.get(name) is not None
+    }
+
+
+def record_sums(shards: Iterable[Path]) -> bool:
+    """Whether every response of some shards has the sums of recorded scores."""
+    for shard in shards:
+        found = pq.read_schema(shard)
+        if any(name not in found.names for name in RECORDED_SUMS):
+            return False
+        if any(pq.read_table(shard, columns=[name]).column(0).null_count for name in RECORDED_SUMS):
+            return False
+    return True
+
+
+_DTYPES: Mapping[str, type[np.generic]] = {"I32": np.int32, "F32": np.float32}
+"""What safetensors calls the types of our tensors."""
+
+
 def create_counts_file(
     path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> dict[str, np.memmap[Any, Any]]:
-    """Lay out a safetensors file of int32 and map its tensors, so that they are filled without holding them.
+    """Lay out a safetensors file of 32-bit numbers and map its tensors, so that they are filled without holding them.
 
     Args:
         path: The file, new.
-        tensors: Name to type, always `I32`, and shape.
+        tensors: Name to type, `I32` or `F32`, and shape.
         metadata: Goes into the header.
 
     Raises:
         OSError: The disk has no room for it.
     """
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    starts: dict[str, int] = {}
     end = 0
     for name, (dtype, shape) in tensors.items():
         start, end = end, end + 4 * int(np.prod(shape))
+        starts[name] = start
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, ensure_ascii=False).encode("utf-8")
     encoded += b" " * (-len(encoded) % 8)  # the format wants aligned data
@@ -133,12 +173,12 @@ def create_counts_file(
     return {
         name: np.memmap(
             path,
-            np.int32,
+            _DTYPES[dtype],
             "r+",
-            offset=8 + len(encoded) + header[name]["data_offsets"][0],
+            offset=8 + len(encoded) + starts[name],
             shape=shape,
         )
-        for name, (_, shape) in tensors.items()
+        for name, (dtype, shape) in tensors.items()
     }
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ from steermoe.analysis.counts import RoutingCounts, separate_prompt_and_generati
 from steermoe.config import Config, validate
 from steermoe.errors import RunDirectoryError
 from steermoe.records import (
+    Evaluation,
     Expert,
     IntArray,
     Label,
@@ -137,7 +137,7 @@ class Run:
         )
 
     @property
-    def evaluation(self) -> dict[str, Any]:
+    def evaluation(self) -> Evaluation:
         """`evaluation.json`."""
         return self.directory.read_evaluation()
 

@@ -40,7 +40,7 @@ class ExpertSet:
         """The experts to train: the `global` selection, or the `union` of the batches' own."""
         return self.union if which == "union" else [expert for expert, _ in self.overall]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """As the file holds it."""
         return {
             "rule": dict(self.rule),

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from steermoe.config import ArgumentsSection, PhaseSettings, TrainSection
+from steermoe.config import ArgumentsSection, PhaseSettings, TrainSection, Values
 from steermoe.errors import ConfigError, TrainingError, on_one_line
 from steermoe.training.objectives import objectives_of
 from steermoe.training.phases import Phase
@@ -156,7 +156,7 @@ def check_arguments(given: ArgumentsSection, learning_rate: float) -> None:
         ) from None
 
 
-def _passed_on(given: ArgumentsSection) -> dict[str, Any]:
+def _passed_on(given: ArgumentsSection) -> Values:
     """What is not read here, as it was given."""
     return dict(given.model_extra or {})
 
@@ -185,7 +185,7 @@ def _check_argument(name: str, value: Any) -> None:
         raise ConfigError(f"setting train.arguments.{name} = {value!r}: give a number above 0")
 
 
-def _made(given: dict[str, Any]) -> TrainingArguments:
+def _made(given: Values) -> TrainingArguments:
     try:
         return TrainingArguments(**given)
     except Exception as error:  # whatever transformers says of values that do not go together

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from steermoe.training.trainer import TRAINED_WEIGHTS
@@ -39,7 +38,7 @@ class PhaseCheckpoints:
     def finished(self, num_steps: int) -> Path | None:
         """The checkpoint of the phase's last step, if it came so far."""
         last = self.last()
-        return last if last is not None and state_of(last)["global_step"] >= num_steps else None
+        return last if last is not None and state_of(last).global_step >= num_steps else None
 
     def remove(self) -> None:
         """Remove all of them."""
@@ -53,9 +52,9 @@ class PhaseCheckpoints:
                 shutil.rmtree(checkpoint)
 
 
-def state_of(checkpoint: Path) -> dict[str, Any]:
+def state_of(checkpoint: Path) -> TrainerState:
     """What the trainer knew when it wrote a checkpoint."""
-    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text("utf-8"))
+    state: TrainerState = TrainerState.load_from_json(str(checkpoint / STATE))
     return state
 
 

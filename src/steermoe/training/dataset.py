@@ -60,7 +60,7 @@ class TrainingRow:
         """Tokens of prompt and completion."""
         return len(self.prompt_token_ids) + len(self.completion_token_ids)
 
-    def as_sft(self) -> dict[str, Any]:
+    def as_sft(self) -> dict[str, object]:
         """The row in the conversational prompt/completion format that TRL reads."""
         return {
             "prompt": [dict(message) for message in self.messages],

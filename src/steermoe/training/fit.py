@@ -164,7 +164,7 @@ class _OnePhase:
     def _take(self, finished: Path) -> History:
         load_trained(finished, self.fit.model, checkpoint_metadata(self.fit.trained, self.index))
         self.fit.reporter.line(f"{self.name}: done already")
-        return _steps(state_of(finished)["log_history"])
+        return _steps(state_of(finished).log_history)
 
     def _train(
         self, phase: Phase, data: MicroBatches, arguments: TrainingArguments, planner: Planner
@@ -196,7 +196,7 @@ class _OnePhase:
         return _steps(trainer.state.log_history)
 
 
-def _steps(log: Sequence[dict[str, Any]]) -> History:
+def _steps(log: History) -> History:
     return [entry for entry in log if "loss" in entry]
 
 

@@ -13,6 +13,7 @@ from steermoe.judges.phrases.english import (
     DEFLECTS,
     HINTS_OF_LECTURES,
     LECTURES,
+    NOTHING_TO_REFUSE,
 )
 from steermoe.judges.phrases.european import FRENCH, GERMAN, PORTUGUESE, RUSSIAN, SPANISH
 from steermoe.judges.phrases.southern import ARABIC, HINDI
@@ -38,4 +39,5 @@ __all__ = [
     "DEFLECTS",
     "HINTS_OF_LECTURES",
     "LECTURES",
+    "NOTHING_TO_REFUSE",
 ]

@@ -57,10 +57,7 @@ class Retention:
     @classmethod
     def of(cls, settings: TrainSection) -> Retention:
         """As the settings have it."""
-        own = settings.retention_first_tokens_weight
-        first = FirstTokens(
-            settings.first_tokens, settings.first_tokens_weight if own is None else own
-        )
+        first = FirstTokens(settings.first_tokens, settings.first_tokens_weight)
         return cls(settings.retention_weight, first, settings.retention_tokens)
 
     def row(self, example: Example, position: int) -> TrainingRow | None:

@@ -1,0 +1,166 @@
+"""Benchmarks: what lm-evaluation-harness and Inspect find of the base model and of the hardened one.
+
+Each runs in a process of its own on the checkpoint, and leaves its logs in a folder of the run. The folder's name tells
+of which model and with which settings it ran, so a finished one is only read: after an interruption, and where other
+benchmarks are asked for beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from steermoe.capability.items import BUILTIN_CAPABILITY
+from steermoe.config import Config
+from steermoe.harness.benchmarks import Benchmark, benchmark_named
+from steermoe.harness.figures import Figure, change_rows, figure_rows
+from steermoe.harness.processes import Target
+from steermoe.hashes import sha256_of
+from steermoe.loading import model_source
+from steermoe.measures.evidence import Intervals
+from steermoe.records import MeasureRow
+from steermoe.reporter import Reporter
+from steermoe.store.benchmark_table import read_benchmarks, write_benchmarks
+from steermoe.store.directory import RunDirectory
+from steermoe.store.names import BASE, BENCHMARKS, HARDENED, MODEL, MODEL_CARD, RUN_JSON
+from steermoe.store.state import Figures
+
+MOST_TOGETHER = 32
+"""Prompts that a tool runs together: of scored texts it keeps every position, so fewer than are generated."""
+
+
+def benchmarks_base(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
+    """Run every benchmark on the base model. Writes `benchmarks/base.parquet`, and the tools' logs."""
+    return _run_all(run, config, reporter, BASE, model_source(config.model))
+
+
+def benchmarks_hardened(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
+    """Run every benchmark on the hardened model. Writes `benchmarks/hardened.parquet`, and the tools' logs."""
+    return _run_all(run, config, reporter, HARDENED, str(run.file(MODEL).resolve()))
+
+
+def benchmarks_of_others(config: Config) -> list[Benchmark]:
+    """The benchmarks that other tools run, of those that the settings name.
+
+    Raises:
+        ConfigError: There is no such tool, or no task is named.
+    """
+    return [benchmark_named(n) for n in config.evaluate.benchmarks if n != BUILTIN_CAPABILITY]
+
+
+def target_of(config: Config, variant: str, checkpoint: str) -> Target:
+    """How a tool loads and asks a model."""
+    model = config.model
+    return Target(
+        checkpoint,
+        revision=model.revision if variant == BASE else None,
+        dtype=model.dtype,
+        device="" if model.device == "auto" else model.device,
+        trust_remote_code=model.trust_remote_code,
+        system_prompt=config.prompts.system_prompt or "",
+        template_kwargs=model.chat_template_kwargs,
+        batch_size=min(MOST_TOGETHER, config.collect.generation_batch_size),
+        limit=config.evaluate.benchmark_limit,
+    )
+
+
+def _run_all(
+    run: RunDirectory, config: Config, reporter: Reporter, variant: str, checkpoint: str
+) -> Figures:
+    if config.model.dequantize or config.model.device_map:
+        reporter.note(
+            "model.dequantize and model.device_map are not known to other tools: they load the checkpoint as it is "
+            "stored, on one device"
+        )
+    target = target_of(config, variant, checkpoint)
+    rows: list[dict[str, object]] = []
+    for benchmark in benchmarks_of_others(config):
+        folder = run.file(f"{BENCHMARKS}/{variant}") / _folder_name(run, variant, benchmark, target)
+        reporter.line(f"{benchmark.name} on the {variant} model, its output in {folder}")
+        source = benchmark.version(target)
+        rows += [
+            {
+                "benchmark": benchmark.name,
+                "source": source,
+                "task": figure.task,
+                "metric": figure.metric,
+                "value": figure.value,
+                "stderr": figure.stderr,
+                "n": figure.n,
+                "num_unscored": figure.num_unscored,
+                "sample_ids": list(figure.values),
+                "sample_values": list(figure.values.values()),
+            }
+            for figure in benchmark.run(target, folder)
+        ]
+    write_benchmarks(run, variant, rows)
+    return {"num_benchmarks": len(benchmarks_of_others(config)), "num_figures": len(rows)}
+
+
+def _folder_name(run: RunDirectory, variant: str, benchmark: Benchmark, target: Target) -> str:
+    """The benchmark's name, and a hash of all that its result depends on."""
+    known = run.read_state() if run.has(RUN_JSON) else None
+    if variant == BASE:
+        model = (known.model.hash or known.model.commit) if known is not None else ""
+    else:
+        record = known.files.get(MODEL) if known is not None else None
+        card = Path(MODEL_CARD).name
+        model = record.sha256 if record is not None else sha256_of(run.file(MODEL), (card,))
+    asked = [
+        *(benchmark.name, benchmark.stamp(), model, target.revision, target.dtype),
+        *(target.system_prompt, dict(target.template_kwargs), target.limit),
+    ]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode("utf-8")).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', benchmark.name)[:60].strip('-')}-{digest[:8]}"
+
+
+# ---- measures -----------------------------------------------------------------------------------------
+
+
+def benchmark_rows(run: RunDirectory, config: Config, intervals: Intervals) -> Iterator[MeasureRow]:
+    """The figures of both models and the changes between them, of the benchmarks that the settings name.
+
+    The set of a figure is its task with the tool before it: `lm_eval:arc_easy`.
+    """
+    for benchmark in config.evaluate.benchmarks:
+        sides = {variant: _figures(run, variant, benchmark) for variant in (BASE, HARDENED)}
+        for variant, found in sides.items():
+            for source, figures in found.items():
+                yield from figure_rows(variant, figures, source, intervals.confidence)
+        for source, figures in sides[HARDENED].items():
+            before = [figure for found in sides[BASE].values() for figure in found]
+            yield from change_rows(HARDENED, figures, BASE, before, source, **intervals.arguments())
+
+
+def _figures(run: RunDirectory, variant: str, benchmark: str) -> dict[str, Sequence[Figure]]:
+    """The figures of one benchmark by their source: the tool and its version."""
+    tool = benchmark.partition(":")[0]
+    found: dict[str, list[Figure]] = {}
+    for row in read_benchmarks(run, variant):
+        if row["benchmark"] != benchmark:
+            continue
+        values = dict(zip(row["sample_ids"], row["sample_values"], strict=True))
+        figure = Figure(
+            f"{tool}:{row['task']}",
+            row["metric"],
+            row["value"],
+            row["stderr"],
+            row["n"],
+            row["num_unscored"],
+            values,
+        )
+        found.setdefault(row["source"], []).append(figure)
+    return dict(found)
+
+
+def check_benchmarks(config: Config) -> None:
+    """Refuse benchmarks that cannot run, before anything does: no such tool, not installed, no such task.
+
+    Raises:
+        ConfigError: One of them cannot.
+    """
+    for benchmark in benchmarks_of_others(config):
+        benchmark.check(target_of(config, BASE, str(Path(config.model.id))))
