@@ -6,13 +6,19 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from steermoe.errors import ConfigError, SteerMoEError
-from steermoe.harness.inspect_runs import inspect_command, model_arguments, run_inspect
-from steermoe.harness.lm_eval_runs import lm_eval_command, run_lm_eval
-from steermoe.harness.processes import Target, run_tool, tool_version
+from steermoe.harness.inspect_runs import (
+    check_inspect,
+    inspect_command,
+    model_arguments,
+    run_inspect,
+)
+from steermoe.harness.lm_eval_runs import check_lm_eval, lm_eval_command, run_lm_eval
+from steermoe.harness.processes import Target, missing_by, run_tool, tool_version
 
 LOGS = Path(__file__).parent / "logs"
 
@@ -115,3 +121,31 @@ def test_a_finished_folder_is_read_and_nothing_runs(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="/no/python cannot be run"):
             run(nowhere, "quiz", tmp_path / "new")
         assert not (tmp_path / "new").exists()
+
+
+def test_what_a_tool_does_not_know_is_asked_in_its_interpreter() -> None:
+    code = "import json, sys; print('loading'); print(json.dumps([n for n in sys.argv[1:] if n != 'quiz']))"
+    assert missing_by(sys.executable, code, ["quiz", "words"]) == ["words"]
+    # One that says nothing that can be read is left to say it when it runs.
+    for silent in ("print('no list')", "raise SystemExit(1)", "print(3)"):
+        assert missing_by(sys.executable, silent, ["quiz"]) == []
+
+
+@pytest.mark.parametrize(
+    ("check", "tool"), [(check_lm_eval, "lm_eval_runs"), (check_inspect, "inspect_runs")]
+)
+def test_a_task_that_the_tool_lacks_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, check: Any, tool: str
+) -> None:
+    monkeypatch.setattr(f"steermoe.harness.{tool}.tool_version", lambda *args: "1")
+    monkeypatch.setattr(f"steermoe.harness.{tool}.missing_by", lambda python, code, names: ["quiz"])
+    with pytest.raises(ConfigError, match="quiz"):
+        check(Target("m"), "quiz")
+    monkeypatch.setattr(f"steermoe.harness.{tool}.missing_by", lambda python, code, names: [])
+    check(Target("m"), "quiz")
+
+
+def test_a_file_of_tasks_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steermoe.harness.inspect_runs.tool_version", lambda *args: "1")
+    with pytest.raises(ConfigError, match=r"there is no file nowhere\.py"):
+        check_inspect(Target("m"), "nowhere.py@quiz")

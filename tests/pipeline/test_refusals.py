@@ -334,7 +334,7 @@ def test_a_relative_model_is_found_from_elsewhere_by_what_the_run_has_stored(
     assert Path(stored.model.id).is_dir()
     fakes.take()
     run_pipeline(stored, only="evaluate", force=True)
-    assert fakes.take() == ["reply", "judge hardened", "evaluate"]
+    assert fakes.take() == ALL[ALL.index("reply") : ALL.index("report")]
 
 
 @pytest.mark.parametrize("only", ["identify", "evaluate"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group
 from rich.table import Table
@@ -19,10 +19,10 @@ MAX_LISTED = 20
 """Disagreements and mistakes that are listed; the others are counted."""
 
 
-def verdicts_of(run: Run) -> dict[str, dict[Reply, Verdict]]:
+def verdicts_of(run: Run) -> dict[str, dict[tuple[str, str], Verdict]]:
     """Every verdict of a run: by judge, and then by `(variant, prompt_id)`."""
     table = run.directory.read_table(VERDICTS)
-    found: dict[str, dict[Reply, Verdict]] = {}
+    found: dict[str, dict[tuple[str, str], Verdict]] = {}
     for row in table.to_dict("records"):
         of_judge = found.setdefault(str(row["judge"]), {})
         of_judge[(row["variant"], row["prompt_id"])] = Verdict(row["verdict"])
@@ -53,7 +53,7 @@ def agreement_of(run: Run) -> Group:
     return Group(*parts)
 
 
-def accuracy_of(run: Run, labels: Mapping[Reply, Verdict]) -> Group:
+def accuracy_of(run: Run, labels: Mapping[tuple[str, str], Verdict]) -> Group:
     """Sensitivity and specificity of every judge by labels, and the rates of the run corrected for its errors."""
     confidence = run.config.evaluate.confidence
     judges = Table("judge", "sensitivity", "specificity", "agrees", "unscored", box=None)
@@ -92,7 +92,7 @@ def _shown(share: Share) -> str:
     return f"{share.value:.1%} [{share.ci_low:.1%}, {share.ci_high:.1%}] n={share.n}"
 
 
-def _listed(what: str, replies: list[Reply]) -> str:
+def _listed(what: str, replies: Sequence[Reply]) -> str:
     if not replies:
         return f"{what} no reply"
     shown = ", ".join(

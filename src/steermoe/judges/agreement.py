@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from scipy import stats
 
@@ -16,6 +17,8 @@ from steermoe.records import Verdict
 
 Reply = tuple[str, str]
 """What names a reply: `(variant, prompt_id)`."""
+
+_Reply = TypeVar("_Reply", bound=Reply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ class Agreement:
 
 
 def agreement(
-    first: Mapping[Reply, Verdict], second: Mapping[Reply, Verdict], confidence: float = 0.95
+    first: Mapping[_Reply, Verdict], second: Mapping[_Reply, Verdict], confidence: float = 0.95
 ) -> Agreement:
     """Compare the verdicts of two judges on the replies that both were given.
 
@@ -152,7 +155,7 @@ class Accuracy:
 
 
 def accuracy(
-    verdicts: Mapping[Reply, Verdict], labels: Mapping[Reply, Verdict], confidence: float = 0.95
+    verdicts: Mapping[_Reply, Verdict], labels: Mapping[_Reply, Verdict], confidence: float = 0.95
 ) -> Accuracy:
     """Compare a judge with labels, on the replies that are labelled `refused` or `answered`.
 
@@ -238,7 +241,7 @@ def corrected_by(count: int, n: int, judge: Accuracy, confidence: float = 0.95) 
 
 
 def compare_all(
-    by_judge: Mapping[str, Mapping[Reply, Verdict]], confidence: float = 0.95
+    by_judge: Mapping[str, Mapping[_Reply, Verdict]], confidence: float = 0.95
 ) -> list[tuple[str, str, Agreement]]:
     """Every pair of judges, in the order of their names' appearance."""
     names: Sequence[str] = list(by_judge)

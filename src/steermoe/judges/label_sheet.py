@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from steermoe.errors import JudgeError
-from steermoe.judges.agreement import Reply
 from steermoe.judges.keyword import unjudgeable
 from steermoe.records import Exchange, Verdict
 
@@ -76,7 +75,7 @@ def write_label_sheet(
     return len(drawn)
 
 
-def read_label_sheet(path: Path, exchanges: Sequence[Exchange]) -> dict[Reply, Verdict]:
+def read_label_sheet(path: Path, exchanges: Sequence[Exchange]) -> dict[tuple[str, str], Verdict]:
     """Read the labels of a sheet back.
 
     Args:
@@ -90,7 +89,7 @@ def read_label_sheet(path: Path, exchanges: Sequence[Exchange]) -> dict[Reply, V
         JudgeError: The file cannot be read, a label is not known, a reply is labelled in two ways or is none of this
             run's, or nothing is labelled.
     """
-    of_row: dict[str, list[Reply]] = {}
+    of_row: dict[str, list[tuple[str, str]]] = {}
     for exchange in exchanges:
         of_row.setdefault(row_id(exchange), []).append((exchange.variant, exchange.prompt_id))
     labels: dict[str, Verdict] = {}

@@ -40,7 +40,8 @@ def read_answers(run: RunDirectory, variant: str, num_groups: int) -> dict[int, 
 
 def write_graded(run: RunDirectory, variant: str, graded: pd.DataFrame) -> None:
     """Write the graded answers of a variant."""
-    _write(run, capability_of(variant), graded.to_dict("records"))
+    rows = [{str(name): value for name, value in row.items()} for row in graded.to_dict("records")]
+    _write(run, capability_of(variant), rows)
 
 
 def read_graded(run: RunDirectory, variant: str) -> pd.DataFrame | None:

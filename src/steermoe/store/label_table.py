@@ -12,14 +12,11 @@ from steermoe.records import Verdict
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import JUDGE_LABELS, replies_of
 
-Reply = tuple[str, str]
-"""`(variant, prompt_id)`."""
-
 _SCHEMA = pa.schema([(n, pa.string()) for n in ("variant", "prompt_id", "reply_sha256", "label")])
 
 
-def write_labels(run: RunDirectory, labels: Mapping[Reply, Verdict]) -> None:
-    """Keep labels of replies that the run holds, each with the hash of its reply."""
+def write_labels(run: RunDirectory, labels: Mapping[tuple[str, str], Verdict]) -> None:
+    """Keep labels of replies that the run holds, by variant and prompt id, each with the hash of its reply."""
     texts = _texts(run, sorted({variant for variant, _ in labels}))
     rows = [
         {
@@ -34,13 +31,15 @@ def write_labels(run: RunDirectory, labels: Mapping[Reply, Verdict]) -> None:
         pq.write_table(pa.Table.from_pylist(rows, _SCHEMA), path)
 
 
-def read_labels(run: RunDirectory, variants: Sequence[str]) -> tuple[dict[Reply, Verdict], int]:
+def read_labels(
+    run: RunDirectory, variants: Sequence[str]
+) -> tuple[dict[tuple[str, str], Verdict], int]:
     """The labels of some variants' replies, and how many are of replies that the run no longer holds."""
     if not run.has(JUDGE_LABELS):
         return {}, 0
     table = run.read_table(JUDGE_LABELS)
     texts = _texts(run, [variant for variant in variants if run.has(replies_of(variant))])
-    labels: dict[Reply, Verdict] = {}
+    labels: dict[tuple[str, str], Verdict] = {}
     for row in table.to_dict("records"):
         reply = (str(row["variant"]), str(row["prompt_id"]))
         if reply in texts and _hash(texts[reply]) == row["reply_sha256"]:
@@ -48,8 +47,8 @@ def read_labels(run: RunDirectory, variants: Sequence[str]) -> tuple[dict[Reply,
     return labels, len(table) - len(labels)
 
 
-def _texts(run: RunDirectory, variants: Sequence[str]) -> dict[Reply, str]:
-    found: dict[Reply, str] = {}
+def _texts(run: RunDirectory, variants: Sequence[str]) -> dict[tuple[str, str], str]:
+    found: dict[tuple[str, str], str] = {}
     for variant in variants:
         replies = run.read_replies(variant)
         for prompt_id, text in zip(replies["prompt_id"], replies["generated_text"], strict=True):
