@@ -19,12 +19,12 @@ from steermoe.cli.display_evidence import (
     stability_line,
     with_held_out,
 )
-from steermoe.cli.display_scores import forecast, scores
+from steermoe.cli.display_scores import controls, forecast, scores
 from steermoe.errors import RunDirectoryError
 from steermoe.measures import MEASURES
 from steermoe.records import NO_BATCH, Expert, MetricJson
 from steermoe.report.numbers import corrected, ranges
-from steermoe.store.names import ABLATION, EVALUATION, MODEL, REPORT, RISK
+from steermoe.store.names import ABLATION, CONTROL_FIGURES, EVALUATION, MODEL, REPORT, RISK
 from steermoe.store.run import Run
 from steermoe.store.state import Figures
 from steermoe.units import gibibytes
@@ -56,6 +56,8 @@ def overview(run: Run, top: int) -> Group:
         *(scores(run), replication_table(run)),
     )
     parts += [part for part in evidence if part is not None]
+    if run.directory.file(CONTROL_FIGURES).exists():
+        parts.append(controls(run))
     if run.directory.file(ABLATION).exists():
         parts.append(ablation(run))
     return Group(*parts)

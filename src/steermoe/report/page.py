@@ -22,6 +22,7 @@ from steermoe.config import Config
 from steermoe.records import Expert
 from steermoe.report import numbers, text
 from steermoe.report.card import write_card_figures
+from steermoe.report.controls import controls_part
 from steermoe.report.figures import (
     MAX_EXPERTS_SHOWN,
     Figure,
@@ -87,6 +88,7 @@ def render(material: Material) -> str:
         **scores_part(
             material.scores, material.selectable_layers, material.forecast, material.evaluation
         ),
+        **controls_part(material.controls),
         **replies(material),
         **provenance(material),
         figures={figure.name: figure for figure in figures},

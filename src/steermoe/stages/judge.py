@@ -15,7 +15,7 @@ from steermoe.reporter import Reporter
 from steermoe.stages.ablate import ablated_variants
 from steermoe.store.directory import RunDirectory
 from steermoe.store.exchanges import exchanges_of
-from steermoe.store.names import BASE, HARDENED, JUDGE_ANSWERS, REPLIES
+from steermoe.store.names import BASE, CONTROL, HARDENED, JUDGE_ANSWERS, REPLIES
 from steermoe.store.state import Figures
 
 
@@ -32,6 +32,12 @@ def judge_hardened(run: RunDirectory, config: Config, reporter: Reporter) -> Fig
 def judge_ablated(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     """Judge the replies of the ablated variants. Writes their part of `verdicts.parquet`."""
     return _judge(run, config, reporter, ablated_variants(run, REPLIES))
+
+
+def judge_controls(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
+    """Judge the replies of the controls. Writes their part of `verdicts.parquet`."""
+    variants = [path.stem for path in sorted(run.file(REPLIES).glob(f"{CONTROL}*.parquet"))]
+    return _judge(run, config, reporter, variants) if variants else {}
 
 
 def _judge(

@@ -56,10 +56,10 @@ def reply(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         reporter.note(why)
         return {}
     experts = Run(run).trained_experts
-    continuations, base_side = _base_side(run, config, prompts, experts)
+    continuations, base_side = base_side_of(run, config, prompts, experts)
     hardened = load_hardened(run, config)
-    _generate(run, config, reporter, hardened, split)
-    run.write_scored(HARDENED, _divergence(reporter, hardened, base_side, continuations, experts))
+    generate_replies(run, config, reporter, hardened, HARDENED)
+    run.write_scored(HARDENED, divergence(reporter, hardened, base_side, continuations, experts))
     replies = run.read_replies(HARDENED)
     tokens = int(replies["num_generated_tokens"].sum())
     reporter.line(
@@ -84,28 +84,29 @@ def text_engine(loaded: LoadedModel, config: Config) -> TransformersEngine:
     )
 
 
-def _generate(
-    run: RunDirectory, config: Config, reporter: Reporter, hardened: LoadedModel, split: Split
+def generate_replies(
+    run: RunDirectory, config: Config, reporter: Reporter, loaded: LoadedModel, variant: str
 ) -> None:
-    """Group by group, as the base model's; a finished group is a shard."""
+    """Let a variant reply to the evaluated split, group by group as the base model did; a finished group is a shard."""
+    split = Split(config.evaluate.split)
     groups = {
         index: group
         for index, group in enumerate(plan_groups(run.read_prompts(), config))
         if group[0].prompt.split is split
     }
-    engine = text_engine(hardened, config)
+    engine = text_engine(loaded, config)
     with reporter.bar(sum(map(len, groups.values())), "reply") as bar:
         for index, group in groups.items():
-            if not run.has_shard(HARDENED, index):
-                run.write_shard(HARDENED, index, generate_group(engine, config, group, index))
+            if not run.has_shard(variant, index):
+                run.write_shard(variant, index, generate_group(engine, config, group, index))
             bar.advance(len(group))
-    run.merge_reply_shards(HARDENED, groups, HARDENED)
+    run.merge_reply_shards(variant, groups, variant)
 
 
 # ---- divergence ---------------------------------------------------------------------------------------
 
 
-def _base_side(
+def base_side_of(
     run: RunDirectory, config: Config, prompts: Mapping[str, Prompt], experts: Sequence[Expert]
 ) -> tuple[list[Continuation], BaseSide]:
     """What is compared, and with what: the base model's greedy replies to benign prompts, and the base model.
@@ -145,7 +146,7 @@ def greedy_replies(
     return list(zip(ids, outputs, strict=True))
 
 
-def _divergence(
+def divergence(
     reporter: Reporter,
     hardened: LoadedModel,
     base_side: BaseSide,

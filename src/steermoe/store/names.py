@@ -29,6 +29,9 @@ ABLATION_FIGURES = "ablation.parquet"
 REPORT = "report.html"
 SHARDS = "shards"
 CHECKPOINTS = "checkpoints"
+CONTROLS = "controls"
+CONTROL_CHECKPOINTS = "checkpoints-controls"
+CONTROL_FIGURES = "controls.json"
 JUDGE_ANSWERS = "judge_answers.jsonl"
 JUDGE_LABELS = "judge_labels.parquet"
 LOCK = ".lock"
@@ -57,6 +60,8 @@ RESULTS = (
     MEASURES,
     EVALUATION,
     REPORT,
+    CONTROLS,
+    CONTROL_FIGURES,
     ABLATION,
     ABLATION_FIGURES,
     HARDENED_RESPONSES,
@@ -105,6 +110,15 @@ BASE, HARDENED = "base", "hardened"
 WITHOUT = "-without-"
 """In the name of an ablated variant, between the model and the set of experts that is switched off."""
 
+CONTROL = "control-"
+"""How the names of variants begin in which other experts were trained than those that were selected."""
+
+
+def control_of(variant: str) -> str:
+    """What training has changed in a control: a delta."""
+    return f"{CONTROLS}/{variant}.safetensors"
+
+
 COMMAND_OF = {
     PROMPTS: "collect",
     RESPONSES: "collect",
@@ -127,6 +141,8 @@ COMMAND_OF = {
     BENCHMARKS: "evaluate",
     MEASURES: "evaluate",
     EVALUATION: "evaluate",
+    CONTROLS: "train",
+    CONTROL_FIGURES: "evaluate",
     REPORT: "report",
     ABLATION: "ablate",
     ABLATION_FIGURES: "ablate",
