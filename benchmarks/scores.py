@@ -2,6 +2,8 @@
 
 `python -m benchmarks.scores recorded`: collecting on the embedded model with the sums of recorded scores, against
 collecting without them.
+`python -m benchmarks.scores forecast`: the pass behind the forecast, on the embedded model with its default settings:
+seconds, and those of the processor.
 `python -m benchmarks.scores selectivity`: on OLMoE-1B-7B's shape with random weights in bf16, the gradient products of
 all 1,024 experts over 64 harmful and 64 harmless prompts: seconds, peak memory, and the ratio to the forward and
 backward passes alone. It takes 16 GB.
@@ -17,15 +19,20 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.embedded_model import starter
 from benchmarks.measuring import REPEATS, Row, absolute_seconds, mean_ratio, take_turns
 from benchmarks.recording import NEW_TOKENS, NUM_PROMPTS, prompts_for_the_engine
 from steermoe.analysis.counts import find_shared_tokens
 from steermoe.chat import encode
+from steermoe.config import load_config
 from steermoe.engines.scoring import PaddedRows
+from steermoe.engines.transformers import TransformersEngine
+from steermoe.loading import load_model
 from steermoe.moe.layers import MoEDescription, find_moe_layers
 from steermoe.moe.weight_gradients import LayerTokens, captured_tokens, gradient_products, joined
 from steermoe.pipeline.memory import PeakMemory
 from steermoe.records import Continuation, Sampling
+from steermoe.training.dataset import resolve_target
 from steermoe.units import gibibytes
 
 OLMOE = {
@@ -68,6 +75,40 @@ def recorded(repeats: int = REPEATS) -> Row:
     )
 
 
+def forecast() -> Row:
+    """Gradient products of all experts of the embedded model over so many starter prompts of each kind."""
+    config = load_config()
+    number = config.identify.score_prompts
+    loaded = load_model(config.model)
+    loaded.model.requires_grad_(False)
+    engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.description)
+    refusal = encode(loaded.tokenizer, resolve_target(config.train.target_response)(None, 0))[:1]  # type: ignore[arg-type]
+    system = [{"role": "system", "content": config.prompts.system_prompt or ""}]
+    texts = []
+    for label in ("unsafe", "safe", "benign"):
+        rows = [r for r in starter() if r["label"] == label and r["split"] == "train"][:number]
+        for row in rows:
+            turns = [*system, {"role": "user", "content": row["prompt"]}]
+            prompt = encode(loaded.tokenizer, engine.render(turns))
+            texts.append(Continuation(label, tuple(prompt), tuple(refusal)))
+    peak = PeakMemory()
+    started, used = time.perf_counter(), time.process_time()
+    captured = _captured(loaded.model, loaded.description, texts)
+    of_passes = time.process_time() - used
+    towards = torch.tensor([text.prompt_id == "unsafe" for text in texts])
+    lengths = torch.tensor([len(text.prompt_token_ids) for text in texts])
+    _products(loaded.model, loaded.description, captured, towards, lengths)
+    seconds, whole = time.perf_counter() - started, time.process_time() - used
+    return Row(
+        f"the pass of a forecast, embedded model, {len(texts)} prompts of {lengths.float().mean():.0f} tokens on "
+        f"average, {torch.get_num_threads()} threads",
+        "at most 90 s on two cores",
+        f"{seconds:.0f} s",
+        f"{whole:.0f} s of the processor, of which forward and backward passes {of_passes:.0f} s; peak "
+        f"{gibibytes(peak.read())}",
+    )
+
+
 def selectivity(num_prompts: int) -> Row:
     """The gradient products of all experts of a full-size model, and the passes that they cannot do without."""
     with torch.device("meta"):
@@ -94,7 +135,8 @@ def selectivity(num_prompts: int) -> Row:
     captured = _captured(model, description, texts)
     of_passes = time.perf_counter() - started
     towards = torch.arange(2 * num_prompts) < num_prompts
-    products = _products(model, description, captured, towards)
+    lengths = torch.full((2 * num_prompts,), PROMPT_TOKENS)
+    products = _products(model, description, captured, towards, lengths)
     whole = time.perf_counter() - started
     assert torch.isfinite(products).all()
     return Row(
@@ -129,8 +171,9 @@ def _products(
     description: MoEDescription,
     captured: list[list[LayerTokens]],
     towards: Tensor,
+    lengths: Tensor,
 ) -> Tensor:
-    text_of_token = torch.arange(len(towards)).repeat_interleave(PROMPT_TOKENS)
+    text_of_token = torch.arange(len(towards)).repeat_interleave(lengths)
     return torch.stack(
         [
             gradient_products(
@@ -151,12 +194,16 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("measure", choices=("recorded", "selectivity"))
+    parser.add_argument("measure", choices=("recorded", "forecast", "selectivity"))
     parser.add_argument("--repeats", type=int, default=REPEATS, help="turns that count")
     parser.add_argument("--prompts", type=int, default=64, help="prompts of each side")
     chosen = parser.parse_args()
-    is_recorded = chosen.measure == "recorded"
-    row = recorded(chosen.repeats) if is_recorded else selectivity(chosen.prompts)
+    measures = {
+        "recorded": lambda: recorded(chosen.repeats),
+        "forecast": forecast,
+        "selectivity": lambda: selectivity(chosen.prompts),
+    }
+    row = measures[chosen.measure]()
     print(f"{row.measure}\n  target: {row.target}\n  result: {row.result}\n  figures: {row.detail}")
 
 

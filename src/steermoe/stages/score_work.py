@@ -5,7 +5,7 @@ Shape legend: L MoE layers, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,8 +70,8 @@ def choose_prompts(run: RunDirectory, config: Config) -> Chosen:
     keys = [prompts[i].pair_id or i for i in responses["prompt_id"]]
     rank = [seeded_rank(config.seed, key) for key in keys]
 
-    def first(places: Sequence[int]) -> IntArray:
-        ordered = sorted(map(int, places), key=lambda place: (rank[place], place))
+    def first(places: IntArray) -> IntArray:
+        ordered = sorted(places.tolist(), key=lambda place: (rank[place], place))
         return np.sort(np.array(ordered[: settings.score_prompts], dtype=np.int64))
 
     contrast = train_contrast(run, config)
