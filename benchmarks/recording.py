@@ -25,7 +25,7 @@ READ_TOGETHER = 192
 
 def recording(repeats: int = REPEATS) -> list[Row]:
     """Bare `generate` against collection of the same batch, and a bare forward pass against a recorded one."""
-    engine, conversations, fed = _prompts(NUM_PROMPTS)
+    engine, conversations, fed = prompts_for_the_engine(NUM_PROMPTS)
     model, description = engine.model, engine.description
     greedy = GenerationConfig(
         max_new_tokens=NEW_TOKENS,
@@ -76,7 +76,7 @@ def recording(repeats: int = REPEATS) -> list[Row]:
 
 def reading(repeats: int = REPEATS) -> list[Row]:
     """Prompts read with the experts of distinct tokens computed alone, against those of all positions."""
-    engine, _, fed = _prompts(READ_TOGETHER)
+    engine, _, fed = prompts_for_the_engine(READ_TOGETHER)
 
     @torch.inference_mode()
     def read_all() -> None:
@@ -99,7 +99,7 @@ def reading(repeats: int = REPEATS) -> list[Row]:
     ]
 
 
-def _prompts(count: int) -> tuple[TransformersEngine, list[tuple[Message, ...]], Any]:
+def prompts_for_the_engine(count: int) -> tuple[TransformersEngine, list[tuple[Message, ...]], Any]:
     """The embedded model's engine, prompts for it, and their ids and mask, padded on the left."""
     loaded = load_model(ModelSection())
     engine = TransformersEngine(loaded.model, loaded.tokenizer, loaded.description)

@@ -22,7 +22,7 @@ from steermoe.store.selection_file import ExpertSet
 NO_FORECAST = validate({"identify": {"forecast": False}})
 
 ALL = [step.name for step in RUN if step.is_asked_for(NO_FORECAST)]
-"""Those of a run that is asked for no forecast, as the settings below are."""
+"""Those of a run that is asked for no forecast and no controls, as the settings below are."""
 
 
 class Fakes:

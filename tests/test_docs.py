@@ -28,7 +28,10 @@ from steermoe.store import directory as rundir
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-PAGES_WITH_PYTHON = ("README.md", "docs/usage.md", "docs/judges.md", "docs/extending.md")
+PAGES_WITH_PYTHON = (
+    *("README.md", "docs/usage.md", "docs/judges.md", "docs/extending.md"),
+    "docs/method.md",
+)
 
 FENCE = re.compile(
     r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S

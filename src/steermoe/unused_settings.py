@@ -162,7 +162,7 @@ _CONDITIONS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
     (
         _own_rule,
         (
-            *("identify.threshold", "identify.top_k"),
+            *("identify.threshold", "identify.top_k", "identify.rank_within"),
             *("identify.max_q_value", "identify.min_stability"),
         ),
     ),

@@ -82,6 +82,7 @@ SETTINGS = [
     "train.mask_scope",
     "train.mask",
     "train.arguments",
+    "train.controls",
     "train.phases",
     "evaluate.split",
     "evaluate.confidence",

@@ -6,6 +6,7 @@ Shape legend: N responses, L MoE layers, E experts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -126,26 +127,32 @@ def score_rows(
         }
     table = expert_frame(sums, columns)
     if resampled.num_subsamples:
-        try:
-            stability = selection_stability(
-                scaled,
-                compared.is_unsafe,
-                (),
-                compared.batch_idx,
-                threshold=threshold,
-                top_k=resampled.top_k,
-                layers=resampled.layers,
-                estimator=compared.estimator,
-                segment=compared.segment,
-                num_subsamples=resampled.num_subsamples,
-                seed=resampled.seed,
-                clusters=compared.clusters,
-                rank_within=resampled.rank_within,
-            )
-            table["stability"] = stability.table["stability"]
-        except RoutingError:
-            pass  # too few goals to halve, which is said once, of the risk differences
+        # Too few goals to halve are said once, of the risk differences.
+        with suppress(RoutingError):
+            table["stability"] = _stability(scaled, compared, resampled, threshold)
     return table.reindex(columns=SCORE_COLUMNS)
+
+
+def _stability(
+    sums: PerResponse, compared: Compared, resampled: Resampled, threshold: float
+) -> pd.Series[float]:
+    """How many halves of the goals select each expert, in the order of layer and expert."""
+    found = selection_stability(
+        sums,
+        compared.is_unsafe,
+        (),
+        compared.batch_idx,
+        threshold=threshold,
+        top_k=resampled.top_k,
+        layers=resampled.layers,
+        estimator=compared.estimator,
+        segment=compared.segment,
+        num_subsamples=resampled.num_subsamples,
+        seed=resampled.seed,
+        clusters=compared.clusters,
+        rank_within=resampled.rank_within,
+    )
+    return found.table["stability"]
 
 
 def plain_values(sums: PerResponse, compared: Compared) -> pd.DataFrame:

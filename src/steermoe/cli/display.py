@@ -17,14 +17,15 @@ from steermoe.cli.display_evidence import (
     replication_table,
     selection_lines,
     stability_line,
-    with_held_out,
+    with_score,
 )
 from steermoe.cli.display_figures import figure_rows, group_tables, set_tables
-from steermoe.cli.display_scores import forecast, scores
+from steermoe.cli.display_scores import controls, forecast, scores
 from steermoe.errors import RunDirectoryError
 from steermoe.records import NO_BATCH, Expert
 from steermoe.report.numbers import ranges
-from steermoe.store.names import ABLATION, EVALUATION, MODEL, REPORT, RISK
+from steermoe.scores import KNOWN, RISK_DIFF
+from steermoe.store.names import ABLATION, CONTROL_FIGURES, EVALUATION, MODEL, REPORT, RISK
 from steermoe.store.run import Run
 from steermoe.store.state import Figures
 from steermoe.units import gibibytes
@@ -54,12 +55,14 @@ def overview(run: Run, top: int) -> Group:
         parts += [_figures_table(run), *set_tables(evaluation), *benchmarks_table(run)]
         parts += group_tables(evaluation)
     if run.directory.file(RISK).exists():
-        parts.append(expert_lines(with_held_out(run).head(top), set(run.unsafe_experts)))
+        parts.append(expert_lines(with_score(run).head(top), set(run.unsafe_experts)))
     evidence = (
         *(selection_lines(run), stability_line(run), forecast(run)),
         *(scores(run), replication_table(run)),
     )
     parts += [part for part in evidence if part is not None]
+    if run.directory.file(CONTROL_FIGURES).exists():
+        parts.append(controls(run))
     if run.directory.file(ABLATION).exists():
         parts.append(ablation(run))
     return Group(*parts)
@@ -67,7 +70,7 @@ def overview(run: Run, top: int) -> Group:
 
 def one_layer(run: Run, layer: int) -> Text:
     """Every expert of one decoder layer."""
-    table = with_held_out(run)
+    table = with_score(run)
     table = table[table["layer"] == layer]
     if table.empty:
         known = sorted({int(i) for i in run.risk_diff["layer"]})
@@ -125,6 +128,8 @@ def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) ->
     extra = [
         name
         for name in (
+            *(name for name in KNOWN if name != RISK_DIFF),
+            *(name for name in table.columns if ":" in name),
             "ci_low",
             "ci_high",
             "q_value",

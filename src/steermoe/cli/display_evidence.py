@@ -11,7 +11,8 @@ from rich.text import Text
 
 from steermoe.analysis.ablation_figures import AblationFigures, MetricFigures, SetFigures
 from steermoe.measures import MEASURES
-from steermoe.store.names import ABLATION, RISK_HELD_OUT
+from steermoe.scores import RISK_DIFF
+from steermoe.store.names import ABLATION, RISK_HELD_OUT, SCORES
 from steermoe.store.run import Run
 from steermoe.store.state import Figures
 
@@ -26,6 +27,17 @@ def with_held_out(run: Run) -> pd.DataFrame:
     held_out = run.directory.read_table(RISK_HELD_OUT)[["layer", "expert", "risk_diff"]]
     held_out = held_out.rename(columns={"risk_diff": HELD_OUT})
     return run.risk_diff.merge(held_out, on=["layer", "expert"], how="left", sort=False)
+
+
+def with_score(run: Run) -> pd.DataFrame:
+    """That table as the rule saw it: with the score that experts are ranked by, the largest first."""
+    table, by = with_held_out(run), run.config.identify.rank_by
+    if by == RISK_DIFF or not run.directory.file(SCORES).exists():
+        return table
+    scores = run.directory.read_table(SCORES)
+    own = scores[scores["score"] == by][["layer", "expert", "value"]]
+    joined = table.merge(own.rename(columns={"value": by}), on=["layer", "expert"], how="left")
+    return joined.sort_values([by, "layer", "expert"], ascending=[False, True, True])
 
 
 def stability_line(run: Run) -> Text | None:

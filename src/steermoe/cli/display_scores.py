@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steermoe.analysis.scores import rank_correlations
+from steermoe.report.controls import control_rows
 from steermoe.report.numbers import is_number
 from steermoe.scores import KNOWN, title_of
 from steermoe.store.names import FORECAST, SCORES
@@ -41,6 +42,24 @@ def forecast(run: Run) -> Text | None:
     if not run.directory.file(FORECAST).exists():
         return None
     return Text("\n".join(run.directory.read_forecast().sentences()))
+
+
+def controls(run: Run) -> Table:
+    """The hardened model beside random and lowest experts that were trained alike."""
+    found = run.directory.read_controls()
+    table = Table(
+        *("", "selected", "random", "selected less random", "lowest", "selected less lowest", "n"),
+        title=f"did the selection matter? {found.num_selected} selected experts, and others trained alike "
+        f"({found.split} prompts; intervals over goals and draws)",
+        title_justify="left",
+        box=None,
+    )
+    for row in control_rows(found):
+        table.add_row(
+            *(row.name, row.selected, row.random, row.beyond_random, row.lowest),
+            *(row.beyond_lowest, row.num_prompts),
+        )
+    return table
 
 
 def _candidates(run: Run) -> list[tuple[int, int]]:

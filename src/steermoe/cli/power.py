@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from steermoe.config import Config
     from steermoe.store.directory import RunDirectory
 
+USUAL_THRESHOLD = 0.05
+"""Risk difference that is asked about where experts are ranked by another score, whose threshold has its own unit."""
+
 OF_THE_PILOT = ("segment", "estimator", "first_layer", "last_layer")
 """Settings of `identify` that are those of the run's risk table, whatever is given here."""
 
@@ -95,6 +98,7 @@ def power_table(
     )
     from steermoe.analysis.selection import selectable_layers
     from steermoe.analysis.variance import cluster_kinds
+    from steermoe.scores import RISK_DIFF
     from steermoe.stages.contrast import train_contrast
     from steermoe.store.names import RISK
 
@@ -107,6 +111,8 @@ def power_table(
     layers = selectable_layers(pilot["layer"].unique(), rule["first_layer"], rule["last_layer"])
     pilot = pilot[pilot["layer"].isin(layers)]
     threshold = config.identify.threshold
+    if config.identify.rank_by != RISK_DIFF:
+        threshold = USUAL_THRESHOLD
     asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
     variation = EFFECT_VARIATION if effect_variation is None else effect_variation
     check_variation(variation)

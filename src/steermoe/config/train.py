@@ -163,6 +163,12 @@ class TrainSection(Section):
         "the share of a phase's steps that warm the learning rate up, where no warmup_steps are given; save_steps are "
         "those between checkpoints to resume from.",
     )
+    controls: int = Field(
+        0,
+        ge=0,
+        description="Random selections, matched by layer and activity, that are trained and evaluated with the same "
+        "settings, and the lowest one: did the selection matter? Each takes as long as the training itself.",
+    )
     phases: tuple[PhaseSection, ...] = Field(
         (),
         description="Phases that are trained one after the other, each a table of parameters, objectives, epochs and "

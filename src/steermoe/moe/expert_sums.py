@@ -33,7 +33,8 @@ GATE_MASS, CONTRIBUTION = "gate_mass", "contribution"
 
 def output_norms(position: int, weighted_TKD: Tensor) -> Tensor:
     """How long each weighted output is, `g |f|_2`."""
-    return torch.linalg.vector_norm(weighted_TKD, dim=-1, dtype=torch.float32)
+    norms: Tensor = torch.linalg.vector_norm(weighted_TKD, dim=-1, dtype=torch.float32)
+    return norms
 
 
 class ExpertSums(PerResponseWatcher):

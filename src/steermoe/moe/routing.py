@@ -41,7 +41,8 @@ def experts_argument(place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if len(args) > place:
         found: Tensor = args[place]
         return found
-    return next(kwargs[name] for name in _ARGUMENT_NAMES[place] if name in kwargs)
+    named: Tensor = next(kwargs[name] for name in _ARGUMENT_NAMES[place] if name in kwargs)
+    return named
 
 
 def with_argument(

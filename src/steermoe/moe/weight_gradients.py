@@ -90,7 +90,7 @@ def captured_tokens(model: nn.Module, description: MoEDescription) -> Iterator[l
         def keep(gradient: Tensor) -> None:
             layer.gradient = gradient.detach().flatten(0, -2)
 
-        output.register_hook(keep)
+        output.register_hook(keep)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return output
 
     with ExitStack() as stack:
@@ -201,8 +201,10 @@ class _Projection:
             self.bias = experts.get_parameter(f"{name}_bias").detach()[expert].to(dtype)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        out = rows @ self.weight_IO
-        return out if self.bias is None else out + self.bias
+        out: Tensor = rows @ self.weight_IO
+        if self.bias is not None:
+            out = out + self.bias
+        return out
 
     def inputs(self, rows: Tensor) -> Tensor:
         """What enters it: with a bias, also the 1 that it is a weight of."""

@@ -24,6 +24,7 @@ from steermoe.records import Verdict
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import (
     BASE,
+    CONTROL,
     MODEL,
     MODEL_CARD,
     PROMPTS,
@@ -169,16 +170,22 @@ def family(name: str, pattern: str) -> Input:
     return Input(name, (pattern,), digest)
 
 
-def _verdicts_on_ablated(ledger: Ledger) -> str:
-    if not ledger.directory.has(VERDICTS):
-        return ""
-    table = ledger.directory.read_table(VERDICTS)
-    chosen = table["variant"].str.contains(WITHOUT, regex=False)
-    rows = table[chosen & (table["judge"] == ledger.config.judge.main)]
-    return _hash(rows[["variant", "prompt_id", "verdict"]].values.tolist())
+def _verdicts_on_variants(part: str) -> Callable[[Ledger], str]:
+    def digest(ledger: Ledger) -> str:
+        if not ledger.directory.has(VERDICTS):
+            return ""
+        table = ledger.directory.read_table(VERDICTS)
+        chosen = table["variant"].str.contains(part, regex=False)
+        rows = table[chosen & (table["judge"] == ledger.config.judge.main)]
+        return _hash(rows[["variant", "prompt_id", "verdict"]].values.tolist())
+
+    return digest
 
 
-VERDICTS_ON_ABLATED = Input("verdicts on ablated variants", (VERDICTS,), _verdicts_on_ablated)
+VERDICTS_ON_ABLATED = Input(
+    "verdicts on ablated variants", (VERDICTS,), _verdicts_on_variants(WITHOUT)
+)
+VERDICTS_ON_CONTROLS = Input("verdicts on controls", (VERDICTS,), _verdicts_on_variants(CONTROL))
 
 
 def file_digest(ledger: Ledger, name: str) -> str:

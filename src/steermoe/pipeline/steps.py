@@ -62,6 +62,21 @@ def _asks_for_passes(config: Config) -> bool:
     return bool(passes_of(config))
 
 
+def _asks_for_controls(config: Config) -> bool:
+    return config.train.controls > 0
+
+
+def _check_controls(config: Config) -> None:
+    from steermoe.stages.controls import check_controls
+
+    check_controls(config)
+
+
+def _are_controls_judged(run: RunDirectory, config: Config) -> bool:
+    variants = [path.stem for path in run.file(names.REPLIES).glob(f"{names.CONTROL}*.parquet")]
+    return all(is_judged(variant)(run, config) for variant in variants)
+
+
 def is_judged(variant: str) -> Callable[[RunDirectory, Config], bool]:
     """Whether all judges of a run have judged a variant's replies, as a function."""
 
@@ -177,6 +192,9 @@ def _doubts_about_training(config: Config) -> list[str]:
     from steermoe.stages.doubts import doubts_about_training
 
     return doubts_about_training(config.train)
+
+
+SELECTABLE = ("identify.rank_within", "identify.first_layer", "identify.last_layer")
 
 
 MODEL_ASIDE = ("model.id", "model.revision", "model.device", "model.device_map")
@@ -314,6 +332,7 @@ TRAIN = Step(
         "train.arguments.report_to",
         "judge",
         "prompts.sources",
+        "train.controls",
     ),
     reads=(
         inputs.BASE_MODEL,
@@ -450,6 +469,7 @@ REPORT = Step(
         inputs.whole_file(names.UNSAFE_EXPERTS),
         inputs.whole_file(names.SCORES),
         inputs.whole_file(names.FORECAST),
+        inputs.whole_file(names.CONTROL_FIGURES),
         inputs.HARDENED_MODEL,
         inputs.replies(names.HARDENED),
         inputs.verdicts_on(names.BASE),
@@ -514,9 +534,78 @@ ABLATION = Step(
 CAN_STILL = (CAPABILITY, CAPABILITY_HARDENED, BENCHMARKS, BENCHMARKS_HARDENED)
 """Whether both models can do what they could."""
 
+CONTROL_DELTAS = f"{names.CONTROLS}/*.safetensors"
+CONTROL_REPLIES, CONTROL_SCORED = (
+    f"{folder}/{names.CONTROL}*.parquet" for folder in (names.REPLIES, names.SCORED)
+)
+OF_CONTROLS = tuple(
+    inputs.family(f"{what} of controls", pattern)
+    for what, pattern in (("replies", CONTROL_REPLIES), ("values", CONTROL_SCORED))
+)
+
+TRAIN_CONTROLS = Step(
+    "train controls",
+    stage("controls", "train_controls"),
+    settings=(*TRAIN.settings, "identify.rank_by", *SELECTABLE),
+    aside=tuple(key for key in TRAIN.aside if key != "train.controls"),
+    reads=(*TRAIN.reads, RISK, inputs.whole_file(names.SCORES), inputs.HARDENED_MODEL),
+    writes=(CONTROL_DELTAS,),
+    goes_on_from=(CONTROL_DELTAS, names.CONTROL_CHECKPOINTS),
+    check=_check_controls,
+    needs_model=True,
+    is_asked_for=_asks_for_controls,
+)
+
+REPLY_CONTROLS = Step(
+    "reply controls",
+    stage("controls", "reply_controls"),
+    settings=REPLY.settings,
+    aside=MODEL_ASIDE,
+    reads=(
+        inputs.BASE_MODEL,
+        inputs.family("controls", CONTROL_DELTAS),
+        PROMPTS,
+        BASE_REPLIES,
+        TOKENS,
+        ROUTING,
+    ),
+    writes=(CONTROL_REPLIES, CONTROL_SCORED),
+    goes_on_from=(CONTROL_REPLIES, CONTROL_SCORED, f"{names.SHARDS}/*{names.CONTROL}*"),
+    needs_model=True,
+    is_asked_for=_asks_for_controls,
+)
+
+JUDGE_CONTROLS = Step(
+    "judge controls",
+    stage("judge", "judge_controls"),
+    settings=("judge",),
+    reads=(inputs.JUDGES, PROMPTS, OF_CONTROLS[0]),
+    writes=(names.VERDICTS,),
+    check=check_judge,
+    is_there=_are_controls_judged,
+    is_asked_for=_asks_for_controls,
+)
+
+COMPARE_CONTROLS = Step(
+    "compare controls",
+    stage("controls", "summarise_controls"),
+    settings=(*INTERVALS, "evaluate.split", "judge.main"),
+    reads=(
+        PROMPTS,
+        inputs.replies(names.HARDENED),
+        inputs.scored(names.HARDENED),
+        inputs.verdicts_on(names.HARDENED),
+        inputs.family("controls", CONTROL_DELTAS),
+        *OF_CONTROLS,
+        inputs.VERDICTS_ON_CONTROLS,
+    ),
+    writes=(names.CONTROL_FIGURES,),
+    is_asked_for=_asks_for_controls,
+)
+
 RUN = (
-    *(COLLECT, JUDGE, SCORE, IDENTIFY, FORECAST, TRAIN, REPLY, JUDGE_HARDENED),
-    *(*CAN_STILL, EVALUATE, REPORT),
+    *(COLLECT, JUDGE, SCORE, IDENTIFY, FORECAST, TRAIN, TRAIN_CONTROLS, REPLY, JUDGE_HARDENED),
+    *(REPLY_CONTROLS, JUDGE_CONTROLS, *CAN_STILL, EVALUATE, COMPARE_CONTROLS, REPORT),
 )
 """What `steermoe run` does, in order."""
 
@@ -525,8 +614,14 @@ COMMANDS: dict[str, tuple[tuple[Step, ...], tuple[Step, ...]]] = {
     "collect": ((), (COLLECT, JUDGE)),
     "judge": ((), (JUDGE, JUDGE_HARDENED, JUDGE_ABLATED)),
     "identify": ((JUDGE,), (SCORE, IDENTIFY, FORECAST)),
-    "train": ((JUDGE,), (TRAIN,)),
-    "evaluate": ((JUDGE,), (REPLY, JUDGE_HARDENED, *CAN_STILL, EVALUATE)),
+    "train": ((JUDGE,), (TRAIN, TRAIN_CONTROLS)),
+    "evaluate": (
+        (JUDGE,),
+        (
+            *(REPLY, JUDGE_HARDENED, REPLY_CONTROLS, JUDGE_CONTROLS),
+            *(*CAN_STILL, EVALUATE, COMPARE_CONTROLS),
+        ),
+    ),
     "ablate": ((JUDGE,), (ABLATE, JUDGE_ABLATED, EVALUATE, ABLATION)),
     "report": ((), (REPORT,)),
     "labels": ((), (EVALUATE, REPORT)),

@@ -13,11 +13,13 @@ from steermoe.analysis.ablation_figures import AblationFigures
 from steermoe.config import EMBEDDED_MODEL, ArgumentsSection, Config, fields_of, preset
 from steermoe.records import NO_BATCH, Expert, Label, Prompt, Split, Verdict
 from steermoe.report.numbers import counted, integer, is_number, number, words
+from steermoe.store.controls_file import ControlFigures
 from steermoe.store.directory import RunDirectory
 from steermoe.store.forecast_file import Forecast
 from steermoe.store.names import (
     ABLATION,
     BASE,
+    CONTROL_FIGURES,
     EVALUATION,
     FORECAST,
     HARDENED,
@@ -69,6 +71,7 @@ class Material:
         ablation: `ablation.json`.
         scores: `scores.parquet`.
         forecast: `forecast.json`.
+        controls: `controls.json`.
         is_trained: Whether there is a hardened model.
         trained_experts: What it was trained on; empty for a baseline, or without one.
     """
@@ -86,6 +89,7 @@ class Material:
     ablation: AblationFigures | None
     scores: pd.DataFrame | None
     forecast: Forecast | None
+    controls: ControlFigures | None
     is_trained: bool
     trained_experts: list[Expert]
 
@@ -146,6 +150,7 @@ def read_material(run: RunDirectory, config: Config) -> Material:
         ablation=run.read_ablation() if run.has(ABLATION) else None,
         scores=table(SCORES) if selected else None,
         forecast=run.read_forecast() if selected and run.has(FORECAST) else None,
+        controls=run.read_controls() if evaluated and run.has(CONTROL_FIGURES) else None,
         is_trained=is_trained,
         trained_experts=Run(run).trained_experts if is_trained else [],
     )

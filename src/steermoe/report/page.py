@@ -22,6 +22,7 @@ from steermoe.config import Config
 from steermoe.records import Expert
 from steermoe.report import numbers, text
 from steermoe.report.card import write_card_figures
+from steermoe.report.controls import controls_part
 from steermoe.report.figures import (
     MAX_EXPERTS_SHOWN,
     Figure,
@@ -39,7 +40,7 @@ from steermoe.report.scoring import correlation_map, correlations_of, scores_par
 from steermoe.report.side_by_side import benchmark_lines
 from steermoe.report.trust import ablation_tables, trust_rows
 from steermoe.reporter import Reporter
-from steermoe.scores import RISK_DIFF
+from steermoe.scores import RISK_DIFF, title_of
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import REPORT
 from steermoe.store.state import Figures
@@ -87,6 +88,7 @@ def render(material: Material) -> str:
         **scores_part(
             material.scores, material.selectable_layers, material.forecast, material.evaluation
         ),
+        **controls_part(material.controls),
         **replies(material),
         **provenance(material),
         figures={figure.name: figure for figure in figures},
@@ -177,6 +179,7 @@ def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, object]
         return {"experts": [], "uncertainty": [], "num_selected": 0, "num_experts": 0} | {
             "num_in_figure": 0,
             "selection": {},
+            "ranked_by": "",
             "is_union": False,
             "estimator": "",
         }
@@ -213,8 +216,16 @@ def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, object]
         "num_experts": len(material.risk),
         "num_in_figure": min(len(selected), MAX_EXPERTS_SHOWN),
         "selection": dict(material.selection.rule) if material.selection is not None else {},
+        "ranked_by": _ranked_by(material),
         "is_union": material.config.train.experts == "union",
     }
+
+
+def _ranked_by(material: Material) -> str:
+    """By which score, where it is not the risk difference."""
+    rule = {} if material.selection is None else material.selection.rule
+    name = str(rule.get("rank_by", RISK_DIFF))
+    return "" if name == RISK_DIFF else f", ranked by {title_of(name).lower()}"
 
 
 def _steadiness(per_batch: pd.DataFrame | None) -> dict[Expert, str]:

@@ -132,7 +132,9 @@ def _forecast_row(kind: str, found: KindForecast, paired: Mapping[str, Any]) -> 
     outcome = paired.get(OUTCOMES.get(kind, ""))
     gained = (paired.get("refusal_rate") or {}).get("value")
     lost = (outcome or {}).get("value")
-    known = is_number(gained) and is_number(lost) and gained > 0
+    ratio = MISSING
+    if gained is not None and lost is not None and gained > 0:
+        ratio = number(lost / gained, 2)
     random = MISSING
     if found.random.value is not None:
         random = f"{number(found.random.value, 2)} ({number(found.least, 2)} to {number(found.largest, 2)})"
@@ -142,7 +144,7 @@ def _forecast_row(kind: str, found: KindForecast, paired: Mapping[str, Any]) -> 
         random=random,
         difference=_with_interval(found.beyond_random),
         outcome=_change(outcome),
-        ratio=number(lost / gained, 2) if known else MISSING,
+        ratio=ratio,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 
 from steermoe.contracts import Kind, Score, named
@@ -111,7 +112,13 @@ def _made(name: str) -> Score:
     return score
 
 
-KIND = Kind("score", "identify.rank_by", {name: lambda _, of=name: _made(of) for name in CLASSES})
+def _made_whatever_follows(name: str, _: str) -> Score:
+    return _made(name)
+
+
+KIND = Kind(
+    "score", "identify.rank_by", {name: partial(_made_whatever_follows, name) for name in CLASSES}
+)
 
 
 def score_named(name: str) -> Score:

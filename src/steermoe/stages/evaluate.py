@@ -232,9 +232,12 @@ def _with_capability(run: RunDirectory, config: Config, variant: str, side: Side
 def as_evaluation(rows: Sequence[MeasureRow], split: str) -> Evaluation:
     """What `evaluation.json` holds: figures of both models on the split, and below those on every other set."""
     compared = [row for row in rows if row.variant in (BASE, HARDENED)]
+    of_split = comparison([row for row in compared if row.set in (split, BUILTIN_CAPABILITY)])
     evaluation = Evaluation(
         split=split,
-        **comparison([row for row in compared if row.set in (split, BUILTIN_CAPABILITY)]),
+        base=of_split["base"],
+        hardened=of_split["hardened"],
+        paired=of_split["paired"],
     )
     if others := of_benchmarks(compared):
         evaluation["benchmarks"] = others

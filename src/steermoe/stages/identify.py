@@ -66,14 +66,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         reporter.note(note)
     evidence = add_evidence(tables.aggregated, run, contrast, layers, config, reporter)
     aggregated, eligible = evidence.table, evidence.eligible
-    by = SelectionSettings(
-        settings.threshold,
-        settings.top_k,
-        settings.max_q_value,
-        settings.min_stability,
-        config.seed,
-        settings.rank_within,
-    )
+    by = _rule_settings(config)
     scored = score_experts(run, contrast, evidence, config, reporter)
     ranked, per_batch = scored.ranked(eligible), scored.ranked_per_batch(tables.per_batch)
     selection = select_experts(ranked, per_batch, settings.rule, by)
@@ -88,11 +81,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     false_share = expected_false_share(eligible, experts) if scored.is_by_risk else None
     _say_selection(reporter, config, experts, ranked, false_share)
     for which in same_as_uncontrolled(ranked, per_batch, settings.rule, by):
-        reporter.note(
-            f"identify.rule = {settings.rule!r} selects the same experts as 'threshold' (train.experts = {which!r}), "
-            "so it is no control: too many of the candidates are selected; raise identify.threshold, or allow more "
-            "layers"
-        )
+        reporter.note(_no_control(settings.rule, which))
     replication = replication_of(eligible, experts, run, config, reporter, scored.sums)
     return {
         "num_unsafe_experts": len(experts),
@@ -107,6 +96,26 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         **evidence.figures(settings.max_q_value, settings.min_stability),
         "replication": replication,
     }
+
+
+def _rule_settings(config: Config) -> SelectionSettings:
+    """What the named rules go by."""
+    settings = config.identify
+    return SelectionSettings(
+        settings.threshold,
+        settings.top_k,
+        settings.max_q_value,
+        settings.min_stability,
+        config.seed,
+        settings.rank_within,
+    )
+
+
+def _no_control(rule: str, which: str) -> str:
+    return (
+        f"identify.rule = {rule!r} selects the same experts as 'threshold' (train.experts = {which!r}), so it is no "
+        "control: too many of the candidates are selected; raise identify.threshold, or allow more layers"
+    )
 
 
 def _say_selection(

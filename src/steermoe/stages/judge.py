@@ -15,7 +15,7 @@ from steermoe.reporter import Reporter
 from steermoe.stages.ablate import ablated_variants
 from steermoe.store.directory import RunDirectory
 from steermoe.store.exchanges import exchanges_of, prompts_of
-from steermoe.store.names import BASE, HARDENED, JUDGE_ANSWERS, REPLIES
+from steermoe.store.names import BASE, CONTROL, HARDENED, JUDGE_ANSWERS, REPLIES
 from steermoe.store.state import Figures
 
 
@@ -37,6 +37,12 @@ def judge_ablated(run: RunDirectory, config: Config, reporter: Reporter) -> Figu
 def judge_table(run: RunDirectory, config: Config, reporter: Reporter, table: str) -> Figures:
     """Judge a variant's replies on a set of prompts. Writes their part of `verdicts.parquet`."""
     return _judge(run, config, reporter, [table])
+
+
+def judge_controls(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
+    """Judge the replies of the controls. Writes their part of `verdicts.parquet`."""
+    variants = [path.stem for path in sorted(run.file(REPLIES).glob(f"{CONTROL}*.parquet"))]
+    return _judge(run, config, reporter, variants) if variants else {}
 
 
 def _judge(

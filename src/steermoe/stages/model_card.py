@@ -8,6 +8,7 @@ from pathlib import Path
 from steermoe.analysis.risk import expert_label
 from steermoe.config import Config
 from steermoe.records import Expert
+from steermoe.scores import RISK_DIFF
 from steermoe.store.directory import RunDirectory
 from steermoe.version import __version__
 
@@ -17,6 +18,8 @@ def model_card(config: Config, run: RunDirectory, experts: Sequence[Expert]) -> 
     names = ", ".join(expert_label(*expert) for expert in experts)
     rule = run.read_selection().rule
     selection = f"{rule['name']}, threshold {rule['threshold']}, top_k {rule['top_k']}, over {rule['segment']} tokens"
+    if rule.get("rank_by", RISK_DIFF) != RISK_DIFF:
+        selection += f", ranked by {rule['rank_by']}"
     trained = config.train.all_parameters
     phases = "; then ".join(
         f"{phase.epochs:g}, {phase.learning_rate:g}" for phase in config.train.all_phases()

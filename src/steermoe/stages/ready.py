@@ -116,10 +116,10 @@ def check_tokens(config: Config, tokenizer: Any, source: str, prompts: Sequence[
     for text, ids in zip(targets, turns, strict=True):
         _check_embedded(ids, num_embedded, f"train.target_response {text!r}", tokenizer)
     longest_target = max(map(len, turns), default=0)
-    for prompt, ids in _tokenised(config, tokenizer, prompts):
-        _check_embedded(ids, num_embedded, f"prompt {prompt.prompt_id}", tokenizer)
+    for prompt, prompt_ids in _tokenised(config, tokenizer, prompts):
+        _check_embedded(prompt_ids, num_embedded, f"prompt {prompt.prompt_id}", tokenizer)
         if context:
-            _check_room(config, prompt, len(ids), longest_target, int(context))
+            _check_room(config, prompt, len(prompt_ids), longest_target, int(context))
 
 
 def _targets(config: Config) -> list[str]:

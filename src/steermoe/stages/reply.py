@@ -56,10 +56,10 @@ def reply(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         reporter.note(why)
         return {}
     experts = Run(run).trained_experts
-    continuations, base_side = _base_side(run, config, prompts, experts)
+    continuations, base_side = base_side_of(run, config, prompts, experts)
     hardened = load_hardened(run, config)
-    _generate(run, config, reporter, hardened, HARDENED)
-    run.write_scored(HARDENED, _divergence(reporter, hardened, base_side, continuations, experts))
+    generate_replies(run, config, reporter, hardened, HARDENED)
+    run.write_scored(HARDENED, divergence(reporter, hardened, base_side, continuations, experts))
     replies = run.read_replies(HARDENED)
     tokens = int(replies["num_generated_tokens"].sum())
     reporter.line(
@@ -78,7 +78,9 @@ def reply_base(run: RunDirectory, config: Config, reporter: Reporter) -> Figures
     if not any(prompt.split is split for prompt in run.read_prompts()):
         run.remove(replies_of(table))
         return {}
-    _generate(run, config, reporter, load_model(config.model, model_source(config.model)), table)
+    generate_replies(
+        run, config, reporter, load_model(config.model, model_source(config.model)), table
+    )
     replies = run.read_replies(table)
     tokens = int(replies["num_generated_tokens"].sum())
     reporter.line(
@@ -103,7 +105,7 @@ def text_engine(loaded: LoadedModel, config: Config) -> TransformersEngine:
     )
 
 
-def _generate(
+def generate_replies(
     run: RunDirectory, config: Config, reporter: Reporter, loaded: LoadedModel, table: str
 ) -> None:
     """Reply to the evaluated split group by group, as the base model did; a finished group is a shard.
@@ -134,7 +136,7 @@ def _generate(
 # ---- divergence ---------------------------------------------------------------------------------------
 
 
-def _base_side(
+def base_side_of(
     run: RunDirectory, config: Config, prompts: Mapping[str, Prompt], experts: Sequence[Expert]
 ) -> tuple[list[Continuation], BaseSide]:
     """What is compared, and with what: the base model's greedy replies to benign prompts, and the base model.
@@ -174,7 +176,7 @@ def greedy_replies(
     return list(zip(ids, outputs, strict=True))
 
 
-def _divergence(
+def divergence(
     reporter: Reporter,
     hardened: LoadedModel,
     base_side: BaseSide,

@@ -177,7 +177,8 @@ def _direction(work: Work) -> Tensor:
             f"the experts of {work.loaded.description.architecture} put out {width} numbers and its hidden states have "
             f"{difference.shape[1]}, so they have no projection on them; rank by another score"
         )
-    return difference / difference.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    direction: Tensor = difference / difference.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    return direction
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ Shape legend: L MoE layers, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from steermoe.chat import encode_reply
+from steermoe.chat import stop_token_ids
 from steermoe.config import Config
 from steermoe.loading import LoadedModel
 from steermoe.prompts.goals import seeded_rank
@@ -24,6 +24,7 @@ from steermoe.stages.contrast import contrast_of, train_contrast
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import score_shard_of
 from steermoe.training.dataset import resolve_target
+from steermoe.turns import assistant_turn
 
 TOGETHER = 8
 """Prompts that go through the model in one differentiated pass."""
@@ -70,8 +71,8 @@ def choose_prompts(run: RunDirectory, config: Config) -> Chosen:
     keys = [prompts[i].pair_id or i for i in responses["prompt_id"]]
     rank = [seeded_rank(config.seed, key) for key in keys]
 
-    def first(places: Sequence[int]) -> IntArray:
-        ordered = sorted(map(int, places), key=lambda place: (rank[place], place))
+    def first(places: IntArray) -> IntArray:
+        ordered = sorted(places.tolist(), key=lambda place: (rank[place], place))
         return np.sort(np.array(ordered[: settings.score_prompts], dtype=np.int64))
 
     contrast = train_contrast(run, config)
@@ -109,10 +110,18 @@ def read_texts(run: RunDirectory, config: Config, loaded: LoadedModel, chosen: C
     replies, refusals = {}, {}
     for position, (row, output) in enumerate(run.iter_outputs(ids)):
         prompt_id, prompt_ids = row["prompt_id"], output.prompt_token_ids
-        refusal = encode_reply(loaded.tokenizer, target(prompts[prompt_id], position))
+        prompt = prompts[prompt_id]
+        refusal = assistant_turn(
+            loaded.tokenizer,
+            prompt.messages,
+            output.prompt,
+            target(prompt, position),
+            config.model.chat_template_kwargs,
+            stop_token_ids(loaded.model, loaded.tokenizer),
+        ).token_ids
         place = place_of[prompt_id]
         replies[place] = Continuation(prompt_id, prompt_ids, output.generated_token_ids)
-        refusals[place] = Continuation(prompt_id, prompt_ids, tuple(refusal))
+        refusals[place] = Continuation(prompt_id, prompt_ids, refusal)
     return Texts(replies, refusals)
 
 

@@ -6,7 +6,7 @@ import gc
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from steermoe.store.files import disk_error
 from steermoe.store.names import BASE, CHECKPOINTS, MODEL, SFT_DATASET
 from steermoe.store.state import Figures
 from steermoe.training.dataset import Example, TrainingRow, resolve_target
-from steermoe.training.fit import Fit
+from steermoe.training.fit import Fit, History
 from steermoe.training.forward_plan import ExpertMasks
 from steermoe.training.objectives import objectives_of
 from steermoe.training.phases import Phase
@@ -57,6 +57,60 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         reporter.note("no unsafe experts were selected, so nothing is trained")
         return {"num_trained_experts": 0, "trained_experts": []}
     _note_not_refusals(run, config, reporter)
+    made = train_experts(run, config, reporter, experts, run.file(CHECKPOINTS))
+    trained = made.trainable
+    num_parameters = sum(parameter.numel() for _, parameter in trained.named_parameters())
+    if not settings.trains_experts and settings.kept_change < 1:
+        reporter.note(
+            f"train.kept_change is {settings.kept_change:g}, but a baseline keeps its whole change"
+        )
+    trained.fold(settings.kept_change if settings.trains_experts else 1.0)
+    made.check_sound()
+    # Only now: settings that the trainer refuses, or that spoil the model, must leave the finished run as it is.
+    run.write_json_lines(SFT_DATASET, (row.as_sft() for row in _all_rows(made.phases)))
+    _save(run, config, reporter, made.loaded, trained, experts)
+    return {
+        "num_trained_experts": len(experts) if settings.trains_experts else None,
+        # Another selection may be made later; the hardened model stays what it is.
+        "trained_experts": experts if settings.trains_experts else [],
+        "num_trained_parameters": num_parameters,
+        "history": made.history,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A training that is done, and not folded into the model yet.
+
+    Attributes:
+        loaded: The model that it was done on.
+        trainable: What was trained.
+        phases: How.
+        history: The figures of its steps.
+    """
+
+    loaded: LoadedModel
+    trainable: Trainable
+    phases: Sequence[Phase]
+    history: History
+
+    def check_sound(self) -> None:
+        """Check, once it is folded and before anything is saved, that the model computes numbers.
+
+        Raises:
+            TrainingError: It does not.
+        """
+        _check_sound(self.loaded, next(_all_rows(self.phases)))
+
+
+def train_experts(
+    run: RunDirectory,
+    config: Config,
+    reporter: Reporter,
+    experts: Sequence[Expert],
+    checkpoints: Path,
+) -> Trained:
+    """Train some experts as the settings say, or go on from the checkpoints of an attempt that was interrupted."""
     source = model_source(config.model, reporter.line)
     loaded = load_model(config.model, source, report=reporter.line)
     trained, phases = _phases(run, config, reporter, loaded, experts)
@@ -68,33 +122,17 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         _masks(run, config, reporter, loaded, experts),
         loaded.pad_token_id,
         lambda: load_model(config.model, loaded.source).model,
-        settings,
+        config.train,
         config.seed,
-        run.file(CHECKPOINTS),
+        checkpoints,
         reporter,
     )
     for phase in phases:
         _say_phase(reporter, fit, phase, config, experts)
-    with _saving_checkpoints(run.file(CHECKPOINTS)):
+    with _saving_checkpoints(checkpoints):
         history = fit.run(phases)
     gc.collect()  # the trainer and its moments sit in reference cycles, and saving needs room
-    num_parameters = sum(parameter.numel() for _, parameter in trained.named_parameters())
-    if not settings.trains_experts and settings.kept_change < 1:
-        reporter.note(
-            f"train.kept_change is {settings.kept_change:g}, but a baseline keeps its whole change"
-        )
-    trained.fold(settings.kept_change if settings.trains_experts else 1.0)
-    _check_sound(loaded, next(_all_rows(phases)))
-    # Only now: settings that the trainer refuses, or that spoil the model, must leave the finished run as it is.
-    run.write_json_lines(SFT_DATASET, (row.as_sft() for row in _all_rows(phases)))
-    _save(run, config, reporter, loaded, trained, experts)
-    return {
-        "num_trained_experts": len(experts) if settings.trains_experts else None,
-        # Another selection may be made later; the hardened model stays what it is.
-        "trained_experts": experts if settings.trains_experts else [],
-        "num_trained_parameters": num_parameters,
-        "history": history,
-    }
+    return Trained(loaded, trained, phases, history)
 
 
 def _note_not_refusals(run: RunDirectory, config: Config, reporter: Reporter) -> None:

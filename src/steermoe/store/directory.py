@@ -35,6 +35,7 @@ from steermoe.records import (
     ResponseSums,
     Split,
 )
+from steermoe.store.controls_file import ControlFigures
 from steermoe.store.files import RunFiles
 from steermoe.store.forecast_file import Forecast
 from steermoe.store.measure_table import from_measures, to_measures
@@ -42,6 +43,7 @@ from steermoe.store.names import (
     ABLATION,
     BASE,
     CHECKPOINTS,
+    CONTROL_FIGURES,
     EVALUATION,
     FORECAST,
     MEASURES,
@@ -458,6 +460,11 @@ class RunDirectory(RunFiles):
         """`forecast.json`."""
         with self.reading(FORECAST):
             return Forecast.from_json(self.read_json(FORECAST))
+
+    def read_controls(self) -> ControlFigures:
+        """`controls.json`."""
+        with self.reading(CONTROL_FIGURES):
+            return ControlFigures.from_json(self.read_json(CONTROL_FIGURES))
 
     def write_measures(self, rows: Sequence[MeasureRow]) -> None:
         """Write `measures.parquet`."""

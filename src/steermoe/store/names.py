@@ -31,6 +31,9 @@ ABLATION_FIGURES = "ablation.parquet"
 REPORT = "report.html"
 SHARDS = "shards"
 CHECKPOINTS = "checkpoints"
+CONTROLS = "controls"
+CONTROL_CHECKPOINTS = "checkpoints-controls"
+CONTROL_FIGURES = "controls.json"
 JUDGE_ANSWERS = "judge_answers.jsonl"
 JUDGE_LABELS = "judge_labels.parquet"
 LOCK = ".lock"
@@ -61,6 +64,8 @@ RESULTS = (
     MEASURES,
     EVALUATION,
     REPORT,
+    CONTROLS,
+    CONTROL_FIGURES,
     ABLATION,
     ABLATION_FIGURES,
     HARDENED_RESPONSES,
@@ -131,6 +136,14 @@ WITHOUT = "-without-"
 
 ON = "@"
 """In the name of a variant on a set of prompts of its own, between the two."""
+CONTROL = "control-"
+"""How the names of variants begin in which other experts were trained than those that were selected."""
+
+
+def control_of(variant: str) -> str:
+    """What training has changed in a control: a delta."""
+    return f"{CONTROLS}/{variant}.safetensors"
+
 
 COMMAND_OF = {
     PROMPTS: "collect",
@@ -156,6 +169,8 @@ COMMAND_OF = {
     BENCHMARKS: "evaluate",
     MEASURES: "evaluate",
     EVALUATION: "evaluate",
+    CONTROLS: "train",
+    CONTROL_FIGURES: "evaluate",
     REPORT: "report",
     ABLATION: "ablate",
     ABLATION_FIGURES: "ablate",
