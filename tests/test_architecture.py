@@ -20,7 +20,7 @@ FLOORS = (
     {"variants", "measures", "scores"},
     {"store", "loading", "harness"},
     {"training", "engines", "judges", "prompts", "embedded", "capability"},
-    {"analysis", "moe", "chat", "reasoning", "reporter"},
+    {"analysis", "moe", "servers", "chat", "reasoning", "reporter"},
     {"contracts", "unused_settings"},
     {"records", "config", "hashes"},
     {"errors", "version", "units"},

@@ -14,14 +14,16 @@ from typing import Any
 
 from torch import Tensor
 
-from steermoe.config import Config
+from steermoe.config import Config, ModelSection
+from steermoe.contracts import Engine
 from steermoe.engines.scoring import by_continuation, completion_logits, kl_per_token, passes
 from steermoe.engines.transformers import TransformersEngine
-from steermoe.loading import LoadedModel, load_model, model_source
+from steermoe.loading import LoadedModel, load_model, load_tokenizer, model_source
 from steermoe.moe.slices import attach_expert_slices
 from steermoe.records import Continuation, Expert, Label, Output, Prompt, Sampling, Split
 from steermoe.reporter import Reporter
 from steermoe.stages.collect import generate_group, plan_groups
+from steermoe.stages.opening import VLLM, kind_of, vllm_engine
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import HARDENED, MODEL, replies_of, scored_of
 from steermoe.store.run import Run
@@ -56,9 +58,16 @@ def reply(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         reporter.note(why)
         return {}
     experts = Run(run).trained_experts
+    with_vllm = kind_of(config) == VLLM
+    if with_vllm:  # before any model is loaded beside it
+        source = str(run.file(MODEL))
+        tokenizer = load_tokenizer(_settings_of_hardened(config), source)
+        with vllm_engine(config, source, tokenizer, record=False) as engine:
+            _generate(run, config, reporter, engine, split)
     continuations, base_side = _base_side(run, config, prompts, experts)
     hardened = load_hardened(run, config)
-    _generate(run, config, reporter, hardened, split)
+    if not with_vllm:
+        _generate(run, config, reporter, text_engine(hardened, config), split)
     run.write_scored(HARDENED, _divergence(reporter, hardened, base_side, continuations, experts))
     replies = run.read_replies(HARDENED)
     tokens = int(replies["num_generated_tokens"].sum())
@@ -70,7 +79,12 @@ def reply(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
 
 def load_hardened(run: RunDirectory, config: Config) -> LoadedModel:
     """The run's hardened checkpoint, loaded as the base model is."""
-    return load_model(config.model.model_copy(update={"revision": None}), str(run.file(MODEL)))
+    return load_model(_settings_of_hardened(config), str(run.file(MODEL)))
+
+
+def _settings_of_hardened(config: Config) -> ModelSection:
+    """A checkpoint of the run has no revisions."""
+    return config.model.model_copy(update={"revision": None})
 
 
 def text_engine(loaded: LoadedModel, config: Config) -> TransformersEngine:
@@ -85,7 +99,7 @@ def text_engine(loaded: LoadedModel, config: Config) -> TransformersEngine:
 
 
 def _generate(
-    run: RunDirectory, config: Config, reporter: Reporter, hardened: LoadedModel, split: Split
+    run: RunDirectory, config: Config, reporter: Reporter, engine: Engine, split: Split
 ) -> None:
     """Group by group, as the base model's; a finished group is a shard."""
     groups = {
@@ -93,7 +107,6 @@ def _generate(
         for index, group in enumerate(plan_groups(run.read_prompts(), config))
         if group[0].prompt.split is split
     }
-    engine = text_engine(hardened, config)
     with reporter.bar(sum(map(len, groups.values())), "reply") as bar:
         for index, group in groups.items():
             if not run.has_shard(HARDENED, index):
