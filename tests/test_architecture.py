@@ -21,7 +21,7 @@ FLOORS = (
     {"store", "loading", "harness"},
     {"training", "engines", "judges", "prompts", "embedded", "capability"},
     {"turns"},
-    {"analysis", "moe", "chat", "reasoning", "reporter"},
+    {"analysis", "moe", "servers", "chat", "reasoning", "reporter"},
     {"contracts", "unused_settings"},
     {"records", "config", "hashes"},
     {"errors", "version", "units"},

@@ -31,12 +31,13 @@ def process_mixed_batches(
     """Generate replies to safe and unsafe prompts in mixed batches, with their routing.
 
     Args:
-        llm: An engine, or a transformers model.
+        llm: An engine, a transformers model, or a `vllm.LLM` that returns routed experts
+            (`enable_return_routed_experts=True`; on a processor, VLLM_ENABLE_V1_MULTIPROCESSING=0 in the environment).
         tokenizer: The model's tokenizer; unused where `llm` is an engine.
         safe_prompts: Texts, lists of chat messages, or prompt records of any split.
         unsafe_prompts: The same.
-        sampling_params: Any object or mapping with `max_tokens`, `temperature` and `seed`; a missing one has
-            its default.
+        sampling_params: Any object or mapping with `max_tokens`, `temperature` and `seed`, `vllm.SamplingParams` for
+            one; a missing one has its default. What else it says of sampling is not used, and a warning names it.
         batch_size: Prompts of a batch.
         safe_ratio: Share of safe prompts, at least one of each kind.
 
@@ -52,10 +53,11 @@ def process_mixed_batches(
         >>> batches[0].safe_indices, batches[0]["unsafe_indices"]  # doctest: +SKIP
         ([0], [1])
     """
-    engine: Engine = llm if isinstance(llm, Engine) else TransformersEngine(llm, tokenizer)
+    engine = _as_engine(llm, tokenizer)
     prompts = [as_prompt(prompt, Label.SAFE, i) for i, prompt in enumerate(safe_prompts)]
     prompts += [as_prompt(prompt, Label.UNSAFE, i) for i, prompt in enumerate(unsafe_prompts)]
     sampling = _as_sampling(sampling_params)
+    _warn(_not_used(sampling_params))
     plan = plan_batches(prompts, batch_size, safe_ratio, None, sampling.seed)
     _warn(plan.notes("prompts", "are left out: they are not collected"))
     batches = []
@@ -64,6 +66,46 @@ def process_mixed_batches(
         is_unsafe = [prompt.label is Label.UNSAFE for prompt in batch]
         batches.append(make_mixed_batch(batch_idx, outputs, is_unsafe, engine.layer_indices))
     return batches
+
+
+def _as_engine(llm: Any, tokenizer: Any) -> Engine:
+    if isinstance(llm, Engine):
+        return llm
+    if type(llm).__module__.partition(".")[0] == "vllm":
+        from steermoe.engines.vllm import VLLMEngine
+
+        return VLLMEngine.of(llm, tokenizer)
+    return TransformersEngine(llm, tokenizer)
+
+
+_SAMPLING_ELSEWHERE: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "top_p": (1,),
+    "top_k": (0, -1, 50),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "stop": ((), []),
+    "stop_token_ids": ((), []),
+    "min_tokens": (0,),
+    "logit_bias": ({},),
+    "bad_words": ((), []),
+}
+"""What others know of sampling beside ours, with the values that say nothing; 50 is what transformers says unasked."""
+
+
+def _not_used(given: Any) -> list[str]:
+    """What sampling parameters ask for and do not get, in a sentence; nothing where there is none."""
+    found = {}
+    for name, silent in _SAMPLING_ELSEWHERE.items():
+        value = given.get(name) if isinstance(given, Mapping) else getattr(given, name, None)
+        if value is not None and value not in silent:
+            found[name] = value
+    if not found:
+        return []
+    said = ", ".join(f"{name} = {value!r}" for name, value in found.items())
+    return [f"sampling parameters that are not used: {said}"]
 
 
 def _as_sampling(given: Any) -> Sampling:

@@ -89,7 +89,20 @@ def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
     Raises:
         PromptError: There is none.
     """
-    configs = (getattr(model, "generation_config", None), model.config.get_text_config())
+    return ids_that_stop(configs_of(model), tokenizer)
+
+
+def configs_of(model: Any) -> tuple[Any, Any]:
+    """A model's generation config, if it has one, and its text config."""
+    return getattr(model, "generation_config", None), model.config.get_text_config()
+
+
+def ids_that_stop(configs: Sequence[Any], tokenizer: Any) -> list[int]:
+    """Ids that end a turn, as configs and tokenizer name them.
+
+    Raises:
+        PromptError: They name none.
+    """
     found: list[int] = []
     for source in (*(getattr(c, "eos_token_id", None) for c in configs), tokenizer.eos_token_id):
         ids = source if isinstance(source, list) else [source]

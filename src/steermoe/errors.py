@@ -26,6 +26,10 @@ class ModelError(SteerMoEError):
     """A model cannot be found, loaded or understood."""
 
 
+class EngineError(SteerMoEError):
+    """What generates cannot be reached, has failed, or runs another model."""
+
+
 class RoutingError(SteerMoEError):
     """Routed experts are missing, malformed, or too few to compute what was asked."""
 

@@ -23,6 +23,8 @@ SETTINGS = [
     "prompts.include_failed",
     "prompts.split_fractions",
     "prompts.limits",
+    "collect.engine",
+    "collect.engine_args",
     "collect.batch_size",
     "collect.safe_ratio",
     "collect.num_batches",

@@ -165,7 +165,7 @@ class Slotted:
         (Slotted(), (9, 0.5, 4)),
         (Sampling(9, 0.5, 4), (9, 0.5, 4)),
         ({"max_tokens": 9}, (9, 0.0, 0)),
-        (types.SimpleNamespace(max_tokens=9, seed=None, top_p=0.9), (9, 0.0, 0)),
+        (types.SimpleNamespace(max_tokens=9, seed=None, top_p=1.0), (9, 0.0, 0)),
         ({}, (64, 0.0, 0)),
     ],
 )
@@ -179,6 +179,12 @@ def test_any_object_or_mapping_may_say_how_to_sample(
     again = EngineByHand()
     process_mixed_batches(again, None, SAFE, UNSAFE, given, batch_size=6)
     assert again.samplings == engine.samplings
+
+
+def test_what_is_asked_of_sampling_and_not_done_is_said() -> None:
+    given = types.SimpleNamespace(max_tokens=9, top_p=0.9, stop=["\n"], repetition_penalty=1.0)
+    with pytest.warns(UserWarning, match=r"not used: top_p = 0\.9, stop = \['\\n'\]$"):
+        process_mixed_batches(EngineByHand(), None, SAFE, UNSAFE, given, batch_size=6)
 
 
 def test_batches_have_seeds_of_their_own() -> None:
@@ -455,9 +461,7 @@ def test_an_interrupted_attempts_prompts_are_fed_as_they_were_rendered_then(
         patched.setattr(stage, "generate_group", stopping)
         with pytest.raises(KeyboardInterrupt):
             collect(run, config, Listener())
-    monkeypatch.setattr(
-        stage.TransformersEngine, "render", lambda self, messages: "another day<|im_start|>"
-    )
+    monkeypatch.setattr(stage, "render", lambda *others: "another day<|im_start|>")
     collect(run, config, Listener())
     texts = {output.prompt for _, output in run.iter_outputs()}
     assert len(texts) == 60 and not any("another day" in text for text in texts)

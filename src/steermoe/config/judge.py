@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from steermoe.config.section import Section
+from steermoe.config.section import Section, check_address
 
 
 class JudgeSection(Section):
@@ -78,14 +77,6 @@ class JudgeSection(Section):
     @field_validator("base_url")
     @classmethod
     def _no_secret_in_the_address(cls, value: str | None) -> str | None:
-        if value is None:
-            return None
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("not an address such as http://localhost:8000/v1")
-        if parts.username or parts.password or parts.query:
-            raise ValueError(
-                "must hold no user, password or query: it is written into the run; put the key into the "
-                "environment variable that judge.key_variable names"
-            )
+        if value is not None:
+            check_address(value, "judge.key_variable")
         return value

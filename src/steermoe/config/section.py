@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -82,3 +83,23 @@ def expand_home(path: str) -> str:
         raise ConfigError(
             f"{path} begins with a home directory that is not known; write the path in full"
         ) from None
+
+
+def check_address(address: str, key: str) -> None:
+    """Refuse what is no address of a server, or holds a secret.
+
+    Args:
+        address: What the user gives.
+        key: Where the key belongs instead.
+
+    Raises:
+        ValueError: With what is wrong.
+    """
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not an address such as http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query:
+        raise ValueError(
+            "must hold no user, password or query: it is written into the run; put the key into the "
+            f"environment variable that {key} names"
+        )

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from steermoe.config.evaluate import EvaluateSection
 from steermoe.config.judge import JudgeSection
-from steermoe.config.section import Section, expand_home
+from steermoe.config.section import Section, check_address, expand_home
 from steermoe.config.train import TrainSection
 
 EMBEDDED_MODEL = "smollm2-moe"
@@ -129,6 +129,15 @@ class PromptsSection(Section):
 class CollectSection(Section):
     """Mixed batches and generation."""
 
+    engine: str = Field(
+        "transformers",
+        description="What generates: transformers, vllm, openai:ADDRESS of a server, or package.module:callable.",
+    )
+    engine_args: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Passed to the engine: for vllm to vllm.LLM, for instance tensor_parallel_size = 4; for a server "
+        "model, key_variable, concurrency, timeout and max_retries.",
+    )
     batch_size: int = Field(16, ge=2, description="Prompts of a mixed batch.")
     safe_ratio: float = Field(
         0.5,
@@ -146,6 +155,19 @@ class CollectSection(Section):
         ge=1,
         description="Prompts generated together, rounded to whole mixed batches. Lower it when memory runs out.",
     )
+
+    @field_validator("engine")
+    @classmethod
+    def _is_an_engine(cls, engine: str) -> str:
+        head, colon, rest = engine.partition(":")
+        if head == "openai":
+            check_address(rest, "collect.engine_args.key_variable")
+        elif head in ("transformers", "vllm"):
+            if colon:
+                raise ValueError(f"{head} takes nothing after a colon")
+        elif not colon:
+            raise ValueError("use transformers, vllm, openai:ADDRESS or package.module:callable")
+        return engine
 
 
 class IdentifySection(Section):

@@ -6,7 +6,7 @@ Shape legend: B continuations of one pass, T tokens of the longest, C completion
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.finite import check_logits
 from steermoe.moe.layers import MoEDescription
 from steermoe.moe.partial_passes import only_positions
+from steermoe.moe.routing import RoutingRecorder
 from steermoe.records import Continuation
 
 TOGETHER = 16
@@ -86,6 +87,46 @@ def completion_logits(
         logits: Tensor = PaddedRows.of(continuations, pad_token_id).through(model).logits[0]
     check_logits(logits, model)
     return logits
+
+
+@torch.inference_mode()
+def completion_routes(
+    model: Any,
+    description: MoEDescription,
+    pad_token_id: int,
+    continuations: Sequence[Continuation],
+    with_logits: bool,
+) -> tuple[list[Tensor], Tensor | None]:
+    """What the routers choose while some continuations are fed in one pass.
+
+    Args:
+        model: A causal language model with fused experts.
+        description: Its MoE layers.
+        pad_token_id: Fills up the shorter ones.
+        continuations: B of them, each with at least one completion token.
+        with_logits: Whether the logits are wanted too: the head is as dear as some layers.
+
+    Returns:
+        Of each `(P + C - 1, L, K)` expert ids; and the logits `(C, V)` of all, or None.
+
+    Raises:
+        ModelError: Logits are not finite.
+    """
+    rows = PaddedRows.of(continuations, pad_token_id)
+    if not with_logits:
+        rows = replace(rows, predicts=torch.zeros_like(rows.predicts))
+        rows.predicts[:, 0] = True  # the head wants something
+    with (
+        computing_distinct(model, description),
+        RoutingRecorder(model, description) as recorder,
+    ):
+        logits = rows.through(model).logits[0]
+        (routes,) = recorder.take()
+    check_logits(logits, model)
+    by_row = routes.reshape(len(continuations), -1, *routes.shape[1:])
+    lengths = rows.attention_mask.sum(dim=1).tolist()
+    kept = [row[:length] for row, length in zip(by_row, lengths, strict=True)]
+    return kept, logits if with_logits else None
 
 
 def passes(continuations: Sequence[Continuation]) -> Iterator[Sequence[Continuation]]:

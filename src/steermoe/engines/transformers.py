@@ -16,27 +16,19 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from steermoe.analysis.counts import SharedTokens
-from steermoe.chat import encode, ensure_chat_template, render, stop_token_ids
+from steermoe.chat import configs_of
+from steermoe.engines.chat_engine import ChatEngine, Rendered, Reply, smallest_type
 from steermoe.engines.scoring import by_continuation, completion_logits, passes
-from steermoe.errors import PromptError, RoutingError
+from steermoe.errors import RoutingError
 from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.expert_sums import ExpertSums
 from steermoe.moe.finite import check_logits
 from steermoe.moe.layers import MoEDescription, find_moe_layers
 from steermoe.moe.routing import RoutingRecorder
-from steermoe.reasoning import answer_of
-from steermoe.records import (
-    NO_EXPERT,
-    Continuation,
-    FloatArray,
-    IntArray,
-    Message,
-    Output,
-    Sampling,
-)
+from steermoe.records import NO_EXPERT, Continuation, FloatArray, IntArray, Sampling
 
 
-class TransformersEngine:
+class TransformersEngine(ChatEngine):
     """Batched generation with left padding, recording what every router chose for every real token.
 
     Args:
@@ -58,111 +50,31 @@ class TransformersEngine:
         record: bool = True,
         shared_tokens: SharedTokens | None = None,
     ) -> None:
+        super().__init__(
+            tokenizer,
+            description if description is not None else find_moe_layers(model),
+            configs_of(model),
+            chat_template_kwargs,
+            record,
+        )
         self.model = model
-        self.tokenizer = tokenizer
-        self.description = description if description is not None else find_moe_layers(model)
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
-        self.record = record
         self.shared_tokens = shared_tokens
-        ensure_chat_template(tokenizer)
-        self.stop_token_ids = stop_token_ids(model, tokenizer)
         self.pad_token_id = padding_of(model, tokenizer, self.stop_token_ids)
 
-    @property
-    def layer_indices(self) -> tuple[int, ...]:
-        """Decoder-layer index of each MoE layer."""
-        return self.description.layer_indices
-
-    @property
-    def num_experts(self) -> int:
-        """Routed experts of one MoE layer."""
-        return self.description.num_experts
-
-    @property
-    def top_k(self) -> int:
-        """Experts chosen for each token."""
-        return self.description.top_k
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """The text the model is fed for a conversation."""
-        return render(self.tokenizer, messages, self.chat_template_kwargs)
-
-    def check_length(
-        self,
-        messages: Sequence[Message],
-        max_new_tokens: int,
-        name: str = "",
-        text: str | None = None,
-    ) -> None:
-        """Refuse a prompt that leaves no room for its reply.
-
-        Raises:
-            PromptError: With the tokens it has and the tokens there are.
-        """
-        length = self.context_length
-        num_tokens = len(encode(self.tokenizer, text or self.render(messages)))
-        if length is not None and num_tokens + max_new_tokens > length:
-            raise PromptError(
-                f"prompt {name or repr(messages[-1]['content'][:40])} has {num_tokens} tokens, and with "
-                f"{max_new_tokens} new ones it exceeds the model's context of {length}; shorten it or lower "
-                "collect.max_new_tokens"
-            )
-
-    @property
-    def context_length(self) -> int | None:
-        """Most tokens of prompt and reply together, where the model's config says so."""
-        length = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(length) if length else None
-
     @torch.inference_mode()
-    def generate(
-        self,
-        conversations: Sequence[Sequence[Message]],
-        sampling: Sampling,
-        texts: Sequence[str] | None = None,
-    ) -> list[Output]:
-        """Reply to each conversation, all in one padded call.
-
-        Where a model reads the padding, prompts of one length go through it together, and no others.
-
-        Args:
-            conversations: B conversations, each ending with a user turn.
-            sampling: Length, temperature and seed.
-            texts: What they were rendered to before; by default they are rendered now.
-
-        Returns:
-            One output each, in order.
-
-        Raises:
-            PromptError: A conversation does not fit the context.
-            ModelError: The model computes numbers that are not finite.
-            RoutingError: The model did not run one pass a token, so routes cannot be told apart.
-        """
-        if not conversations:
-            return []
-        texts = texts or [self.render(messages) for messages in conversations]
-        for messages, text in zip(conversations, texts, strict=True):
-            self.check_length(messages, sampling.max_tokens, text=text)
-        prompt_ids = [encode(self.tokenizer, text) for text in texts]
-        outputs: dict[int, Output] = {}
+    def _replies(self, prompts: Sequence[Rendered], sampling: Sampling) -> list[Reply]:
+        """All in one padded call; where a model reads the padding, prompts of one length together, and no others."""
+        prompt_ids = [prompt.token_ids for prompt in prompts]
+        replies: dict[int, Reply] = {}
         for together in self._padded_together(prompt_ids):
             input_ids, attention_mask = self._pad_left([prompt_ids[i] for i in together])  # (B, P)
             generated, passes, sums = self._generate(input_ids, attention_mask, sampling)
             for row, i in enumerate(together):
                 new_ids = self._until_stop(generated[row])
-                num_tokens = len(prompt_ids[i]), len(new_ids)
-                outputs[i] = Output(
-                    prompt=texts[i],
-                    messages=tuple(conversations[i]),
-                    generated_text=self.tokenizer.decode(new_ids, skip_special_tokens=True),
-                    prompt_token_ids=tuple(prompt_ids[i]),
-                    generated_token_ids=tuple(new_ids),
-                    routed_experts=self._routes_of(row, *num_tokens, passes),
-                    layer_indices=self.layer_indices,
-                    answer=answer_of(self.tokenizer, prompt_ids[i], new_ids, texts[i]),
-                    sums={name: of_rows[row] for name, of_rows in sums.items()},
-                )
-        return [outputs[i] for i in range(len(conversations))]
+                routes = self._routes_of(row, len(prompt_ids[i]), len(new_ids), passes)
+                own = {name: of_rows[row] for name, of_rows in sums.items()}
+                replies[i] = Reply(new_ids, routes, own)
+        return [replies[i] for i in range(len(prompts))]
 
     def score(self, continuations: Sequence[Continuation]) -> Iterator[tuple[Continuation, Any]]:
         """Each continuation that has tokens, in order, with the logits `(C, V)` that predict them."""
@@ -255,21 +167,14 @@ class TransformersEngine:
         """Ids in the smallest type that holds every expert, and `NO_EXPERT` where a mask left slots spare."""
         if bool((ids == NO_EXPERT).any()):
             return ids.astype(np.int16 if self.num_experts <= 2**15 else np.int32)
-        return ids.astype(np.uint8 if self.num_experts <= 256 else np.uint16)
-
-    def _until_stop(self, ids: list[int]) -> list[int]:
-        """A row of ids up to its end of turn, which is kept; what follows is padding."""
-        for position, token in enumerate(ids):
-            if token in self.stop_token_ids:
-                return ids[: position + 1]
-        return ids
+        return ids.astype(smallest_type(self.num_experts))
 
     def _routes_of(
         self, row: int, num_prompt_tokens: int, num_generated_tokens: int, passes: list[IntArray]
     ) -> IntArray:
         """`(P + G - 1, L, K)` of one row: its prompt without padding, then its generated tokens but the last."""
         if not passes:
-            return np.zeros((0, len(self.layer_indices), self.top_k), dtype=np.uint8)
+            return self._no_routes()
         prompt = passes[0][row, passes[0].shape[1] - num_prompt_tokens :]
         fed = passes[1:num_generated_tokens]
         return np.concatenate([prompt, *(step[row] for step in fed)])

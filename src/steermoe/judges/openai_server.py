@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Lock, Thread
+from threading import Event
 from typing import Any
 
 from steermoe.config import JudgeSection
-from steermoe.errors import ConfigError, JudgeError, JudgeStopped
+from steermoe.errors import JudgeError, JudgeStopped
 from steermoe.judges import rubric
 from steermoe.judges.answer_cache import AnswerCache
-from steermoe.judges.asking import (
-    HopelessError,
-    Limits,
-    PassingError,
-    Patience,
-    StopError,
-    wished_wait,
-)
 from steermoe.judges.dialect import Dialect
 from steermoe.judges.keyword import unjudgeable
 from steermoe.judges.request import goal_of
 from steermoe.records import Exchange, Judgement, Verdict
+from steermoe.servers.asking import HopelessError, Limits, PassingError, Patience, StopError
+from steermoe.servers.client import Address, Server
+from steermoe.servers.together import answers_of
 
 _NONSENSE_REPEATS = 2
 """Times that an answer which is no rating is asked for again: at temperature 0 the next is often the same."""
@@ -50,28 +43,21 @@ class OpenAIJudge:
     """
 
     def __init__(self, model: str, settings: JudgeSection, answers: Path | None = None) -> None:
-        try:
-            import openai
-        except ImportError:
-            raise ConfigError(
-                f"judge.main = 'openai:{model}' needs the openai package: pip install 'steermoe[judge]'"
-            ) from None
         self.name = f"openai:{model}"
         self.version = version_of_server(settings)
-        self._openai = openai
         self._model = model
         self._settings = settings
-        self._key = os.environ.get(settings.key_variable, "").strip()
-        if not self._key and settings.base_url is None:
-            raise ConfigError(
-                f"judge.main = {self.name!r} needs a key: set the environment variable {settings.key_variable}, or "
-                "judge.base_url to a server that wants none"
-            )
-        self._client = openai.OpenAI(
-            api_key=self._key or "none",
-            base_url=settings.base_url,
-            timeout=settings.timeout,
-            max_retries=0,
+        self._server = Server(
+            f"judge.main = {self.name!r}",
+            self.name,
+            Address(
+                settings.base_url,
+                settings.key_variable,
+                settings.timeout,
+                "judge",
+                "judge.base_url",
+            ),
+            f"the server knows no model {model!r} (HTTP 404): check judge.main and judge.base_url",
         )
         self._dialect = Dialect(settings.answer_tokens)
         self._cache = AnswerCache(answers)
@@ -118,7 +104,7 @@ class OpenAIJudge:
             rubric.rating(patience(lambda: self._ask(hello, Limits(None, None))))
         except (PassingError, HopelessError, StopError, rubric.NonsenseError) as error:
             raise JudgeError(
-                f"the judge {self.name} at {self._client.base_url} does not answer as a judge: {error}; check "
+                f"the judge {self.name} at {self._server.base_url} does not answer as a judge: {error}; check "
                 "judge.main, judge.base_url and the server"
             ) from None
         except rubric.RefusedError:
@@ -129,7 +115,7 @@ class OpenAIJudge:
     def _hash(self, exchange: Exchange) -> str:
         asked = [
             rubric.VERSION,
-            str(self._client.base_url),
+            self._server.base_url,
             self._model,
             self._settings.answer_tokens,
             goal_of(exchange),
@@ -168,20 +154,21 @@ class OpenAIJudge:
             form = self._dialect.form
             limits.take_request()
             try:
-                response = self._client.chat.completions.create(
-                    model=self._model, messages=messages, **form.arguments()
+                response = self._server.call(
+                    lambda client: client.chat.completions.create,
+                    model=self._model,
+                    messages=messages,
+                    **form.arguments(),
                 )
-            except self._openai.BadRequestError as error:
+            except self._server.bad_request as error:
                 if _is_filtered(error):
                     raise rubric.RefusedError from None
-                said = self._safe(error)
+                said = self._server.safe(error)
                 too_long = "context" in said and "length" in said
                 if too_long or not self._dialect.plainer_than(form, said):
                     raise HopelessError(f"the server refuses the request: {said}") from None
-            except self._openai.APIError as error:
-                raise self._understood(error) from None
-            except ValueError:  # the client lets the errors of its JSON parser through
-                raise PassingError("the server's answer cannot be read") from None
+            except self._server.not_found as error:
+                raise self._server.understood(error) from None
             else:
                 return self._text_of(response, limits)
 
@@ -197,37 +184,6 @@ class OpenAIJudge:
             raise rubric.RefusedError
         return message.content if isinstance(message.content, str) else ""
 
-    def _understood(self, error: Any) -> Exception:
-        """What an error of the client means: it may pass, or nothing more need be asked."""
-        openai, name = self._openai, self.name
-        if isinstance(error, openai.APITimeoutError):
-            return PassingError(f"no answer within judge.timeout = {self._settings.timeout:g} s")
-        if isinstance(error, openai.APIConnectionError):
-            return PassingError("the connection failed")
-        status = getattr(error, "status_code", None)
-        if status in (401, 403):
-            return StopError(
-                f"the server does not accept the key of {self._settings.key_variable} for {name} (HTTP {status})"
-            )
-        if status == 404:
-            return StopError(
-                f"the server knows no model {self._model!r} (HTTP 404): check judge.main and judge.base_url"
-            )
-        if getattr(error, "code", None) == "insufficient_quota":
-            return StopError(f"the quota of the key in {self._settings.key_variable} is used up")
-        if status in (408, 409, 425, 429) or (isinstance(status, int) and status >= 500):
-            return PassingError(
-                f"the server failed (HTTP {status})", wished_wait(error.response.headers)
-            )
-        if status is None:  # the body is no JSON, or not of the protocol
-            return PassingError("the server's answer cannot be read")
-        return HopelessError(f"the server refuses the request (HTTP {status})")
-
-    def _safe(self, error: Exception) -> str:
-        """What a server says, on one line, without the key."""
-        text = " ".join(str(error).split())[:200]
-        return text.replace(self._key, "...") if self._key else text
-
 
 class _Call:
     """One call of a judge: its threads, its limits, its failures."""
@@ -242,7 +198,6 @@ class _Call:
         self._concurrency = settings.concurrency
         self._num_failed = 0
         self._first_failure = ""
-        self._lock = Lock()
 
     def note(self, judged: dict[int, Judgement], places: Sequence[int], said: Judgement) -> None:
         """Enter what was said of a reply, wherever it stands."""
@@ -264,60 +219,28 @@ class _Call:
     def ask_all(
         self, asked: Mapping[str, tuple[Exchange, list[int]]], judged: dict[int, Judgement]
     ) -> None:
-        """Rate every reply that is asked about, in threads.
-
-        Where nothing more is to be asked, what is under way ends and is kept. An interrupt does not wait for it: the
-        threads are daemons.
-        """
-        todo = iter(list(asked.items()))
-        done: SimpleQueue[tuple[list[int], Judgement | Exception] | None] = SimpleQueue()
-        num_threads = min(self._concurrency, len(asked))
-        for _ in range(num_threads):
-            Thread(target=self._work, args=(todo, done), name="judge", daemon=True).start()
+        """Rate every reply that is asked about, many at once; where it stops, what is under way ends and is kept."""
         why, broken = "", None
-        try:
-            while num_threads:
-                result = done.get()
-                if result is None:
-                    num_threads -= 1
-                    continue
-                places, outcome = result
-                if isinstance(outcome, StopError):
-                    why = why or str(outcome)
-                elif isinstance(outcome, Exception):
-                    broken = broken or outcome
-                else:
-                    self.note(judged, places, outcome)
-                if why or broken or self._num_failed > self._most_failures:
-                    self._stop.set()
-        finally:
-            self._stop.set()
+        answers = answers_of(
+            asked,
+            lambda key: self._judge.rate(key, asked[key][0], self._limits, self._patience),
+            min(self._concurrency, len(asked)),
+            self._stop,
+        )
+        for key, outcome in answers:
+            if isinstance(outcome, StopError):
+                why = why or str(outcome)
+            elif isinstance(outcome, Exception):
+                broken = broken or outcome
+            else:
+                self.note(judged, asked[key][1], outcome)
+            if why or broken or self._num_failed > self._most_failures:
+                self._stop.set()
         if broken is not None:
             raise broken
         self.check_failures(judged)
         if why:
             raise self._stopped(why, judged)
-
-    def _work(
-        self,
-        todo: Iterator[tuple[str, tuple[Exchange, list[int]]]],
-        done: SimpleQueue[tuple[list[int], Judgement | Exception] | None],
-    ) -> None:
-        """One thread: rate what is left to be rated, until there is nothing or nothing more is to be asked."""
-        while not self._stop.is_set():
-            with self._lock:
-                item = next(todo, None)
-            if item is None:
-                break
-            key, (exchange, places) = item
-            try:
-                outcome: Judgement | Exception = self._judge.rate(
-                    key, exchange, self._limits, self._patience
-                )
-            except Exception as error:  # handed to the thread that waits
-                outcome = error
-            done.put((places, outcome))
-        done.put(None)
 
     def _stopped(self, why: str, judged: Mapping[int, Judgement]) -> JudgeStopped:
         num_judged = sum(said.verdict is not Verdict.UNSCORED for said in judged.values())

@@ -135,8 +135,10 @@ class Step:
 
 def _check_collect(config: Config) -> None:
     from steermoe.stages.collect import plan_groups, prepare_prompts
+    from steermoe.stages.opening import check_engine
     from steermoe.stages.ready import check_ready
 
+    check_engine(config)
     prompts = prepare_prompts(config, silent())
     plan_groups(prompts, config)
     check_ready(config, prompts)
@@ -210,6 +212,9 @@ GENERATION = (
 )
 """How replies are generated, and which together: the same for every variant."""
 
+ENGINE = ("collect.engine", "collect.engine_args")
+"""What generates; how it uses the machine is no part of a result."""
+
 INTERVALS = ("seed", "evaluate.confidence", "evaluate.num_bootstrap")
 
 WHAT_IS_EVALUATED = (
@@ -238,7 +243,7 @@ COLLECT = Step(
     "collect",
     stage("collect", "collect"),
     settings=("seed", "model", "prompts", "collect"),
-    aside=(*MODEL_ASIDE, "prompts.sources"),
+    aside=(*MODEL_ASIDE, "collect.engine_args", "prompts.sources"),
     reads=(inputs.BASE_MODEL, inputs.PROMPT_FILES),
     writes=(names.PROMPTS, names.RESPONSES, names.TOKENS, names.ROUTING),
     goes_on_from=(f"{names.SHARDS}/*responses-*",),
@@ -353,8 +358,11 @@ TRAIN = Step(
 REPLY = Step(
     "reply",
     stage("reply", "reply"),
-    settings=("seed", "model", *GENERATION, "evaluate.split", "evaluate.max_new_tokens"),
-    aside=MODEL_ASIDE,
+    settings=(
+        *("seed", "model", *GENERATION, *ENGINE),
+        *("evaluate.split", "evaluate.max_new_tokens"),
+    ),
+    aside=(*MODEL_ASIDE, "collect.engine_args"),
     reads=(
         inputs.BASE_MODEL,
         inputs.HARDENED_MODEL,

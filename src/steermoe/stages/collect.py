@@ -10,12 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from steermoe.analysis.counts import find_shared_tokens
-from steermoe.chat import encode
+from steermoe.chat import encode, render
 from steermoe.config import Config
 from steermoe.contracts import Engine
+from steermoe.engines.chat_engine import ChatEngine
+from steermoe.engines.route_check import SAMPLE, check_agreement, compare_routes
 from steermoe.engines.transformers import TransformersEngine
+from steermoe.errors import RoutingError
 from steermoe.loading import describe_model, load_model, load_tokenizer, model_source
 from steermoe.prompts.batches import plan_batches
 from steermoe.prompts.limits import take_some
@@ -24,7 +28,9 @@ from steermoe.prompts.splits import assign_splits
 from steermoe.records import NO_BATCH, Label, Prompt, Sampling, Split
 from steermoe.reporter import Reporter
 from steermoe.stages.doubts import doubts_about_routing
+from steermoe.stages.opening import SERVER, TRANSFORMERS, kind_of, open_engine
 from steermoe.store.directory import RunDirectory
+from steermoe.store.names import SHARDS
 from steermoe.store.response_tables import shard_row
 from steermoe.store.state import Figures
 
@@ -132,23 +138,21 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     description = describe_model(config.model, source)
     for doubt in doubts_about_routing(description):
         reporter.note(doubt)
+    tokenizer = load_tokenizer(config.model, source, reporter.line)
     missing = [i for i in range(len(groups)) if not run.has_shard(SHARD_PREFIX, i)]
     if missing:
-        tokenizer = load_tokenizer(config.model, source, reporter.line)
-        loaded = load_model(config.model, source, tokenizer=tokenizer)
-        engine = TransformersEngine(
-            loaded.model, tokenizer, loaded.description, config.model.chat_template_kwargs
-        )
-        prompts = _rendered(run, prompts, engine)
-        for prompt in prompts:
-            engine.check_length(
-                prompt.messages, config.collect.max_new_tokens, prompt.prompt_id, prompt.rendered
-            )
-        engine.shared_tokens = find_shared_tokens(encode(tokenizer, p.rendered) for p in prompts)
-        # Nothing is written before this, so prompts that are refused replace none.
-        run.write_prompts(prompts)
-        groups = plan_groups(prompts, config)
-        _generate_shards(run, config, reporter, engine, groups, missing)
+        with open_engine(config, source, tokenizer) as engine:
+            prompts = _rendered(run, config, prompts, tokenizer)
+            check_lengths(engine, prompts, sampling_of(config))
+            if isinstance(engine, TransformersEngine):  # the others keep no sums
+                ids = (encode(tokenizer, prompt.rendered) for prompt in prompts)
+                engine.shared_tokens = find_shared_tokens(ids)
+            # Nothing is written before this, so prompts that are refused replace none.
+            run.write_prompts(prompts)
+            groups = plan_groups(prompts, config)
+            _generate_shards(run, config, reporter, engine, groups, missing)
+    if kind_of(config) not in (TRANSFORMERS, SERVER):  # whose routes are the local model's own
+        _check_routes(run, config, reporter, source, tokenizer, len(groups))
     metadata = {
         "layer_indices": json.dumps(list(description.layer_indices)),
         "top_k": str(description.top_k),
@@ -161,16 +165,52 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
 
 
 def _rendered(
-    run: RunDirectory, prompts: Sequence[Prompt], engine: TransformersEngine
+    run: RunDirectory, config: Config, prompts: Sequence[Prompt], tokenizer: Any
 ) -> tuple[Prompt, ...]:
     """The prompts with the texts that the model is fed; an interrupted attempt's, where there was one."""
     before: dict[str, str] = {}
     if run.has_shards(SHARD_PREFIX):
         before = {prompt.prompt_id: prompt.rendered for prompt in run.read_prompts()}
+    kwargs = config.model.chat_template_kwargs
     return tuple(
-        replace(prompt, rendered=before.get(prompt.prompt_id) or engine.render(prompt.messages))
+        replace(
+            prompt,
+            rendered=before.get(prompt.prompt_id) or render(tokenizer, prompt.messages, kwargs),
+        )
         for prompt in prompts
     )
+
+
+def check_lengths(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    """Refuse a prompt that leaves no room for its reply; an engine of the user's own may know no limit."""
+    if isinstance(engine, ChatEngine):
+        for prompt in prompts:
+            engine.check_length(
+                prompt.messages, sampling.max_tokens, prompt.prompt_id, prompt.rendered
+            )
+
+
+def _check_routes(
+    run: RunDirectory, config: Config, reporter: Reporter, source: str, tokenizer: Any, count: int
+) -> None:
+    """Compare the routes of some replies, of all parts of the run, with the local model's own.
+
+    Raises:
+        RoutingError: They are not the model's. The replies are removed: nothing can be gone on from.
+    """
+    loaded = load_model(config.model, source, tokenizer=tokenizer)
+    shape = (loaded.description.num_layers, loaded.description.top_k)
+    replies = []
+    for index in sorted({round(i * (count - 1) / (SAMPLE - 1)) for i in range(SAMPLE)}):
+        shard = run.read_shard_routes(SHARD_PREFIX, index, *shape)
+        replies += shard[: -(-SAMPLE // min(count, SAMPLE))]
+    found = compare_routes(loaded.model, loaded.description, replies)
+    try:
+        check_agreement(found, config.collect.engine)
+    except RoutingError:
+        run.remove_unfinished(f"{SHARDS}/*{SHARD_PREFIX}-*")
+        raise
+    reporter.line(f"routes of {config.collect.engine} on {len(replies)} replies: {found}")
 
 
 def _generate_shards(

@@ -31,7 +31,7 @@ from steermoe.moe.delta import apply_delta, read_delta_header, save_delta
 from steermoe.prompts.goals import normalised_goal
 from steermoe.records import Expert, Label, Prompt, Split, Verdict
 from steermoe.reporter import Reporter
-from steermoe.stages.reply import KL, base_side_of, divergence, generate_replies
+from steermoe.stages.reply import KL, base_side_of, divergence, generate_replies, text_engine
 from steermoe.stages.train import train_experts
 from steermoe.store.controls_file import ControlFigures, ControlSet
 from steermoe.store.directory import RunDirectory
@@ -189,7 +189,7 @@ def reply_controls(run: RunDirectory, config: Config, reporter: Reporter) -> Fig
         ]
         continuations, base_side = base_side_of(run, config, prompts, experts)
         with _opened(run, config, variant) as loaded:
-            generate_replies(run, config, reporter, loaded, variant)
+            generate_replies(run, config, reporter, text_engine(loaded, config), variant)
             run.write_scored(
                 variant, divergence(reporter, loaded, base_side, continuations, experts)
             )

@@ -14,14 +14,22 @@ from typing import Any
 
 from torch import Tensor
 
-from steermoe.config import Config
+from steermoe.config import Config, ModelSection
+from steermoe.contracts import Engine
 from steermoe.engines.scoring import by_continuation, completion_logits, kl_per_token, passes
 from steermoe.engines.transformers import TransformersEngine
-from steermoe.loading import LoadedModel, load_model, model_source
+from steermoe.loading import LoadedModel, load_model, load_tokenizer, model_source
 from steermoe.moe.slices import attach_expert_slices
 from steermoe.records import Continuation, Expert, Label, Output, Prompt, Sampling, Split
 from steermoe.reporter import Reporter
-from steermoe.stages.collect import evaluated_sampling, generate_group, group_sampling, plan_groups
+from steermoe.stages.collect import (
+    check_lengths,
+    evaluated_sampling,
+    generate_group,
+    group_sampling,
+    plan_groups,
+)
+from steermoe.stages.opening import VLLM, kind_of, vllm_engine
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import BASE, HARDENED, MODEL, on_set, replies_of, scored_of
 from steermoe.store.run import Run
@@ -56,9 +64,16 @@ def reply(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         reporter.note(why)
         return {}
     experts = Run(run).trained_experts
+    with_vllm = kind_of(config) == VLLM
+    if with_vllm:  # before any model is loaded beside it
+        source = str(run.file(MODEL))
+        tokenizer = load_tokenizer(_settings_of_hardened(config), source)
+        with vllm_engine(config, source, tokenizer, record=False) as engine:
+            generate_replies(run, config, reporter, engine, HARDENED)
     continuations, base_side = base_side_of(run, config, prompts, experts)
     hardened = load_hardened(run, config)
-    generate_replies(run, config, reporter, hardened, HARDENED)
+    if not with_vllm:
+        generate_replies(run, config, reporter, text_engine(hardened, config), HARDENED)
     run.write_scored(HARDENED, divergence(reporter, hardened, base_side, continuations, experts))
     replies = run.read_replies(HARDENED)
     tokens = int(replies["num_generated_tokens"].sum())
@@ -78,9 +93,8 @@ def reply_base(run: RunDirectory, config: Config, reporter: Reporter) -> Figures
     if not any(prompt.split is split for prompt in run.read_prompts()):
         run.remove(replies_of(table))
         return {}
-    generate_replies(
-        run, config, reporter, load_model(config.model, model_source(config.model)), table
-    )
+    base = load_model(config.model, model_source(config.model))
+    generate_replies(run, config, reporter, text_engine(base, config), table)
     replies = run.read_replies(table)
     tokens = int(replies["num_generated_tokens"].sum())
     reporter.line(
@@ -91,7 +105,12 @@ def reply_base(run: RunDirectory, config: Config, reporter: Reporter) -> Figures
 
 def load_hardened(run: RunDirectory, config: Config) -> LoadedModel:
     """The run's hardened checkpoint, loaded as the base model is."""
-    return load_model(config.model.model_copy(update={"revision": None}), str(run.file(MODEL)))
+    return load_model(_settings_of_hardened(config), str(run.file(MODEL)))
+
+
+def _settings_of_hardened(config: Config) -> ModelSection:
+    """A checkpoint of the run has no revisions."""
+    return config.model.model_copy(update={"revision": None})
 
 
 def text_engine(loaded: LoadedModel, config: Config) -> TransformersEngine:
@@ -106,7 +125,7 @@ def text_engine(loaded: LoadedModel, config: Config) -> TransformersEngine:
 
 
 def generate_replies(
-    run: RunDirectory, config: Config, reporter: Reporter, loaded: LoadedModel, table: str
+    run: RunDirectory, config: Config, reporter: Reporter, engine: Engine, table: str
 ) -> None:
     """Reply to the evaluated split group by group, as the base model did; a finished group is a shard.
 
@@ -118,12 +137,9 @@ def generate_replies(
         for index, group in enumerate(plan_groups(run.read_prompts(), config))
         if group[0].prompt.split is split
     }
-    engine = text_engine(loaded, config)
-    for group in groups.values() if config.evaluates_other_replies else ():
-        for prompt in (planned.prompt for planned in group):
-            engine.check_length(
-                prompt.messages, sampling.max_tokens, prompt.prompt_id, prompt.rendered
-            )
+    if config.evaluates_other_replies:
+        prompts = [planned.prompt for group in groups.values() for planned in group]
+        check_lengths(engine, prompts, sampling)
     with reporter.bar(sum(map(len, groups.values())), "reply") as bar:
         for index, group in groups.items():
             if not run.has_shard(table, index):

@@ -27,6 +27,7 @@ from steermoe.errors import RunDirectoryError
 from steermoe.records import (
     RECORDED_SUMS,
     Evaluation,
+    IntArray,
     Judgement,
     Label,
     MeasureRow,
@@ -167,6 +168,18 @@ class RunDirectory(RunFiles):
         """Write the responses of one group: columns of `SHARD_SCHEMA`."""
         with self.writing(shard_of(prefix, index)) as path:
             pq.write_table(pa.Table.from_pylist([dict(r) for r in rows], SHARD_SCHEMA), path)
+
+    def read_shard_routes(
+        self, prefix: str, index: int, num_layers: int, top_k: int
+    ) -> list[tuple[list[int], IntArray]]:
+        """Of each response of a group the tokens that were fed, and their routed experts `(P + G - 1, L, K)`."""
+        found = []
+        with self.reading(shard_of(prefix, index)) as path:
+            for row in pq.read_table(path).to_pylist():
+                routes = unpack_routed_experts(row, num_layers, top_k)
+                fed = row["prompt_token_ids"] + row["generated_token_ids"]
+                found.append((fed[: len(routes)], routes))
+        return found
 
     # ---- prompts --------------------------------------------------------------------------------
 
