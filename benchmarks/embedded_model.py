@@ -33,6 +33,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 from benchmarks.repetition import goes_in_circles
 from benchmarks.statistics import show
 from steermoe.analysis.confounds import flag_confounded
+from steermoe.analysis.rates import tango
+from steermoe.analysis.uncertainty import q_values
 from steermoe.config import load_config
 from steermoe.embedded import model as embedded
 from steermoe.embedded.calibration import end_of_turn_ids
@@ -157,14 +159,18 @@ def dev_outputs(run: Run) -> list[tuple[Label, Output]]:
     return [(Label(row["label"]), output) for row, output in run.directory.iter_outputs(wanted)]
 
 
-def circles(labels: Sequence[Label], replies: Sequence[Sequence[int]]) -> str:
-    """How many replies to harmless prompts go in circles."""
-    harmless = [
-        list(reply)
-        for label, reply in zip(labels, replies, strict=True)
-        if label is not Label.UNSAFE
-    ]
-    return f"{sum(map(goes_in_circles, harmless))} of {len(harmless)}"
+def circles(labels: Sequence[Label], replies: Sequence[Sequence[int]]) -> np.ndarray:
+    """Of each reply to a harmless prompt whether it goes in circles."""
+    pairs = zip(labels, replies, strict=True)
+    return np.array([goes_in_circles(list(r)) for label, r in pairs if label is not Label.UNSAFE])
+
+
+def more_in_circles(before: np.ndarray, after: np.ndarray) -> str:
+    """How many more do, in points, with the 95 % interval of paired shares."""
+    up, down = int((after & ~before).sum()), int((before & ~after).sum())
+    low, high = (100 * bound for bound in tango(up, down, len(before)))
+    more = 100 * (up - down) / len(before)
+    return f"{more:.1f} points [{low:.1f}, {high:.1f}]: {up} that did not before, and {down} that did do not"
 
 
 def routing_figures(run: Run) -> list[dict[str, object]]:
@@ -185,6 +191,7 @@ def routing_figures(run: Run) -> list[dict[str, object]]:
     )
     largest = difference.max(axis=1)
     table = run.risk_diff
+    differ = q_values(table["p_value"].to_numpy(), np.ones(len(table), dtype=bool))
     selected = table.set_index(["layer", "expert"]).loc[run.unsafe_experts].reset_index()
     confounded = int((flag_confounded(selected) == "topic").sum())
     on_train = table.sort_values(["layer", "expert"])["risk_diff_pooled"]
@@ -205,7 +212,11 @@ def routing_figures(run: Run) -> list[dict[str, object]]:
             "value": ", ".join(str(layer) for layer in np.flatnonzero(largest >= LARGE)),
         },
         {
-            "figure": f"experts at q <= {MAX_Q_VALUE} (train)",
+            "figure": f"experts that differ at all, at q <= {MAX_Q_VALUE} (train)",
+            "value": f"{int((differ <= MAX_Q_VALUE).sum())} of {len(table)}",
+        },
+        {
+            "figure": f"experts above the threshold, at q <= {MAX_Q_VALUE} (train)",
             "value": f"{int((table['q_value'] <= MAX_Q_VALUE).sum())} of {len(table)}",
         },
         {
@@ -232,6 +243,8 @@ def measure(run_dir: Path, num_samples: int) -> None:
     prompts = [output.prompt_token_ids for output in outputs]
     replies = list(dense_replies(dense, prompts, config.collect.max_new_tokens))
     mixture = AutoModelForCausalLM.from_pretrained(embedded.embedded_model_path(report=print))
+    before = circles(labels, [reply.reply for reply in replies])
+    after = circles(labels, [output.generated_token_ids for output in outputs])
     rows: list[dict[str, object]] = [
         {
             "figure": "KL(dense model || mixture) on the dense model's replies, nats a token",
@@ -239,13 +252,10 @@ def measure(run_dir: Path, num_samples: int) -> None:
         },
         *routing_figures(run),
         {
-            "figure": "replies to harmless prompts in circles, mixture",
-            "value": circles(labels, [output.generated_token_ids for output in outputs]),
+            "figure": "replies to harmless prompts in circles, dense model and mixture",
+            "value": f"{before.sum()} and {after.sum()} of {len(before)}",
         },
-        {
-            "figure": "the same, dense model",
-            "value": circles(labels, [reply.reply for reply in replies]),
-        },
+        {"figure": "how many more", "value": more_in_circles(before, after)},
     ]
     show(rows)
     benign = [o for label, o in zip(labels, outputs, strict=True) if label is Label.BENIGN]
@@ -266,6 +276,8 @@ def compare_shares(shares: Sequence[float]) -> None:
     ]
     prompts = tokenizer.apply_chat_template(chats, add_generation_prompt=True)["input_ids"]
     replies = list(dense_replies(dense, prompts, load_config().collect.max_new_tokens))
+    labels = [Label(row["label"]) for row in dev]
+    before = circles(labels, [reply.reply for reply in replies])
     rows: list[dict[str, object]] = []
     for share in shares:
         mixture = upcycle_dense_to_moe(
@@ -280,7 +292,9 @@ def compare_shares(shares: Sequence[float]) -> None:
             {
                 "neurons kept": f"{100 * share:g} %",
                 "KL(dense || mixture)": mean_with_interval(divergences(dense, mixture, replies)),
-                "in circles": circles([Label(r["label"]) for r in dev], [r.reply for r in said]),
+                "more in circles": more_in_circles(
+                    before, circles(labels, [r.reply for r in said])
+                ),
             }
         )
     show(rows)

@@ -22,7 +22,7 @@ import steermoe
 from conftest import TinyCheckpoint
 from steermoe.cli.app import app
 from steermoe.config import Config, fields_of, load_config
-from steermoe.config.old_names import RENAMED
+from steermoe.config.old_names import GONE, RENAMED
 from steermoe.prompts.formats import PromptFormat, read_prompts
 from steermoe.store import directory as rundir
 
@@ -217,7 +217,9 @@ def test_every_setting_in_a_command_is_accepted() -> None:
 
 
 def test_every_setting_that_a_page_names_exists() -> None:
-    known = {key for key, *_ in fields_of(Config)} | RENAMED.keys() | {*RENAMED.values()}
+    known = (
+        {key for key, *_ in fields_of(Config)} | RENAMED.keys() | {*RENAMED.values()} | GONE.keys()
+    )
     # What is below belongs to the template; what is below the other are splits and labels.
     free = ("model.chat_template_kwargs.", "prompts.limits.")
     named = 0
