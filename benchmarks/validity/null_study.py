@@ -44,6 +44,10 @@ class Design:
     model: NestedModel = field(default_factory=NestedModel)
 
 
+OF_INTERVALS = ["intervals hold 0", "of experts from 1 % on"]
+"""Columns that say nothing where the bootstrap had too few draws."""
+
+
 def null_designs(num_per_class: int) -> list[Design]:
     """Short refusals on the safe side and heavy tails on both; goals alike, or one with a fifth of the replies."""
     kinds: tuple[Goals, ...] = ("paired", "unpaired")

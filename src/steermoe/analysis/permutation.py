@@ -32,6 +32,9 @@ NUM_POOLS = 10
 MIN_POOL = 32
 """But over no fewer experts than this, where there are as many."""
 
+ENOUGH_DRAWS = 250
+"""Relabellings whose weights are averaged where their mean alone is needed."""
+
 TIE = 1e-6
 """Difference, relative and absolute, below which two statistics count as equal."""
 
@@ -204,10 +207,11 @@ class NullModel:
         return np.asarray(np.where(active, third, 0.0) / np.where(active, variance, 1.0) ** 1.5)
 
     def mean_cubes(self, relabelling: Relabelling) -> FloatArray:
-        """Mean cube of each permuted cluster's signed weight over R relabellings, `(P,)`."""
+        """Mean cube of each permuted cluster's signed weight over relabellings, `(P,)`."""
         if len(self.permuted) == 0:
             return np.zeros(0)
-        weighted = relabelling.coefficients * self.contrast.size[self.permuted.rows]
+        drawn = relabelling.coefficients[:ENOUGH_DRAWS]
+        weighted = drawn * self.contrast.size[self.permuted.rows]
         of_cluster = np.add.reduceat(weighted, self.permuted.starts, axis=1)
         return np.asarray(np.mean(of_cluster**3, axis=0))
 
