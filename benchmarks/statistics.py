@@ -45,6 +45,8 @@ OLMOE = RoutingModel(num_layers=16, num_experts=64, top_k=8)
 QWEN3 = RoutingModel(num_layers=48, num_experts=128, top_k=8)
 SHAPES = {"OLMoE, 16 x 64": OLMOE, "Qwen3-30B, 48 x 128": QWEN3}
 PILOT_PROMPTS = 80
+THRESHOLD = 0.05
+"""That of the selection rule, by default: what a difference must be greater than."""
 
 
 def show(rows: list[dict[str, object]] | pd.DataFrame) -> None:
@@ -91,7 +93,9 @@ def speed_of(design: str, what: str) -> dict[str, object]:
     if what == "stability":
         selection_stability(counts, unsafe, [], batches, clusters=clusters)
     else:
-        estimate_uncertainty(counts, unsafe, [], batches, estimator=what, clusters=clusters)
+        estimate_uncertainty(
+            counts, unsafe, [], batches, estimator=what, clusters=clusters, threshold=THRESHOLD
+        )
     seconds, busy = time.perf_counter() - started, time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unavoidable = products(1000 if design == "paired" else 2000)
@@ -124,20 +128,25 @@ def speed(runs: int) -> None:
 
 
 def calibration(runs: int) -> None:
-    """False alarms, coverage and discoveries where there is nothing to find."""
-    settings = [
+    """False alarms, coverage and discoveries where there is nothing to find; large rows from a fifth of the runs."""
+    for place, setting in enumerate(calibration_settings()):
+        number = max(2, runs // 5) if setting.num_per_class >= 400 else runs
+        rows = calibration_table([calibrate(setting, number)])
+        if place:
+            print("| " + " | ".join(map(str, rows.iloc[0])) + " |", flush=True)
+        else:
+            show(rows)
+
+
+def calibration_settings() -> list[NullSetting]:
+    """The rows of the table."""
+    return [
         *null_settings(40, "mean_over_batches"),
         *null_settings(40, "pooled"),
         *null_settings(400, "mean_over_batches"),
         *(NullSetting("plain", RoutingModel(), 40, "paired", name) for name in ESTIMATORS[2:]),
         *unequal_length_settings(80),
     ]
-    for place, setting in enumerate(settings):
-        rows = calibration_table([calibrate(setting, runs)])
-        if place:
-            print("| " + " | ".join(map(str, rows.iloc[0])) + " |", flush=True)
-        else:
-            show(rows)
 
 
 def few(runs: int) -> None:
@@ -179,8 +188,9 @@ def pilot_table(run: SimulatedRun, seed: int = 0, num_bootstrap: int = 2000) -> 
     """The risk table of a run with its uncertainty."""
     table = risk_tables(run.counts, run.is_unsafe, run.batch_idx).aggregated
     uncertainty = estimate_uncertainty(
-        run.counts, run.is_unsafe, run.goals, run.batch_idx, num_bootstrap=num_bootstrap, seed=seed
-    )
+        run.counts, run.is_unsafe, run.goals, run.batch_idx, num_bootstrap=num_bootstrap, seed=seed,
+        threshold=THRESHOLD,
+    )  # fmt: skip
     return table.merge(uncertainty, on=["layer", "expert"])
 
 

@@ -1,6 +1,7 @@
 """The tables of docs/statistics.md that come from routing of the second kind, or from exact counting.
 
     python -m benchmarks.validity null --size 40 --runs 400
+    python -m benchmarks.validity skewed --size 200 --runs 400
     python -m benchmarks.validity spread --runs 100
     python -m benchmarks.validity changes
     python -m benchmarks.validity ablation --runs 200
@@ -18,8 +19,14 @@ import pandas as pd
 
 from benchmarks.validity.ablation_study import study_ranks
 from benchmarks.validity.change_study import study_changes
-from benchmarks.validity.null_study import null_designs, spread_designs, study_null
+from benchmarks.validity.null_study import (
+    OF_INTERVALS,
+    null_designs,
+    spread_designs,
+    study_null,
+)
 from benchmarks.validity.power_study import study_power
+from steermoe.analysis.estimators import Estimator
 
 Tables = Iterator[pd.DataFrame]
 
@@ -27,6 +34,15 @@ Tables = Iterator[pd.DataFrame]
 def null(runs: int, size: int) -> Tables:
     """No difference: short refusals on one side, heavy tails, goals alike or one with a fifth of the replies."""
     return (study_null(design, runs) for design in null_designs(size))
+
+
+def skewed(runs: int, size: int) -> Tables:
+    """As null, but only the estimator of the most skewed differences, and its p-values: intervals of two draws."""
+    only: tuple[Estimator, ...] = ("mean_over_responses",)
+    return (
+        study_null(design, runs, estimators=only, num_bootstrap=2).drop(columns=OF_INTERVALS)
+        for design in null_designs(size)
+    )
 
 
 def spread(runs: int, size: int) -> Tables:
@@ -52,6 +68,7 @@ def power(runs: int, size: int) -> Tables:
 
 PARTS: dict[str, tuple[Callable[[int, int], Tables], int]] = {
     "null": (null, 400),
+    "skewed": (skewed, 400),
     "spread": (spread, 100),
     "changes": (changes, 1),
     "ablation": (ablation, 200),
@@ -68,7 +85,9 @@ def main() -> None:
     )
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--runs", type=int, help="simulated runs for each row")
-    parser.add_argument("--size", type=int, default=40, help="of null: replies of either class")
+    parser.add_argument(
+        "--size", type=int, default=40, help="of null and skewed: replies of either class"
+    )
     chosen = parser.parse_args()
     part, runs = PARTS[chosen.part]
     heads: list[str] = []

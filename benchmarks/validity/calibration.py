@@ -179,6 +179,7 @@ def calibration_table(calibrations: Sequence[NullCalibration]) -> pd.DataFrame:
             "goals": setting.design,
             "responses": f"{setting.num_per_class} + {setting.num_per_class}",
             "estimator": setting.estimator,
+            "runs": result.num_runs,
             "flagged": str(result.flagged),
         }
         for label, share in zip(bands, result.flagged_by_band, strict=True):

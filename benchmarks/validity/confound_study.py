@@ -21,6 +21,7 @@ from benchmarks.validity.nested import (
     simulate_nested,
 )
 from steermoe.analysis.confounds import (
+    MATCHED,
     explain,
     flag_confounded,
     within_strata,
@@ -97,8 +98,15 @@ def equal_positions(run: NestedRun, kept: BoolArray) -> AtEqualPosition:
     )
 
 
-def one_run(confound: Confound, seed: int, num_draws: int = 300) -> tuple[pd.DataFrame, NestedRun]:
-    """The risk table of one simulated run with what may explain it."""
+def one_run(
+    confound: Confound, seed: int, num_draws: int = 300
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The risk table of one simulated run with what may explain it.
+
+    Returns:
+        The table with the column `truth`, and for each matched column (`at_equal_length`, ..) the degrees of freedom
+        that its q-values have.
+    """
     plan = confound.plan(seed)
     generator = np.random.default_rng([seed, 7])
     planted = {}
@@ -141,4 +149,4 @@ def one_run(confound: Confound, seed: int, num_draws: int = 300) -> tuple[pd.Dat
     table = table.assign(**found)
     table["confounded_by"] = flag_confounded(table, THRESHOLD)
     table["truth"] = run.truth.ravel()
-    return table, run
+    return table, {MATCHED[name]: term.least_clusters - 1 for name, term in matched.items()}

@@ -11,12 +11,14 @@ import pandas as pd
 
 from benchmarks.validity.calibration import BAND_EDGES, Share, share_of
 from benchmarks.validity.nested import Goals, NestedModel, plan_replies, simulate_nested
-from steermoe.analysis.estimators import ESTIMATORS, Estimator
+from steermoe.analysis.estimators import ESTIMATORS, Estimator, build_contrast
+from steermoe.analysis.spread import class_spread
 from steermoe.analysis.uncertainty import estimate_uncertainty
 from steermoe.records import FloatArray
 
-FREQUENT = 0.03
-"""Activation frequency above which the coverage of intervals is shown apart."""
+FREQUENT = 0.01
+"""Activation frequency from which the coverage of intervals is shown apart: rarer experts often fire in no reply at
+all, and hold 0 for certain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,10 @@ class Design:
     model: NestedModel = field(default_factory=NestedModel)
 
 
+OF_INTERVALS = ["intervals hold 0", "of experts from 1 % on"]
+"""Columns that say nothing where the bootstrap had too few draws."""
+
+
 def null_designs(num_per_class: int) -> list[Design]:
     """Short refusals on the safe side and heavy tails on both; goals alike, or one with a fifth of the replies."""
     kinds: tuple[Goals, ...] = ("paired", "unpaired")
@@ -58,29 +64,30 @@ def null_designs(num_per_class: int) -> list[Design]:
 
 
 def spread_designs() -> list[Design]:
-    """Classes of one mean and unlike spread. The variable class is the smaller one, or they are as many."""
-    skewed = NestedModel(goal_concentration=1e9, reply_concentration=(250.0, 8.0))
+    """Classes of one mean and unlike spread. The variable class is the smaller one, or they are as many.
+
+    A skewed class errs downwards more often than up: skewed safe replies make experts look unsafe, skewed unsafe ones
+    hide them.
+    """
+    skewed_safe = NestedModel(goal_concentration=1e9, reply_concentration=(8.0, 250.0))
+    skewed_unsafe = NestedModel(goal_concentration=1e9, reply_concentration=(250.0, 8.0))
     symmetric = NestedModel(goal_concentration=1e9, reply_concentration=(0.3, 1.0), symmetric=True)
-    return [
-        Design(
-            f"{what}, {number} + {unsafe or number} {goals}",
-            number,
-            goals,
-            unsafe,
-            False,
-            (0, 0),
-            model,
+    found = []
+    for what, model, fewer in (
+        ("safe skewed", skewed_safe, "safe"),
+        ("unsafe skewed", skewed_unsafe, "unsafe"),
+        ("symmetric", symmetric, "unsafe"),
+    ):
+        few = (30, 120) if fewer == "safe" else (120, 30)
+        sizes: tuple[tuple[tuple[int, int], Goals], ...] = (
+            (few, "unpaired"),
+            ((60, 60), "unpaired"),
+            ((60, 60), "paired"),
         )
-        for what, model in (("skewed", skewed), ("symmetric", symmetric))
-        for number, unsafe, goals in _SIZES
-    ]
-
-
-_SIZES: tuple[tuple[int, int | None, Goals], ...] = (
-    (120, 30, "unpaired"),
-    (60, None, "unpaired"),
-    (60, None, "paired"),
-)
+        for (safe, unsafe), goals in sizes:
+            name = f"{what}, {safe} + {unsafe} {goals}"
+            found.append(Design(name, safe, goals, unsafe, False, (0, 0), model))
+    return found
 
 
 def study_null(
@@ -127,8 +134,15 @@ def study_null(
                 seed=number,
             )
             names = ("p_value", "q_value", "ci_low", "ci_high")
+            contrast = build_contrast(
+                run.counts, run.is_unsafe, run.batch_idx, plan.goal_of, name, "generation"
+            )
             of_name.append(
-                {"frequency": frequency, **{key: table[key].to_numpy() for key in names}}
+                {
+                    "frequency": frequency,
+                    "warned": np.array([class_spread(contrast).is_too_skewed]),
+                    **{key: table[key].to_numpy() for key in names},
+                }
             )
     return pd.DataFrame([_row(design, name, runs) for name, runs in found.items()])
 
@@ -155,7 +169,8 @@ def _row(
         "p <= .001": share(certain),
         "any q <= .05": short(share_of(any_q)),
         "intervals hold 0": share(held),
-        "above 3 %": share(held, FREQUENT),
+        "of experts from 1 % on": share(held, FREQUENT),
+        "warned of skewness": short(share_of([run["warned"] for run in runs])),
     }
 
 

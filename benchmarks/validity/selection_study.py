@@ -170,7 +170,7 @@ def confounds(runs: int) -> None:
     for design in designs(200):
         seen: dict[str, list[float]] = {}
         for seed in range(runs):
-            table, run = one_run(design, seed)
+            table, freedom = one_run(design, seed)
             risky = table["risk_diff"] >= THRESHOLD
             if design.planted:
                 risky &= table["truth"] >= THRESHOLD
@@ -183,10 +183,9 @@ def confounds(runs: int) -> None:
                 if risky.any()
                 else np.nan,
             }
-            goals = int(run.plan.goal_of.max())
-            for column in ("at_equal_length", "at_equal_position", "at_same_verdict"):
+            for column, known in freedom.items():
                 score = (table[column] / table[f"{column}_se"]).abs()
-                flagged = 100 * float((score > stats.t.ppf(0.975, goals)).mean())
+                flagged = 100 * float((score > stats.t.ppf(0.975, known)).mean())
                 values[f"{column} flagged, %"] = flagged
             for key, value in values.items():
                 seen.setdefault(key, []).append(value)

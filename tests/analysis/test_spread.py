@@ -94,7 +94,8 @@ def spreads(design: Design, estimator: str, num_runs: int) -> list[ClassSpread]:
 def test_it_warns_of_few_variable_and_skewed_goals_and_not_of_short_refusals(
     estimator: str,
 ) -> None:
-    skewed, *_, symmetric = spread_designs()
-    assert all(one.is_too_skewed for one in spreads(skewed, estimator, 4))
+    safe_skewed, _, _, unsafe_skewed, *_, symmetric = spread_designs()
+    for design in (safe_skewed, unsafe_skewed):
+        assert all(one.is_too_skewed for one in spreads(design, estimator, 4))
     for design in (symmetric, null_designs(200)[0]):
         assert not any(one.is_too_skewed for one in spreads(design, estimator, 4))

@@ -11,12 +11,12 @@ import numpy as np
 from scipy import stats
 
 from steermoe.analysis.estimators import Contrast, column_chunks
+from steermoe.analysis.freedom import effective_freedom
 from steermoe.analysis.variance import (
     class_influences,
     cluster_groups,
     cluster_influences,
     cluster_variances,
-    degrees_of_freedom,
     variance_by_kind,
     variance_components,
 )
@@ -114,7 +114,7 @@ def errors_and_freedom(
     variance is multiplied by the ratio of the linearised difference's variance with these corrections
     (`cluster_influences`) to that without (`class_influences`).
 
-    The interval is Student's, with degrees of freedom for clusters of unequal weight. How the variance
+    The interval is Student's, with degrees of freedom for clusters of unequal weight (`freedom`). How the variance
     divides among the clusters is averaged over all experts: one expert's is too uncertain to go by, and
     made intervals of clustered goals hold the truth in 97 % of the cases. A kind that has one cluster
     only shows no spread of its own; the spread shared by both classes stands in.
@@ -144,4 +144,4 @@ def errors_and_freedom(
         total = parts.sum(axis=0)
         shares += np.sum(parts / np.where(total > 0, total, 1.0), axis=1)
     error = np.sqrt(variance)
-    return error, float(degrees_of_freedom(contrast, shares[:, None])[0])
+    return error, effective_freedom(contrast, shares)

@@ -32,6 +32,9 @@ NUM_POOLS = 10
 MIN_POOL = 32
 """But over no fewer experts than this, where there are as many."""
 
+ENOUGH_DRAWS = 250
+"""Relabellings whose weights are averaged where their mean alone is needed."""
+
 TIE = 1e-6
 """Difference, relative and absolute, below which two statistics count as equal."""
 
@@ -52,6 +55,23 @@ class Relabelling:
     signs: FloatArray
     coefficients: FloatArray
     terms: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterParts:
+    """What the clusters of a null model have above the overall activation rate, of M experts.
+
+    Attributes:
+        scores: `(N, M)` of each response.
+        flipped: `(F, M)` part of the risk difference of each flipped cluster.
+        permuted: `(P, M)` sum of the scores of each permuted cluster.
+        components: `(3, M)` of the shared variance.
+    """
+
+    scores: FloatArray
+    flipped: FloatArray
+    permuted: FloatArray
+    components: FloatArray
 
 
 class NullModel:
@@ -109,42 +129,95 @@ class NullModel:
         whole[:, rows] = permuted
         return Relabelling(signs, permuted, variance_terms(self.contrast, whole))
 
-    def statistics(
-        self, values: FloatArray, rate: FloatArray, relabelling: Relabelling, above: float = 0.0
-    ) -> FloatArray:
-        """Studentised risk differences.
+    def parts(self, values: FloatArray, rate: FloatArray, above: float = 0.0) -> ClusterParts:
+        """What the clusters have above the overall activation rate, whatever the labels.
 
         Args:
             values: `(N, M)` x of some experts.
             rate: `(M,)` their overall activation frequency.
-            relabelling: R relabellings.
             above: What the risk difference is compared with. So much is taken off every unsafe response first.
-
-        Returns:
-            `(R, M)`; 0 where an expert's scores are all 0.
         """
         contrast = self.contrast
         scores = values - contrast.size[:, None] * rate  # (N, M)
         if above:
-            share = contrast.size[contrast.is_unsafe].sum() / contrast.size.sum()
-            scores -= (above * contrast.size * (contrast.is_unsafe - share))[:, None]
-        flipped = self.flipped.sums(scores * self.coefficients[:, None])  # (F, M)
-        difference = relabelling.signs @ flipped
-        own = np.sum(flipped**2, axis=0, keepdims=True)
-        components = variance_components(contrast, values, scores)
-        if relabelling is self.as_observed:
-            own = own / lost_to_rate(contrast, components, np.flatnonzero(self.block < 0))
+            shift = contrast.size * (contrast.is_unsafe - self._unsafe_share())
+            scores -= (above * shift)[:, None]
+        return ClusterParts(
+            scores,
+            self.flipped.sums(scores * self.coefficients[:, None]),
+            self.permuted.sums(scores),
+            variance_components(contrast, values, scores),
+        )
+
+    def statistics(
+        self, values: FloatArray, rate: FloatArray, relabelling: Relabelling, above: float = 0.0
+    ) -> FloatArray:
+        """Studentised risk differences; arguments as of `parts` and `studentised`."""
+        return self.studentised(self.parts(values, rate, above), relabelling)
+
+    def studentised(self, parts: ClusterParts, relabelling: Relabelling) -> FloatArray:
+        """Studentised risk differences of R relabellings, `(R, M)`; 0 where an expert's scores are all 0."""
+        difference = relabelling.signs @ parts.flipped
         if len(self.permuted):
-            permuted = self.permuted
-            difference += relabelling.coefficients @ scores[permuted.rows]
-            number = np.diff(permuted.starts, append=len(permuted.rows))
-            size = np.add.reduceat(np.abs(relabelling.coefficients), permuted.starts, axis=1)
-            own = own + (size / number) ** 2 @ permuted.sums(scores) ** 2
-        shared = relabelling.terms @ components
-        variance = np.maximum(own, shared)
-        noise = NEGLIGIBLE * float(np.sum((self.coefficients * contrast.size) ** 2))
+            difference += relabelling.coefficients @ parts.scores[self.permuted.rows]
+        variance = self.variances(parts, relabelling)
+        noise = NEGLIGIBLE * float(np.sum((self.coefficients * self.contrast.size) ** 2))
         difference /= np.sqrt(np.where(variance > noise, variance, np.inf))
         return np.asarray(difference)
+
+    def variances(self, parts: ClusterParts, relabelling: Relabelling) -> FloatArray:
+        """What the squared difference is divided by: the larger of two spreads, `(R, M)` or `(1, M)`."""
+        contrast = self.contrast
+        own = np.sum(parts.flipped**2, axis=0, keepdims=True)
+        if relabelling is self.as_observed:
+            own = own / lost_to_rate(contrast, parts.components, np.flatnonzero(self.block < 0))
+        if len(self.permuted):
+            permuted = self.permuted
+            number = np.diff(permuted.starts, append=len(permuted.rows))
+            size = np.add.reduceat(np.abs(relabelling.coefficients), permuted.starts, axis=1)
+            own = own + (size / number) ** 2 @ parts.permuted**2
+        return np.asarray(np.maximum(own, relabelling.terms @ parts.components))
+
+    def skewness(self, parts: ClusterParts, cubes: FloatArray) -> FloatArray:
+        """How much more skewed the observed difference is than a relabelled one, `(M,)`.
+
+        The sum of the cubes of what clusters add, each about its class's rate, over the variance to the power 1.5; less
+        the same sum as relabellings have it. Flipped clusters add nothing to the latter.
+
+        Args:
+            parts: Of M experts.
+            cubes: `mean_cubes` of some relabellings.
+        """
+        contrast, unsafe = self.contrast, self._unsafe_share()
+        variance = self.variances(parts, self.as_observed)[0]
+        # Of a difference D, unsafe responses lie D times the safe share above the overall rate, and safe ones below it.
+        about_class = np.where(contrast.is_unsafe, 1 - unsafe, unsafe) * contrast.size
+        about_class = np.abs(self.coefficients) * about_class
+        added = [(self.flipped.sums(about_class), parts.flipped)]
+        third = np.zeros(len(variance))
+        if len(self.permuted):
+            own = self.permuted.sums(parts.scores * self.coefficients[:, None])
+            added.append((self.permuted.sums(about_class), own))
+            size = self.permuted.sums(contrast.size)[:, None]
+            third -= cubes @ _cubed(parts.permuted / size)
+        difference = self.coefficients @ parts.scores
+        for share, own in added:
+            third += np.sum(_cubed(own - share[:, None] * difference), axis=0)
+        active = variance > 0
+        return np.asarray(np.where(active, third, 0.0) / np.where(active, variance, 1.0) ** 1.5)
+
+    def mean_cubes(self, relabelling: Relabelling) -> FloatArray:
+        """Mean cube of each permuted cluster's signed weight over relabellings, `(P,)`."""
+        if len(self.permuted) == 0:
+            return np.zeros(0)
+        drawn = relabelling.coefficients[:ENOUGH_DRAWS]
+        weighted = drawn * self.contrast.size[self.permuted.rows]
+        of_cluster = np.add.reduceat(weighted, self.permuted.starts, axis=1)
+        return np.asarray(np.mean(_cubed(of_cluster), axis=0))
+
+    def _unsafe_share(self) -> float:
+        size = self.contrast.size
+        return float(size[self.contrast.is_unsafe].sum() / size.sum())
 
     def differences(
         self, values: FloatArray, rate: FloatArray, relabelling: Relabelling
@@ -198,6 +271,12 @@ def p_values_of(
     p-values far below 1 / num_draws. Whether a difference is above a bound is asked of the same draws: what
     the difference has above the bound, divided by its standard error, has their distribution if it has nothing.
 
+    One-sided p-values allow for skewness. Where safe responses vary more, and upwards, as short refusals do, a safe
+    rate that is too low comes with a spread that is too small, and the difference looks certain. Each pool's statistics
+    are corrected for its experts' mean skewness (`without_skewness`), but never to a smaller p-value: a pool's skewness
+    is itself uncertain. Two-sided p-values are left as they are, since skewness makes one side as rare as the other
+    frequent.
+
     Args:
         contrast: The responses.
         num_draws: Relabellings.
@@ -208,36 +287,58 @@ def p_values_of(
     rate = contrast.overall_rate()
     pools = frequency_pools(rate)
     drawn = np.empty((num_draws, contrast.num_experts), dtype=np.float32)
-    observed = np.empty(contrast.num_experts)
-    beyond = np.empty(contrast.num_experts)
+    observed = np.empty((3, contrast.num_experts))
     start = 0
     for number in blocks_of_draws(num_draws, len(contrast)):
         relabelling = null.draw(number, generator)
+        cubes = null.mean_cubes(relabelling) if start == 0 else None
         for pool in pools:
             values = contrast.values(pool)
-            statistics = null.statistics(values, rate[pool], relabelling)
-            drawn[start : start + number, pool] = statistics
-            if start == 0:
-                observed[pool] = null.statistics(values, rate[pool], null.as_observed)[0]
-                beyond[pool] = observed[pool]
-                if bound:
-                    beyond[pool] = null.statistics(values, rate[pool], null.as_observed, bound)[0]
+            parts = null.parts(values, rate[pool])
+            drawn[start : start + number, pool] = null.studentised(parts, relabelling)
+            if cubes is not None:
+                skewness = min(0.0, float(np.mean(null.skewness(parts, cubes))))
+                above = null.parts(values, rate[pool], bound) if bound else parts
+                seen = null.studentised(parts, null.as_observed)[0]
+                beyond = null.studentised(above, null.as_observed)[0] if bound else seen
+                observed[0, pool] = seen
+                observed[1, pool] = without_skewness(seen, skewness)
+                observed[2, pool] = without_skewness(beyond, skewness)
         start += number
     found = PValues(*(np.empty(contrast.num_experts) for _ in range(3)))
     for pool in pools:
         pooled = np.sort(drawn[:, pool], axis=None)
         size = len(pooled)
-        least = np.abs(observed[pool]) * (1 - TIE) - TIE
+        either, higher, beyond = observed[:, pool]
+        least = np.abs(either) * (1 - TIE) - TIE
         extreme = np.minimum(size, _at_least(pooled, least) + _at_most(pooled, -least))
         found.differs[pool] = (1 + extreme) / (1 + size)
-        found.is_higher[pool] = (1 + _at_least(pooled, _just_below(observed[pool]))) / (1 + size)
-        found.is_above[pool] = (1 + _at_least(pooled, _just_below(beyond[pool]))) / (1 + size)
+        found.is_higher[pool] = (1 + _at_least(pooled, _just_below(higher))) / (1 + size)
+        found.is_above[pool] = (1 + _at_least(pooled, _just_below(beyond))) / (1 + size)
     smallest = null.smallest_p_value()
     return PValues(
         np.maximum(found.differs, smallest),
         np.maximum(found.is_higher, smallest / 2 if smallest < 1 else 1.0),
         np.maximum(found.is_above, smallest / 2 if smallest < 1 else 1.0),
     )
+
+
+def without_skewness(statistic: FloatArray, skewness: float) -> FloatArray:
+    """A studentised difference, transformed so that its skewness moves no chance to the first order (Hall 1992).
+
+    With the skewness k of the difference, `g(t) = t + k t^2 / 3 + k^2 t^3 / 27 + k / 6`, which is increasing in t.
+
+    Example:
+        >>> without_skewness(np.array([-3.0, 0.0, 3.0]), -0.2).round(3).tolist()
+        [-3.673, -0.033, 2.407]
+    """
+    cubic = statistic + skewness * statistic**2 / 3 + skewness**2 * statistic**3 / 27
+    return np.asarray(cubic + skewness / 6)
+
+
+def _cubed(values: FloatArray) -> FloatArray:
+    """Twenty times as fast as a power that is not a square."""
+    return values * values * values
 
 
 def _just_below(statistic: FloatArray) -> FloatArray:

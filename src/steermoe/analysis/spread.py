@@ -74,7 +74,8 @@ def class_spread(contrast: Contrast) -> ClassSpread:
         squares = np.sum(whole**2, axis=0)
         active = (safe > 0) & (unsafe > 0) & (squares > 0)
         ratios.append(unsafe[active] / safe[active])
-        skewness.append(np.sum(whole[:, active] ** 3, axis=0) / squares[active] ** 1.5)
+        seen = whole[:, active]
+        skewness.append(np.sum(seen * seen * seen, axis=0) / squares[active] ** 1.5)
     ratio, skew = np.concatenate(ratios), np.concatenate(skewness)
     if not len(ratio):
         return ClassSpread(1.0, 0.0, numbers[1], numbers[0])

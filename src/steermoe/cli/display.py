@@ -123,6 +123,10 @@ def one_batch(run: Run, batch_idx: int, top: int) -> Group:
     return Group(prompts, Text(), lines)
 
 
+AFTER_SELECTION = ("shrunken", "fcr_low", "fcr_high")
+"""What may be said of an expert that was selected for its difference: columns of the risk table."""
+
+
 def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) -> Text:
     """`L08_E42  risk_diff  a_safe_n  a_unsafe_n`, one expert a line; selected ones are starred."""
     extra = [
@@ -130,8 +134,7 @@ def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) ->
         for name in (
             *(name for name in KNOWN if name != RISK_DIFF),
             *(name for name in table.columns if ":" in name),
-            "ci_low",
-            "ci_high",
+            *(AFTER_SELECTION if "fcr_low" in table.columns else ("ci_low", "ci_high")),
             "q_value",
             "stability",
             "topic_diff",
@@ -157,6 +160,8 @@ def expert_lines(table: pd.DataFrame, selected: AbstractSet[tuple[int, int]]) ->
         confound = f" {row['confounded_by']}" if row.get("confounded_by") else ""
         text.append(f"{row['Layer_Expert']:<9} {numbers}{more}{star}{confound}\n")
     notes = ["* selected"] if selected else []
+    if "fcr_low" in table.columns:
+        notes.append("shrunken, fcr: estimate and interval that allow for selection")
     if table.get("confounded_by", pd.Series(dtype=str)).any():
         replies = ("length", "refusal_text")
         named = [name for name in replies if table["confounded_by"].str.contains(name).any()]

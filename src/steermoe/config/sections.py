@@ -283,8 +283,8 @@ class AblateSection(Section):
     num_draws: int = Field(
         20,
         ge=1,
-        description="Random sets of experts, matched by layer and activation frequency. No p-value can be below "
-        "1 / (1 + draws).",
+        description="Random sets of experts, matched by layer and activation frequency, at most: as many as there are "
+        "different ones. No p-value can be below 1 / (1 + draws).",
     )
     num_generated_draws: int = Field(
         3, ge=0, description="Of the random sets, those that replies are generated with."

@@ -298,7 +298,8 @@ def _left_out(material: Material) -> list[str]:
     if pairs:
         said.append(
             f"{counted(pairs, 'pair')} left out of identification, because the plain goal was not refused or "
-            "the jailbreak was (identify.filter_by_verdict)."
+            "the jailbreak was (identify.filter_by_verdict). Choosing by the replies makes a difference of its own: "
+            "estimate_unfiltered (all pairs) and at_same_verdict are free of it."
         )
     sides: Iterable[tuple[str, pd.DataFrame | None]] = (
         ("base", responses),
