@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense_models import PROMPTS, tiny_llama, word_tokenizer
+from embedded.dense_models import PROMPTS, tiny_llama, word_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from steermoe.embedded import calibration

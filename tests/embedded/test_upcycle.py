@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense_models import PROMPTS, tiny_llama, word_tokenizer
+from embedded.dense_models import PROMPTS, tiny_llama, word_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MixtralForCausalLM, PreTrainedTokenizerFast
 
