@@ -140,7 +140,7 @@ def test_the_training_script_goes_on_from_the_demo_and_writes_an_ordinary_model(
     demo = capsys.readouterr()
     assert "expert    risk_diff" in demo.out
     run = load_run(tmp_path / "out" / "run")
-    assert set(run.state.stages) == {"collect", "judge", "identify"}
+    assert set(run.state.stages) == {"collect", "judge", "score", "identify", "forecast"}
     assert not (tmp_path / "out" / "final_model").exists()
 
     script("train_unsafe_experts", *small_run, "--learning_rate", "1e-3", "--num_epochs", "2")
