@@ -289,7 +289,7 @@ def test_kl_of_half_precision_logits_is_computed_in_fp32() -> None:
     p = torch.softmax(logits.double(), -1)
     exact = (p * (p.log() - torch.log_softmax(moved.double(), -1))).sum(-1)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-3, atol=1e-6)
 
 
 def test_only_positions_leaves_the_other_logits_out_and_itself_behind_nothing(mixtral: Any) -> None:
