@@ -48,7 +48,9 @@ class Planner:
         self._load_base, self._say = load_base, say
         self._base_model: nn.Module | None = None
         self._lower: tuple[int, list[TrainingRow], LowerStates | None] | None = None
-        self._replies: tuple[list[TrainingRow], BaseReplies | None] | None = None
+        self._replies: tuple[list[TrainingRow], LowerStates | None, BaseReplies | None] | None = (
+            None
+        )
         self._lowest_changed = 1 + max(description.layer_indices)
 
     def plan(
@@ -100,10 +102,10 @@ class Planner:
         self, first_trained: int, epochs: float, rows: list[TrainingRow]
     ) -> LowerStates | None:
         """What leaves the layers below the lowest trained one, where rows are seen more than once."""
+        if epochs <= 1 or first_trained == 0:
+            return None  # even where they are kept: a training that goes on in this phase has none
         if self._lower is not None and self._lower[:2] == (first_trained, rows):
             return self._lower[2]
-        if epochs <= 1 or first_trained == 0:
-            return None
         layers = LowerLayers(self._model, self._description, first_trained)
         states: LowerStates | None = LowerStates(self._model, layers, rows, self._pad_token_id)
         assert states is not None
@@ -125,8 +127,10 @@ class Planner:
         self, rows: list[TrainingRow], lower: LowerStates | None
     ) -> BaseReplies | None:
         """What the base model predicts; None where its head alone does not give its logits."""
-        if self._replies is None or self._replies[0] != rows:
+        # Not those of a phase with other states: by rounding, a training that goes on would end elsewhere.
+        kept = self._replies
+        if kept is None or kept[0] != rows or kept[1] is not lower:
             with self._trained.off():
                 replies = BaseReplies(self._model, rows, self._pad_token_id, lower)
-            self._replies = (rows, replies if replies.is_exact else None)
-        return self._replies[1]
+            kept = self._replies = (rows, lower, replies if replies.is_exact else None)
+        return kept[2]
