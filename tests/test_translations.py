@@ -128,7 +128,7 @@ HERE = "page.md, '自己的提示' (page.md, 'Own prompts'): "
         ("- Each has", "### More\n\nEach has", "page.md: at its end, page.md has 'More'"),
         ("English · [简体中文](zh/page.md)\n", "", "below its title, the line 'English · [简体中文](zh/page.md)'"),
     ],
-    ids="number span code cell row column paragraph link anchor heading languages".split(),
+    ids=["number", "span", "code", "cell", "row", "column", "paragraph", "link", "anchor", "heading", "languages"],
 )  # fmt: skip
 def test_a_change_of_the_english_page_alone_is_told_with_its_place(
     pages: Pages, before: str, after: str, said: str
