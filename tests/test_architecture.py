@@ -23,7 +23,7 @@ FLOORS = (
     {"turns"},
     {"analysis", "moe", "servers", "chat", "reasoning", "reporter"},
     {"contracts", "unused_settings"},
-    {"records", "config", "hashes"},
+    {"records", "config", "hashes", "devices"},
     {"errors", "version", "units"},
 )
 """Rooms from the top down. A room imports only from floors below its own."""
@@ -45,7 +45,7 @@ STAGE_ORDER = (
 )
 """A stage may use what an earlier one defines, never the other way round."""
 
-TORCH_ROOMS = {"moe", "embedded", "engines", "training", "loading", "stages"}
+TORCH_ROOMS = {"moe", "embedded", "engines", "training", "loading", "stages", "devices"}
 TORCH_MODULES = {f"steermoe.judges.{name}" for name in ("classifier", "guard", "judge_models")}
 """Judges that are models: they import torch when one is made, so their room stays light."""
 

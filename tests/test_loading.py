@@ -23,7 +23,6 @@ from steermoe.loading import (
     load_model,
     load_tokenizer,
     model_source,
-    pick_device,
 )
 
 
@@ -272,8 +271,3 @@ def test_a_setting_that_the_machine_or_the_model_lacks_is_refused(
     assert word in refusal(tiny_checkpoint("mixtral"), **fields)
 
 
-def test_the_device_can_be_named() -> None:
-    assert pick_device("cpu") == torch.device("cpu")
-    assert pick_device("auto").type in {"cpu", "cuda", "mps"}
-    with pytest.raises(ConfigError, match="toaster"):
-        pick_device("toaster")

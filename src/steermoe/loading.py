@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -16,10 +16,11 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from steermoe.chat import ensure_chat_template, stop_token_ids
 from steermoe.config import EMBEDDED_MODEL, ModelSection
+from steermoe.devices import pick_device, type_in_memory
 from steermoe.embedded.description import embedded_config
 from steermoe.embedded.model import embedded_model_path
 from steermoe.engines.transformers import padding_of
-from steermoe.errors import ConfigError, ModelError
+from steermoe.errors import ModelError
 from steermoe.moe.completeness import check_expert_numbers, check_no_adapter
 from steermoe.moe.configs import read_config
 from steermoe.moe.finite import check_weights
@@ -31,7 +32,12 @@ from steermoe.moe.layers import (
     find_moe_layers,
     load_description,
 )
-from steermoe.moe.quantization import check_blocks, dequantization_arguments, forget_quantization
+from steermoe.moe.quantization import (
+    check_blocks,
+    dequantization_arguments,
+    forget_quantization,
+    quantization_method,
+)
 from steermoe.moe.stored import local_folder, stored_tensors
 from steermoe.units import gibibytes
 
@@ -47,12 +53,21 @@ class LoadedModel:
         tokenizer: Pads on the left; always has a chat template.
         description: The model's MoE layers.
         source: Directory or hub id that it was read from.
+        saved_dtype: Type in which its weights are saved: the checkpoint's own where `model.dtype` is auto, whatever
+            they are computed in.
     """
 
     model: Any
     tokenizer: Any
     description: MoEDescription
     source: str
+    saved_dtype: torch.dtype
+
+    def as_saved(self) -> None:
+        """Round the weights to the type in which they are saved."""
+        if self.model.dtype is not self.saved_dtype:
+            self.model.to(self.saved_dtype)
+            give_back_freed_memory()
 
     @property
     def pad_token_id(self) -> int:
@@ -179,17 +194,17 @@ def load_model(
     description = describe_model(settings, source)
     tokenizer = tokenizer if tokenizer is not None else load_tokenizer(settings, source, report)
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers left it untyped
+    config = read_config(source, settings.revision, settings.trust_remote_code)
     arguments: dict[str, Any] = {
         "revision": settings.revision,
         "trust_remote_code": settings.trust_remote_code,
-        "dtype": settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
+        "dtype": computed_in(settings, config),
     }
     if settings.attn_implementation:
         arguments["attn_implementation"] = settings.attn_implementation
     if settings.device_map:
         arguments["device_map"] = settings.device_map
     is_packed = description.quantization is not None
-    config = read_config(source, settings.revision, settings.trust_remote_code)
     if is_packed:
         arguments |= _unpacking(config, source, description, report)
     if Path(source).is_dir():
@@ -221,7 +236,37 @@ def load_model(
     model.eval().requires_grad_(False)
     description = find_moe_layers(model)
     _let_go_of_files(model, description)
-    return LoadedModel(model, tokenizer, description, source)
+    computed: torch.dtype = model.dtype
+    stored = computed
+    if settings.dtype == "auto" and isinstance(config.dtype, torch.dtype):
+        stored = config.dtype
+    if stored is not computed and report is not None:
+        report(f"{_short(computed)} weights: this processor has no arithmetic for {_short(stored)}")
+    return LoadedModel(model, tokenizer, description, source, stored)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def computed_in(settings: ModelSection, config: Any) -> torch.dtype | Literal["auto"]:
+    """The type in which a model's weights are loaded.
+
+    Packed weights, and weights that are spread over devices, are left to transformers.
+    """
+    is_packed = quantization_method(config) is not None
+    left_alone = is_packed or bool(settings.device_map) or _may_be_mixed(config)
+    if settings.dtype == "auto" and left_alone:
+        return "auto"
+    return type_in_memory(settings.dtype, config.dtype, pick_device(settings.device))
+
+
+def _may_be_mixed(config: Any) -> bool:
+    """Whether transformers may keep some weights in float32 whatever the others are, as the model's class says."""
+    name = (config.architectures or [""])[0]
+    model_class = getattr(transformers, name, None)
+    kept = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    return model_class is None or any(getattr(model_class, attribute, None) for attribute in kept)
 
 
 def _check_files(source: str, settings: ModelSection) -> None:
@@ -262,23 +307,6 @@ def _let_go_of_files(model: Any, description: MoEDescription) -> None:
         if tensor.device.type == "cpu" and id(tensor) not in experts:
             tensor.data = tensor.data.clone()
     give_back_freed_memory()
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name; `auto` takes an accelerator where there is one.
-
-    Raises:
-        ConfigError: The machine has no such device.
-    """
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator if accelerator is not None else torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(f"model.device = {name!r} cannot be used: {_first_line(error)}") from None
-    return device
 
 
 def _first_line(error: Exception) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dense_models import PROMPTS, tiny_llama, word_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from embedded.dense_models import PROMPTS, tiny_llama, word_tokenizer
 from steermoe.embedded import calibration
 from steermoe.embedded.calibration import (
     REPLY_TOKENS,

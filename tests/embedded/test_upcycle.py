@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense_models import PROMPTS, tiny_llama, word_tokenizer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MixtralForCausalLM, PreTrainedTokenizerFast
 
+from embedded.dense_models import PROMPTS, tiny_llama, word_tokenizer
 from steermoe.embedded.calibration import record_replies
 from steermoe.embedded.upcycle import (
     neurons,

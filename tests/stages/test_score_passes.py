@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 
 from conftest import TinyCheckpoint
-from steermoe.chat import encode_reply
 from steermoe.errors import RoutingError
 from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.slices import fused_parameters
@@ -60,6 +59,10 @@ def text(prompt: tuple[int, ...], completion: list[int] | tuple[int, ...]) -> to
     return torch.tensor([[*prompt, *completion]])
 
 
+def refusal(tokenizer: Any) -> list[int]:
+    return [*tokenizer(TARGET, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
 def log_prob(model: Any, ids: torch.Tensor, num_prompt: int) -> torch.Tensor:
     logits = model(ids[:, :-1]).logits[0, num_prompt - 1 :].float()
     return -F.cross_entropy(logits, ids[0, num_prompt:], reduction="sum")
@@ -95,7 +98,7 @@ def test_taylor_is_weight_times_gradient_summed_over_both_texts(
         expected = torch.zeros(sums.total.shape[2:])
         prompt = output.prompt_token_ids
         for sign, completion in (
-            (1, encode_reply(tokenizer, TARGET)),
+            (1, refusal(tokenizer)),
             (-1, output.generated_token_ids),
         ):
             seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -124,7 +127,7 @@ def test_taylor_is_weight_times_gradient_summed_over_both_texts(
 
 def test_selectivity_is_that_of_full_gradients(scored: tuple[Run, Any, Any]) -> None:
     run, model, tokenizer = scored
-    first = encode_reply(tokenizer, TARGET)[:1]
+    first = refusal(tokenizer)[:1]
     layers = [model.get_submodule(layer.experts_name) for layer in find_moe_layers(model).layers]
     tensors = [list(fused_parameters(experts).values()) for experts in layers]
     flat = [tensor for of_layer in tensors for tensor in of_layer]

@@ -25,7 +25,9 @@ class JudgeSection(Section):
         "auto", description="auto, cpu, cuda, cuda:1, mps: where a judge's model runs."
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="Type of its weights in memory; auto keeps the checkpoint's own."
+        "auto",
+        description="Type of its weights in memory; auto keeps the checkpoint's own, or float32 "
+        "where the processor has no arithmetic for that.",
     )
     batch_size: int = Field(8, ge=1, description="Replies that a model judges together.")
     label_map: dict[str, Literal["refused", "answered", "harmful", "harmless", "unscored"]] = Field(

@@ -28,7 +28,9 @@ class ModelSection(Section):
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a hub model.")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
-        "auto", description="Type of the weights in memory; auto keeps the checkpoint's own."
+        "auto",
+        description="Type of the weights in memory; auto keeps the checkpoint's own, or float32 "
+        "where the processor has no arithmetic for that.",
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps: where the model runs.")
     device_map: str | None = Field(

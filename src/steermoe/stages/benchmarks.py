@@ -19,8 +19,9 @@ from steermoe.harness.benchmarks import Benchmark, benchmark_named
 from steermoe.harness.figures import Figure, change_rows, figure_rows
 from steermoe.harness.processes import Target
 from steermoe.hashes import sha256_of
-from steermoe.loading import model_source
+from steermoe.loading import computed_in, model_source
 from steermoe.measures.evidence import Intervals
+from steermoe.moe.configs import read_config
 from steermoe.records import MeasureRow
 from steermoe.reporter import Reporter
 from steermoe.store.benchmark_table import read_benchmarks, write_benchmarks
@@ -54,10 +55,12 @@ def benchmarks_of_others(config: Config) -> list[Benchmark]:
 def target_of(config: Config, variant: str, checkpoint: str) -> Target:
     """How a tool loads and asks a model."""
     model = config.model
+    revision = model.revision if variant == BASE else None
+    own = read_config(checkpoint, revision, model.trust_remote_code)
     return Target(
         checkpoint,
-        revision=model.revision if variant == BASE else None,
-        dtype=model.dtype,
+        revision=revision,
+        dtype=str(computed_in(model, own)).removeprefix("torch."),
         device="" if model.device == "auto" else model.device,
         trust_remote_code=model.trust_remote_code,
         system_prompt=config.prompts.system_prompt or "",

@@ -132,6 +132,7 @@ def train_experts(
     with _saving_checkpoints(checkpoints):
         history = fit.run(phases)
     gc.collect()  # the trainer and its moments sit in reference cycles, and saving needs room
+    loaded.as_saved()
     return Trained(loaded, trained, phases, history)
 
 
