@@ -76,7 +76,9 @@ def test_a_run_in_float32_hardens_a_checkpoint_of_bfloat16(
     listener = Listener()
     config = tiny_config(half_checkpoint, tmp_path / "run", small_prompts)
     run_pipeline(config, reporter=listener)
-    assert any("float32 weights: this processor has no arithmetic" in said for said in listener.said)
+    assert any(
+        "float32 weights: this processor has no arithmetic" in said for said in listener.said
+    )
     hardened = tmp_path / "run" / "model"
     assert json.loads((hardened / "config.json").read_text())["dtype"] == "bfloat16"
     before = load_file(half_checkpoint / "model.safetensors")

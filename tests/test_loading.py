@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import TinyCheckpoint, byte_tokenizer
 from steermoe.config import ModelSection
-from steermoe.errors import ConfigError, ModelError, SteerMoEError
+from steermoe.errors import ModelError, SteerMoEError
 from steermoe.loading import (
     describe_model,
     load_model,
@@ -269,5 +269,3 @@ def test_a_setting_that_the_machine_or_the_model_lacks_is_refused(
     tiny_checkpoint: TinyCheckpoint, fields: dict[str, str], word: str
 ) -> None:
     assert word in refusal(tiny_checkpoint("mixtral"), **fields)
-
-

@@ -1,12 +1,13 @@
-"""Where a model computes, and in which type."""
+"""Where a model computes, and in which type. Importing this module does not load torch."""
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from steermoe.errors import ConfigError, on_one_line
+
+if TYPE_CHECKING:
+    import torch
 
 
 def pick_device(name: str, setting: str = "model.device") -> torch.device:
@@ -19,6 +20,8 @@ def pick_device(name: str, setting: str = "model.device") -> torch.device:
     Raises:
         ConfigError: The machine has no such device.
     """
+    import torch
+
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator(check_available=True)
         return accelerator if accelerator is not None else torch.device("cpu")
@@ -38,6 +41,8 @@ def has_arithmetic(dtype: torch.dtype, device: torch.device) -> bool:
     A processor that has none for half precision (x86 without AVX-512) multiplies matrices of bfloat16 a hundred times
     slower than those of float32.
     """
+    import torch
+
     if device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported"):
         return True
     if dtype is torch.bfloat16:
@@ -58,6 +63,8 @@ def type_in_memory(
         stored: The checkpoint's own, by its config; None where that does not say.
         device: Where the model is to compute.
     """
+    import torch
+
     if named != "auto":
         found: torch.dtype = getattr(torch, named)
         return found

@@ -141,9 +141,11 @@ def test_what_changed_is_named(fakes: Fakes, config: Make) -> None:
 
 def test_run_json_keeps_what_each_step_was_really_done_with(fakes: Fakes, config: Make) -> None:
     run_pipeline(config())
-    run = run_pipeline(config(train={"epochs": 9}), only="evaluate")
+    listener = Listener()
+    run = run_pipeline(config(train={"epochs": 9}), only="evaluate", reporter=listener)
+    assert "evaluate does not read train.epochs: it stays 4.0, as the run has it" in listener.text
     record = run.state.stages["train"]
-    assert run.config.train.epochs == 9 and record.settings["train.epochs"] == 4
+    assert run.config.train.epochs == 4 and record.settings["train.epochs"] == 4
     assert (
         "train.arguments.save_steps" not in record.settings
         and "collect.temperature" not in record.settings
@@ -199,7 +201,10 @@ def test_a_command_does_its_own_steps_and_the_judging_that_it_needs(
     listener = Listener()
     run_pipeline(config(), only="train", reporter=listener)
     assert fakes.take() == []
-    assert listener.said == ["train: done already; --force does it again"]
+    assert listener.said == [
+        "note: train does not read identify.threshold: it stays 0.3, as the run has it",
+        "train: done already; --force does it again",
+    ]
     run_pipeline(config(), only="train", force=True)
     assert fakes.take() == ["train"]
     run_pipeline(config(), only="evaluate")

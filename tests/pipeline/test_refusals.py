@@ -144,7 +144,8 @@ def test_force_on_a_later_step_is_no_leave_to_mix_generation_settings(
     fakes.take()
     run_pipeline(other, only="collect", force=True)
     run_pipeline(other)
-    assert fakes.take() == [*ALL[:2], *ALL[2:]]
+    # What the base model can do hangs on no setting of generation.
+    assert fakes.take() == [name for name in ALL if name != "capability"]
 
 
 @pytest.mark.parametrize("only", [None, "train"])

@@ -18,7 +18,7 @@ from steermoe.pipeline.inputs import Ledger, check_undamaged, record_of
 from steermoe.pipeline.memory import PeakMemory, release_memory
 from steermoe.pipeline.model import check_layers, check_same_model, identify_model
 from steermoe.pipeline.own_steps import with_own_steps
-from steermoe.pipeline.settings import keeping, restricted, values_of
+from steermoe.pipeline.settings import keeping, not_read, restricted, values_of
 from steermoe.pipeline.steps import COLLECT, COMMANDS, TRAIN, Step, settings_of
 from steermoe.pipeline.versions import package_versions
 from steermoe.reporter import Reporter, silent
@@ -168,9 +168,17 @@ def _open(
         model = before.model
     if before is not None:
         check_same_model(directory.path, config.model.id, before.model, model)
+    asked = config
     if before is not None:
         # What no step of this command reads was not applied, and is not said to have been.
-        config = keeping(validate(before.config), config, settings_of(command))
+        stored, keys = validate(before.config), settings_of(command)
+        config = keeping(stored, asked, keys)
+        left = not_read(stored, asked, keys)
+        has_kept = values_of(stored, tuple(left))
+        for name in sorted(left.keys() - {"model.id"}):  # another one was refused above
+            reporter.note(
+                f"{command} does not read {name}: it stays {has_kept.get(name)!r}, as the run has it"
+            )
     state = RunState(
         config=config.with_model_id(model.id).model_dump(mode="json"),
         seed=config.seed,
@@ -182,7 +190,7 @@ def _open(
     request = _Request(Ledger(directory, config, state), before, command, force, verify, reporter)
     if before is not None:
         _give_fingerprints(request, before)
-        _check_same_replies(request, steps)
+        _check_same_replies(request, steps, asked)
     return request
 
 
@@ -198,7 +206,7 @@ def _give_fingerprints(request: _Request, before: RunState) -> None:
             record.inputs = inputs_of(stored, step)
 
 
-def _check_same_replies(request: _Request, steps: list[Step]) -> None:
+def _check_same_replies(request: _Request, steps: list[Step], asked: Config) -> None:
     """Check that finished replies are not mixed with, or replaced by, those to other prompts or of other settings.
 
     A step that only builds on the replies needs the settings that they were made with, and no prompt file any more.
@@ -212,7 +220,7 @@ def _check_same_replies(request: _Request, steps: list[Step]) -> None:
     collects = COLLECT in steps
     if collects and request.force:
         return
-    settings = values_of(request.ledger.config, COLLECT.settings, COLLECT.aside)
+    settings = values_of(asked, COLLECT.settings, COLLECT.aside)
     inputs = inputs_of(request.ledger, COLLECT) if collects else {}
     if found := difference(record, settings, inputs):
         raise RunDirectoryError(
