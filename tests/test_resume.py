@@ -169,7 +169,7 @@ def test_a_run_of_two_phases_does_too(
 
 @pytest.mark.parametrize(
     ("command", "stage", "last_step"),
-    [("collect", "collect", "_figures"), ("evaluate", "reply", "_divergence")],
+    [("collect", "collect", "_figures"), ("evaluate", "reply", "divergence")],
 )
 def test_a_stage_that_stops_after_its_last_reply_generates_none_again(
     checkpoint: Path,

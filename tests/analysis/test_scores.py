@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 
 from steermoe.analysis.counts import RoutingCounts
+from steermoe.analysis.rank_correlation import rank_correlations
 from steermoe.analysis.scores import (
     SCORE_COLUMNS,
     Compared,
     Resampled,
     plain_values,
-    rank_correlations,
     score_rows,
     values_per_batch,
 )

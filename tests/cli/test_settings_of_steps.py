@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from conftest import TinyCheckpoint
 from tiny import CommandLine, copy_of
 
 
@@ -69,8 +71,15 @@ def test_of_a_settings_file_a_step_takes_its_own_part_and_names_the_rest(
 
 
 def test_the_model_by_another_spelling_is_no_other_setting(
-    steermoe: CommandLine, run: Path, checkpoint: Path, tmp_path: Path
+    steermoe: CommandLine,
+    run: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    tiny_checkpoint: TinyCheckpoint,
 ) -> None:
     (tmp_path / "link").symlink_to(checkpoint)
+    shutil.copytree(checkpoint, tmp_path / "copy")
     assert steermoe("identify", "--run", run, "--quiet", "--model", "link") == 0
-    assert "model.id" in steermoe.refusal("identify", "--run", run, "--model", "/elsewhere")
+    assert steermoe("identify", "--run", run, "--quiet", "--model", tmp_path / "copy") == 0
+    said = steermoe.refusal("identify", "--run", run, "--model", tiny_checkpoint("olmoe"))
+    assert "model" in said and "olmoe" in said

@@ -99,7 +99,7 @@ def test_a_warm_up_that_training_refuses_leaves_a_finished_run_as_it_was(
     # Once for the path of the copy in run.json.
     run_pipeline(tiny_config(checkpoint, run, small_prompts))
     before = contents_of(run)
-    other = {"arguments": {"warmup_steps": 100}, "target_response": "Never."}
+    other = {"arguments": {"warmup_steps": 100}, "learning_rate": 1e-3}
     for only in ("train", None):
         with pytest.raises(TrainingError, match="warm-up of 100 steps"):
             run_pipeline(tiny_config(checkpoint, run, small_prompts, train=other), only=only)

@@ -8,7 +8,7 @@ import pytest
 
 from steermoe.analysis.controls import ControlMeasure, Difference
 from steermoe.analysis.forecast import Interval, KindForecast
-from steermoe.analysis.scores import rank_correlations
+from steermoe.analysis.rank_correlation import rank_correlations
 from steermoe.report.controls import control_rows, controls_part
 from steermoe.report.numbers import MISSING
 from steermoe.report.scoring import correlation_map, correlations_of, forecast_rows, score_rows

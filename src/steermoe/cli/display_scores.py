@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from steermoe.analysis.scores import rank_correlations
+from steermoe.analysis.rank_correlation import rank_correlations
 from steermoe.report.controls import control_rows
 from steermoe.report.numbers import is_number
 from steermoe.scores import KNOWN, title_of

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from steermoe.analysis.forecast import Interval, KindForecast
-from steermoe.analysis.scores import rank_correlations
+from steermoe.analysis.rank_correlation import rank_correlations
 from steermoe.report.figures import DIVERGING, Figure, axis, figure_layout
 from steermoe.report.numbers import MISSING, is_number, number, points
 from steermoe.scores import KNOWN, title_of
