@@ -10,7 +10,7 @@ def ablate(options: Options, force: ForceOption = False, verify: VerifyOption = 
     """Switch the selected experts off and measure what changes, against random and the lowest experts.
 
     On held-out prompts, of the base model and of the hardened one. It tells a model's owner how much hangs on a few
-    experts; no replies and no weights are written.
+    experts; no weights are written.
     """
     run = run_step("ablate", options, force, verify)
     from steermoe.cli.display_evidence import ablation
