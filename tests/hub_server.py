@@ -61,7 +61,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             return
 
         def _answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = self._body()
             path = self.path.partition("?")[0]
             hub.asked.append(f"{self.command} {path}")
             is_upload = path.startswith("/blobs/")  # its address is the permission
@@ -71,6 +71,17 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 hub.blobs[path.removeprefix("/blobs/")] = body
                 return self._send(200, {})
             return self._send(*_answered(hub, path, body))
+
+        def _body(self) -> bytes:
+            """What was sent: of a known length, or in pieces that each say theirs."""
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            pieces = []
+            while length := int(self.rfile.readline(), 16):
+                pieces.append(self.rfile.read(length))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(pieces)
 
         def _send(self, status: int, values: Any) -> None:
             content = json.dumps(values).encode()

@@ -82,5 +82,6 @@ def _errors_of_the_hub(repo_id: str, and_then: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # those of a network have another class in each version of the hub's client
-        said = on_one_line(error) or type(error).__name__
+        causes = (one for one in (error, error.__cause__) if isinstance(one, Exception))
+        said = ": ".join(on_one_line(one) or type(one).__name__ for one in causes)
         raise HubError(f"--push {repo_id}: the hub says no: {said}; {and_then}") from None
