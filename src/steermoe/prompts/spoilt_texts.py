@@ -48,7 +48,7 @@ SIGNS = (
     ),
     Sign(
         "hold a backslash and an n where a new line may be meant",
-        lambda text: "\n" not in text and re.search(r"[.?!:;,]\\n|\\n\\n", text) is not None,
+        lambda text: "\n" not in text and re.search(r"[.?!;,]\\n|\\n\\n", text) is not None,
     ),
     Sign(
         "hold marks of HTML, as &quot; or <br>",
