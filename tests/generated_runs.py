@@ -112,7 +112,8 @@ def try_prompts(folder: Path, file: GeneratedFile) -> tuple[Ran, str]:
     """`steermoe prompts` on a generated file: what it did, and what is wrong with it."""
     ran = steermoe("prompts", source_in(folder, file), "rest.csv")
     fault = ran.fault
-    if not fault and ran.code == 0 and not file.is_damaged and file.kind != "lines":
+    has_lines = file.kind == "lines" or "format=lines" in file.options[1]  # no rows with names
+    if not fault and ran.code == 0 and not file.is_damaged and not has_lines:
         fault = dropped(ran.out, file.records)
     return ran, fault
 
@@ -143,7 +144,9 @@ def dropped(printed: str, records: Records) -> str:
     own = text.split("rest.csv:")[0]
     if re.search(r"refused: prompts", own):
         return ""
-    found = re.search(r"prompts: ([^:]*?) prompts?, read as (\w+)", own)
+    found = re.search(
+        r"prompts.*?: (\d+ (?:unsafe|safe|benign)\b[^:]*?) prompts?, read as (\w+)", own
+    )
     if found is None:
         return "nothing says how the file was read"
     num_prompts = sum(int(count) for count in re.findall(r"\d+", found[1]))

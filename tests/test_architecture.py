@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src"
 FLOORS = (
     {"__main__"},
     {"cli"},
-    {"pipeline", "api"},
+    {"pipeline", "api", "hub"},
     {"stages", "report"},
     {"variants", "measures", "scores"},
     {"store", "loading", "harness"},
@@ -23,7 +23,7 @@ FLOORS = (
     {"turns"},
     {"analysis", "moe", "servers", "chat", "reasoning", "reporter"},
     {"contracts", "unused_settings"},
-    {"records", "config", "hashes", "devices"},
+    {"records", "config", "hashes", "devices", "spreadsheets"},
     {"errors", "version", "units"},
 )
 """Rooms from the top down. A room imports only from floors below its own."""

@@ -19,6 +19,7 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 
 import benchmarks.cases  # noqa: F401  # the tests' modules can be imported from here on
 import generated_files
@@ -35,12 +36,12 @@ def tried(folder: Path, examples: int, first: int, command: str) -> tuple[Counte
         strategies.append(generated_runs.assignments())
 
     @seed(first)
-    @given(*strategies)
+    @given(st.tuples(*strategies))
     @settings(
         max_examples=examples, deadline=None, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    def one(*drawn: Any) -> None:
+    def one(drawn: tuple[Any, ...]) -> None:
         attempt: Any = generated_runs.try_plan if command == "plan" else generated_runs.try_prompts
         try:
             ran, fault = attempt(folder, *drawn)

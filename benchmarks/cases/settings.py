@@ -240,7 +240,7 @@ def judged(room: Room, *said: str) -> Outcome:
         result = room.run("--set", "judge.main=judging:judge")
     finally:
         sys.path.remove(str(room.folder))
-    before = result.err.split("training ")[0]
+    before = result.err.split("one trained turn")[0]
     missing = [words for words in said if words not in before]
     return done(result, wrong=f"nothing says {missing[0]!r} before training" if missing else "")
 

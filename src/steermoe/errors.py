@@ -62,5 +62,9 @@ class TrainingError(SteerMoEError):
     """Training cannot start as configured, or its result failed its own checks."""
 
 
+class HubError(SteerMoEError):
+    """What is to be published cannot be prepared, or the hub does not take it."""
+
+
 class RunDirectoryError(SteerMoEError):
     """A run directory is missing, locked, unwritable, or belongs to something else."""

@@ -62,3 +62,10 @@ def test_the_same_clusters_have_the_same_degrees_of_freedom() -> None:
     contrast, variance = pairs([9] + [1] * 20), np.array([81.0] + [1.0] * 20)
     found = [effective_freedom(contrast, scale * variance) for scale in (1, 1, 5)]
     assert found[0] == found[1] == pytest.approx(found[2])
+
+
+def test_where_nothing_varies_the_clusters_count_as_alike() -> None:
+    # Every token goes to every expert: no cluster differs from another, and nothing is divided by its variance.
+    assert effective_freedom(pairs([1] * 12), np.zeros(12)) == pytest.approx(11)
+    uneven = pairs([1, 1, 1, 1, 20])
+    assert effective_freedom(uneven, np.zeros(5)) == effective_freedom(uneven, np.ones(5))

@@ -44,8 +44,11 @@ def effective_freedom(contrast: Contrast, variances: FloatArray) -> float:
         variances: `(C,)` relative variances of the clusters' parts of the risk difference.
 
     Returns:
-        At least Satterthwaite's, at most as many as there are clusters less their kinds.
+        At least Satterthwaite's, at most as many as there are clusters less their kinds. Where nothing varies, those
+        of clusters that vary alike.
     """
+    if not variances.any():
+        variances = np.ones_like(variances)
     least = float(degrees_of_freedom(contrast, variances[:, None])[0])
     most = float(contrast.num_clusters - len(cluster_groups(contrast)))
     if least >= min(FEW, most):

@@ -1,4 +1,4 @@
-"""`steermoe export`: a run's tables and trained experts in other formats."""
+"""`steermoe export`: a run's tables, trained experts and hardened model in other formats."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from steermoe.cli.apply import apply_delta_file
+from steermoe.cli.export_hub import HUB, HubOptions, export_hub
 from steermoe.cli.export_tasks import TASK_FORMATS, tasks_of_run, tasks_of_source
 from steermoe.cli.options import DEFAULT_RUN, RunOption, check_run_named, expand
 from steermoe.errors import ConfigError, RunDirectoryError
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     from steermoe.store.run import Run
 
 TABLE_FORMATS = ("csv", "jsonl")
-FORMATS = (*TABLE_FORMATS, "delta", *TASK_FORMATS)
-DELTA = "delta.safetensors"
+FORMATS = (*TABLE_FORMATS, "delta", HUB, *TASK_FORMATS)
 
 
 def export(
@@ -30,8 +30,8 @@ def export(
         list[str] | None,
         typer.Option(
             "--format",
-            help="csv, jsonl (the tables), delta (the trained experts alone), lm-eval or inspect (the prompts as tasks "
-            "of these tools). Repeatable.",
+            help="csv, jsonl (the tables), delta (the trained experts alone), hub (a repository of the model hub, "
+            "prepared on disk), lm-eval or inspect (the prompts as tasks of these tools). Repeatable.",
         ),
     ] = None,
     output: Annotated[
@@ -49,6 +49,27 @@ def export(
             show_default="the run's",
         ),
     ] = None,
+    as_delta: Annotated[
+        bool,
+        typer.Option(
+            "--as-delta", help="With hub: the trained experts alone, not the whole weights."
+        ),
+    ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            "--push",
+            metavar="OWNER/NAME",
+            help="With hub: push to that repository. Without this, no network is touched.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool,
+        typer.Option(
+            "--public",
+            help="With --push: a repository that is made can be read by everybody; otherwise it is private.",
+        ),
+    ] = False,
     apply: Annotated[
         str | None,
         typer.Option("--apply", metavar="DELTA", hidden=True, help="The same as steermoe apply."),
@@ -62,6 +83,8 @@ def export(
 ) -> None:
     """Write a run's tables and trained experts in other formats."""
     folder = expand(output) if output is not None else None
+    hub = HubOptions(as_delta, push, public)
+    hub.check_used(formats or ())
     if apply is not None:
         if folder is None:
             raise ConfigError(
@@ -83,20 +106,24 @@ def export(
     else:
         check_run_named(run_dir)
         run_path = expand(run_dir if run_dir is not None else DEFAULT_RUN)
-        written = export_run(run_path, formats or ["csv"], folder)
+        written = export_run(run_path, formats or ["csv"], folder, hub)
     for path in written:
         typer.echo(str(path))
 
 
 def export_run(
-    run_dir: str | Path, formats: Sequence[str], output: str | Path | None = None
+    run_dir: str | Path,
+    formats: Sequence[str],
+    output: str | Path | None = None,
+    hub: HubOptions | None = None,
 ) -> list[Path]:
-    """Write the tables of a run as CSV or JSONL, and its trained experts as a delta.
+    """Write the tables of a run as CSV or JSONL, its trained experts as a delta, or a repository of the model hub.
 
     Args:
         run_dir: The run.
-        formats: Any of `csv`, `jsonl`, `delta`, `lm-eval`, `inspect`.
+        formats: Any of `csv`, `jsonl`, `delta`, `hub`, `lm-eval`, `inspect`.
         output: Directory to write into; `<run>/export` by default.
+        hub: What the repository holds, and where it is pushed to; nowhere by default.
 
     Returns:
         The files written.
@@ -112,6 +139,7 @@ def export_run(
 
     run = load_run(run_dir)
     folder = Path(output) if output is not None else run.directory.file("export")
+    repository = export_hub(run, folder, hub or HubOptions()) if HUB in formats else None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         written = [
@@ -121,7 +149,11 @@ def export_run(
             for path in _export_tables(run, name, folder)
         ]
         if "delta" in formats:
-            written.append(_export_delta(run, folder))
+            from steermoe.hub.delta import write_delta
+
+            written.append(write_delta(run, folder))
+        if repository is not None:
+            written += repository()
         for name in formats:
             if name in TASK_FORMATS:
                 written += _with_notes(*tasks_of_run(run, name, folder))
@@ -156,38 +188,21 @@ def _export_tables(run: Run, name: str, folder: Path) -> list[Path]:
 
 
 def _write_csv(table: pd.DataFrame, path: Path) -> None:
-    """A cell of CSV is a text, so chat turns are written as JSON."""
+    """A cell of CSV is a text, so chat turns are written as JSON; no text is one that a spreadsheet computes."""
+    from steermoe.spreadsheets import quoted_cell
+
     if "messages" in table.columns:
         turns = table["messages"].map(
             lambda messages: json.dumps([dict(turn) for turn in messages], ensure_ascii=False)
         )
         table = table.assign(messages=turns)
-    table.to_csv(path, index=False)
+    texts = {
+        name: column.map(lambda cell: quoted_cell(cell) if isinstance(cell, str) else cell)
+        for name, column in table.items()
+        if column.map(lambda cell: isinstance(cell, str)).any()
+    }
+    table.assign(**texts).to_csv(path, index=False)
 
 
 def _write_jsonl(table: pd.DataFrame, path: Path) -> None:
     table.to_json(path, orient="records", lines=True, force_ascii=False)
-
-
-def _export_delta(run: Run, folder: Path) -> Path:
-    from steermoe.config import EMBEDDED_MODEL
-    from steermoe.loading import model_source
-    from steermoe.moe.delta import save_delta
-    from steermoe.store.names import MODEL
-
-    hardened = run.directory.file(MODEL)
-    if not hardened.is_dir():
-        raise RunDirectoryError(
-            f"{run.path} has no hardened model: run `steermoe train --run {run.path}` first"
-        )
-    path = folder / DELTA
-    settings = run.config.model
-    save_delta(
-        model_source(settings),
-        hardened,
-        run.trained_experts,
-        path,
-        revision=settings.revision,
-        name=EMBEDDED_MODEL if settings.id == EMBEDDED_MODEL else None,
-    )
-    return path

@@ -16,6 +16,7 @@ from pathlib import Path
 from steermoe.errors import JudgeError
 from steermoe.judges.keyword import unjudgeable
 from steermoe.records import Exchange, Verdict
+from steermoe.spreadsheets import quoted_cell, text_of_cell
 
 COLUMNS = ("id", "request", "reply", "label")
 LABELS = {
@@ -25,7 +26,6 @@ LABELS = {
 }
 """What may stand in the last column. Empty is not labelled."""
 
-_STARTS_A_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'")
 _LONGEST_CELL = 32_000
 """A spreadsheet's cell holds 32,767 characters."""
 
@@ -96,7 +96,7 @@ def read_label_sheet(path: Path, exchanges: Sequence[Exchange]) -> dict[tuple[st
     strangers = 0
     for number, row in _rows(path):
         label = _label(path, number, row["label"])
-        name = row["id"].strip()
+        name = text_of_cell(row["id"]).strip()
         if name not in of_row:
             strangers += 1
             continue
@@ -154,7 +154,7 @@ def _safe_cell(text: str) -> str:
     shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
     if len(shown) > _LONGEST_CELL:
         shown = shown[:_LONGEST_CELL] + " [...]"
-    return f"'{shown}" if shown.startswith(_STARTS_A_FORMULA) else shown
+    return quoted_cell(shown)
 
 
 def _rows(path: Path) -> list[tuple[int, Mapping[str, str]]]:
@@ -199,7 +199,7 @@ def _text(path: Path) -> str:
 
 
 def _label(path: Path, number: int, cell: str) -> Verdict | None:
-    written = cell.strip().lower()
+    written = text_of_cell(cell).strip().lower()
     if not written:
         return None
     found = [label for word, label in LABELS.items() if word.startswith(written)]

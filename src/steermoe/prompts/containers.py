@@ -6,6 +6,7 @@ from steermoe.errors import PromptError
 from steermoe.prompts import csv_files, json_files
 from steermoe.prompts.arrow_files import is_arrow, read_arrow
 from steermoe.prompts.encodings import decoded, unpacked
+from steermoe.prompts.foreign_texts import check_no_leftover
 from steermoe.prompts.rows import Row
 from steermoe.prompts.sources import Declaration
 from steermoe.prompts.tables import Records, as_rows
@@ -60,6 +61,7 @@ def _read_text(text: str, source: str, said: Declaration) -> Records:
         raise PromptError(f"{source} is empty; a prompt file needs at least one row")
     if said.format == LINES:
         return csv_files.read_lines(text)
+    check_no_leftover(text, source)
     if start in "[{":
         return json_files.read_json(text, source)
     return csv_files.read_csv_or_lines(

@@ -10,6 +10,7 @@ from itertools import islice
 
 from steermoe.errors import PromptError
 from steermoe.prompts.columns import is_known
+from steermoe.prompts.foreign_texts import check_holds_lines
 from steermoe.prompts.rows import counted, listed
 from steermoe.prompts.tables import Records, check_names, field_name
 
@@ -83,14 +84,14 @@ def _read(text: str, source: str, columns: Collection[str], may_be_lines: bool) 
                 "label=LABEL' reads every line as a prompt"
             )
         if may_be_lines:
-            return _quoted_lines(text) or read_lines(whole)
+            return _lines_of(text, whole, source)
         if not is_table:
             raise PromptError(
                 f"{source} has no names of columns, so it is in no known format; if it holds one prompt a line, "
                 f"'unsafe:{source}' reads it (or 'safe:' or 'benign:')"
             )
     elif not header and may_be_lines:
-        return _quoted_lines(text) or read_lines(whole)
+        return _lines_of(text, whole, source)
     return _table(text, source, delimiter, position, notes)
 
 
@@ -150,6 +151,11 @@ def _looks_like_table(text: str, delimiter: str, header: list[str]) -> bool:
         return " " not in header[0].strip()
     records = _first_records(text, delimiter, 100)[1:]
     return bool(records) and all(len(record) in (0, len(header)) for record in records)
+
+
+def _lines_of(text: str, whole: str, source: str) -> Records:
+    check_holds_lines(text, source)
+    return _quoted_lines(text) or read_lines(whole)
 
 
 def _quoted_lines(text: str) -> Records | None:

@@ -1,4 +1,4 @@
-"""What is suspicious in prompts that can all be read: one text with two labels, and the same prompt again."""
+"""What is suspicious in prompts that can all be read: a text with two labels, the same prompt again, spoilt texts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from steermoe.prompts.goals import normalised_goal
 from steermoe.prompts.rows import counted, listed
+from steermoe.prompts.sources import BUILTIN_STARTER
+from steermoe.prompts.spoilt_texts import signs_in
 from steermoe.records import Prompt
 
 
@@ -42,7 +44,11 @@ def doubts_about(prompts: Sequence[Prompt]) -> list[str]:
         notes.append(
             f"{counted(again, 'prompt')} {repeat} an earlier one of the same label; the first is {_named(repeated[0])}"
         )
-    return notes
+    by_source: dict[str, list[Prompt]] = defaultdict(list)
+    for prompt in prompts:
+        if prompt.source != BUILTIN_STARTER:
+            by_source[prompt.source].append(prompt)
+    return notes + [note for own in by_source.values() for note in signs_in(own)]
 
 
 def _named(prompts: Sequence[Prompt]) -> str:

@@ -153,16 +153,26 @@ def unknown_word(value: object, allowed: Iterable[str]) -> str:
     return f"{shown(value)} is not one of {', '.join(words)}{hint}"
 
 
+_ERRORS_OF_SPREADSHEETS = frozenset(
+    ("#NAME?", "#REF!", "#VALUE!", "#N/A", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!", "#ERROR!")
+)
+
+
 def checked_text(value: object) -> str:
     """A text as it stands, after checking that it is one.
 
     Raises:
-        PromptError: It is not text, is blank, or cannot be written as UTF-8. The message names no place.
+        PromptError: It is not text, is blank, is an error of a spreadsheet, or cannot be written as UTF-8. The message
+            names no place.
     """
     if not isinstance(value, str):
         raise PromptError(f"must be text, not {shown(value)} ({type(value).__name__})")
     if not value.strip():
         raise PromptError("is empty; give it some text")
+    if value.strip() in _ERRORS_OF_SPREADSHEETS:
+        raise PromptError(
+            f"is {shown(value)}, which a spreadsheet writes where it computed a cell and failed; the text is lost there"
+        )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -11,6 +11,7 @@ import pandas as pd
 
 from steermoe.analysis.ablation_figures import AblationFigures
 from steermoe.config import EMBEDDED_MODEL, ArgumentsSection, Config, fields_of, preset
+from steermoe.prompts.sources import parse_source
 from steermoe.records import NO_BATCH, Expert, Label, Prompt, Split, Verdict
 from steermoe.report.numbers import counted, integer, is_number, number, words
 from steermoe.store.controls_file import ControlFigures
@@ -31,6 +32,7 @@ from steermoe.store.names import (
     on_set,
     replies_of,
 )
+from steermoe.store.published import without_places
 from steermoe.store.run import Run
 from steermoe.store.selection_file import ExpertSet
 from steermoe.store.state import RunState
@@ -183,7 +185,7 @@ def provenance(material: Material) -> dict[str, object]:
             "hash": state.model.hash,
         },
         "seed": state.seed,
-        "sources": list(config.prompts.sources),
+        "sources": [parse_source(source).name for source in config.prompts.sources],
         "splits": splits,
         "prompt_counts": table,
         "prompt_totals": [sum(row[1][i] for row in table) for i in range(len(splits))],
@@ -196,22 +198,27 @@ def provenance(material: Material) -> dict[str, object]:
 
 
 def changed_settings(config: Config) -> list[dict[str, str]]:
-    """The settings that differ from the defaults; `shipped` marks those of the embedded model's preset."""
+    """The settings that differ from the defaults; `shipped` marks those of the embedded model's preset.
+
+    Paths are shown by their last part, and what says where a run was made is left out: pages are sent around.
+    """
+    published = without_places(config)
     is_embedded = config.model.id == EMBEDDED_MODEL
     shipped = preset(EMBEDDED_MODEL) if is_embedded else {}
     rows = []
     for key, value, default, description in _settings_of(config):
-        if (
-            value == default or key == "run"
-        ):  # where the run is kept says nothing of how it was made
+        shown = value
+        if value and isinstance(value, str | tuple | Mapping):
+            shown = _at_key(published, key)
+        if value == default or shown is None:
             continue
         rows.append(
             {
                 "key": key,
-                "value": _setting(value),
+                "value": _setting(shown),
                 "default": _setting(default),
                 "description": description,
-                "shipped": "yes" if _shipped(shipped, key) == value else "",
+                "shipped": "yes" if _at_key(shipped, key) == value else "",
             }
         )
     return rows
@@ -229,11 +236,11 @@ def _settings_of(config: Config) -> Iterator[tuple[str, Any, Any, str]]:
             yield f"{key}.{name}", given, usual, f"{name} of transformers.TrainingArguments."
 
 
-def _shipped(values: Mapping[str, Any], key: str) -> Any:
-    """What a preset has under a dotted key; None if it has nothing there."""
+def _at_key(values: Mapping[str, Any], key: str) -> Any:
+    """What nested mappings hold under a dotted key; None if nothing."""
     found: Any = values
     for part in key.split("."):
-        found = found.get(part, {}) if isinstance(found, Mapping) else {}
+        found = found.get(part) if isinstance(found, Mapping) else None
     return found
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from steermoe.analysis.risk import expert_label
 from steermoe.config import Config
+from steermoe.prompts.sources import parse_source
 from steermoe.records import Expert
 from steermoe.scores import RISK_DIFF
 from steermoe.store.directory import RunDirectory
@@ -44,7 +44,7 @@ tags: [steermoe, mixture-of-experts, safety]
 | --- | --- |
 | base model | {config.model.name}{f" @ {config.model.revision}" if config.model.revision else ""} |
 | selection | {selection} |
-| prompts | {", ".join(Path(source).name for source in config.prompts.sources)} |
+| prompts | {", ".join(parse_source(source).name for source in config.prompts.sources)} |
 | epochs, learning rate | {phases} |
 | share of the change that is kept | {config.train.kept_change:g} |
 | seed | {config.seed} |

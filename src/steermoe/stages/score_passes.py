@@ -53,7 +53,7 @@ def _taylor_of(work: Work, group: Sequence[int]) -> dict[str, Tensor]:
         if not rows:
             continue
         continuations = [texts[group[row]] for row in rows]
-        padded = PaddedRows.of(continuations, work.loaded.tokenizer.pad_token_id)
+        padded = PaddedRows.of(continuations, work.loaded.pad_token_id)
         with differentiable_choices(work.loaded.model, work.loaded.description) as choices:
             ids, products = choices.products(
                 sign * log_prob(work.loaded.model, padded, continuations)
@@ -109,7 +109,7 @@ def gradient(work: Work) -> ResponseSums:
 def _tokens_of(work: Work, group: Sequence[int]) -> dict[str, Tensor]:
     """What every layer's experts read and what the loss makes of what they put out, without padding."""
     firsts = [first_token(work.texts.refusals[place]) for place in group]
-    padded = PaddedRows.of(firsts, work.loaded.tokenizer.pad_token_id)
+    padded = PaddedRows.of(firsts, work.loaded.pad_token_id)
     with captured_tokens(work.loaded.model, work.loaded.description) as layers:
         (-log_prob(work.loaded.model, padded, firsts)).backward()  # type: ignore[no-untyped-call]
     is_real = padded.attention_mask.flatten().bool()
@@ -186,7 +186,7 @@ def _last_states(work: Work, group: Sequence[int]) -> dict[str, Tensor]:
     """`states` `(B, L, D)`: what leaves each MoE layer's decoder layer at the last token of the prompt."""
     loaded = work.loaded
     firsts = [first_token(work.texts.refusals[place]) for place in group]
-    padded = PaddedRows.of(firsts, loaded.tokenizer.pad_token_id)
+    padded = PaddedRows.of(firsts, loaded.pad_token_id)
     found: list[Tensor] = []
 
     def keep(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
@@ -207,7 +207,7 @@ def _along(work: Work, group: Sequence[int], direction: Tensor) -> dict[str, Ten
     """`sums` `(B, 2, L, E)` over the tokens of each segment, and `num_tokens` `(B, 2)`."""
     loaded = work.loaded
     texts = [_fed(work.texts.replies[place]) for place in group]
-    padded = PaddedRows.of(texts, loaded.tokenizer.pad_token_id)
+    padded = PaddedRows.of(texts, loaded.pad_token_id)
 
     def along(position: int, weighted_TKD: Tensor) -> Tensor:
         return weighted_TKD.float() @ direction[position].to(weighted_TKD.device)

@@ -1,0 +1,94 @@
+"""Prompts that can be read, and whose texts look as if something had happened to them on the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from steermoe.prompts.rows import counted
+from steermoe.records import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """What a text may show.
+
+    Attributes:
+        words: What is said of the texts that show it.
+        is_in: Whether a text does.
+        least_share: From which share of a file's prompts on it is said.
+    """
+
+    words: str
+    is_in: Callable[[str], bool]
+    least_share: float = 0.0
+
+
+def _matching(pattern: str) -> Callable[[str], bool]:
+    compiled = re.compile(pattern, re.DOTALL)
+    return lambda text: compiled.search(text) is not None
+
+
+SIGNS = (
+    Sign(
+        "hold marks of a chat template, and the model's own template is put around them",
+        _matching(
+            r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|user|assistant|system)\|>|\[/?INST\]"
+            r"|<(?:start|end)_of_turn>"
+        ),
+    ),
+    Sign(
+        "hold turns written out as text (Human: ... Assistant:), which are one user turn here",
+        _matching(r"\A\s*(?:Human|User|USER)\s*:.*\n\s*(?:Assistant|ASSISTANT|AI)\s*:"),
+    ),
+    Sign(
+        "hold a name in braces, as {topic}: is it to be filled in?",
+        _matching(r"\{[A-Za-z_]\w{0,30}\}"),
+    ),
+    Sign(
+        "hold a backslash and an n where a new line may be meant",
+        lambda text: "\n" not in text and re.search(r"[.?!;,]\\n|\\n\\n", text) is not None,
+    ),
+    Sign(
+        "hold marks of HTML, as &quot; or <br>",
+        _matching(r"&(?:quot|amp|lt|gt|nbsp|#\d+|#x[0-9A-Fa-f]+);|<br ?/?>"),
+    ),
+    Sign(
+        "hold UTF-8 that was once read in another encoding, as Ã© for é",
+        _matching("[ÂÃ][\x80-\xbf]|â€"),
+    ),
+    Sign("hold the mark that stands for a lost character", lambda text: "\ufffd" in text),
+    Sign(
+        "begin with an apostrophe that keeps a spreadsheet from computing a cell",
+        _matching(r"\A'[=+\-@]"),
+    ),
+    Sign(
+        "begin with a number or a bullet, as lines of a list do",
+        _matching(r"\A\s*(?:\d{1,4}[.)]|[-*•])\s"),
+        least_share=0.75,
+    ),
+    Sign("begin with #, as a comment does", _matching(r"\A#+ ")),
+)
+
+
+def signs_in(prompts: Sequence[Prompt]) -> list[str]:
+    """One note for each sign that the last user turns of a file's prompts show.
+
+    Args:
+        prompts: Of one file.
+    """
+    texts = [prompt.messages[-1]["content"] for prompt in prompts]
+    notes = []
+    for sign in SIGNS:
+        number = sum(map(sign.is_in, texts))
+        if number and number >= sign.least_share * len(texts):
+            words = sign.words if number > 1 else _of_one(sign.words)
+            notes.append(f"{counted(number, 'prompt')} of {prompts[0].source} {words}")
+    return notes
+
+
+def _of_one(words: str) -> str:
+    """`hold marks` as `holds marks`."""
+    verb, _, rest = words.partition(" ")
+    return f"{verb}s {rest}"
