@@ -11,7 +11,7 @@ import pytest
 from steermoe.cli.export import _write_csv
 from steermoe.spreadsheets import quoted_cell, text_of_cell
 
-COMPUTED = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1+1"]
+COMPUTED = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1"]
 OTHERS = ["'=1+1", "''", "", "a=1", " =1", "plain, with a comma"]
 
 
@@ -32,5 +32,5 @@ def test_a_table_keeps_its_numbers_and_quotes_its_texts(tmp_path: Path) -> None:
     with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [text_of_cell(row["reply"]) for row in rows] == texts
-    assert not any(row["reply"].startswith(tuple("=+-@\t\r\n＝")) for row in rows)
+    assert not any(row["reply"].startswith(tuple("=+-@\t\r\n\uff1d")) for row in rows)
     assert {row["change"] for row in rows} == {"-0.5"}

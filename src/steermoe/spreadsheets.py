@@ -8,7 +8,7 @@ the same for every cell: an apostrophe at the beginning is left out.
 from __future__ import annotations
 
 _APOSTROPHE = "'"
-_COMPUTED = (*"=+-@", *"＝＋－＠", "\t", "\r", "\n")
+_COMPUTED = (*"=+-@", *"\uff1d\uff0b\uff0d\uff20", "\t", "\r", "\n")
 """How cells begin that some spreadsheet computes: signs, their full-width forms, and what it leaves out before them."""
 
 

@@ -64,8 +64,8 @@ def _licence_of(base: Path) -> dict[str, object]:
 
 
 _FILES = """\
-`{provenance}` says what it was made of and how: model, prompts, settings, trained experts, versions, and a hash of every
-file. `{evaluation}` holds the figures above.
+`{provenance}` says what it was made of and how: model, prompts, settings, trained experts, versions, and a hash of
+every file. `{evaluation}` holds the figures above.
 """
 
 _WEIGHTS_USE = f"""\
