@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -32,6 +33,7 @@ from steermoe.moe.layers import (
     load_description,
 )
 from steermoe.moe.quantization import check_blocks, dequantization_arguments, forget_quantization
+from steermoe.moe.shape import ModelShape, shape_of_config
 from steermoe.moe.stored import local_folder, stored_tensors
 from steermoe.units import gibibytes
 
@@ -122,6 +124,31 @@ def describe_named(settings: ModelSection) -> MoEDescription:
                 f"{error}; its config.json is enough: give a directory that holds it"
             ) from error
         raise
+
+
+def shape_named(settings: ModelSection) -> ModelShape:
+    """The widths and sizes of the model that the settings name, from its config; nothing is built or fetched.
+
+    Raises:
+        ModelError: As `describe_named`, which is called before.
+    """
+    if settings.id == EMBEDDED_MODEL:
+        return shape_of_config(embedded_config())
+    source = model_source(settings)
+    config = read_config(source, settings.revision, settings.trust_remote_code)
+    return shape_of_config(config, settings.trust_remote_code)
+
+
+def devices_here(name: str = "auto") -> tuple[int, int]:
+    """How many devices of a kind this machine has, and the bytes of memory of the smallest.
+
+    A processor is one device, with the machine's memory; so is any kind that does not tell.
+    """
+    device = pick_device(name)
+    if device.type != "cuda":
+        return 1, psutil.virtual_memory().total
+    count = torch.cuda.device_count()
+    return count, min(torch.cuda.get_device_properties(i).total_memory for i in range(count))
 
 
 def read_tokenizer(settings: ModelSection, source: str, report: Report | None = None) -> Any:
