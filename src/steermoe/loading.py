@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -242,6 +242,7 @@ def load_model(
             check_blocks(config, local_folder(source, settings.revision))
     if is_packed:
         forget_quantization(model)
+    check_not_offloaded(getattr(model, "hf_device_map", None) or {}, source)
     check_weights(model, source)
     if not settings.device_map:
         model.to(pick_device(settings.device))
@@ -249,6 +250,26 @@ def load_model(
     description = find_moe_layers(model)
     _let_go_of_files(model, description)
     return LoadedModel(model, tokenizer, description, source)
+
+
+def check_not_offloaded(device_map: Mapping[str, object], source: str) -> None:
+    """Refuse a model that was spread over more than the accelerators have room for.
+
+    Args:
+        device_map: From parts of the model to devices, as transformers placed them; empty where it was not spread.
+        source: What to call the model.
+
+    Raises:
+        ModelError: Some of it lies on the processor beside accelerators, or on disk.
+    """
+    places = [str(place) for place in device_map.values()]
+    away = [place for place in places if place == "disk" or (place == "cpu" and set(places) != {"cpu"})]
+    if away:
+        raise ModelError(
+            f"{len(away)} of {len(places)} parts of {source} have no room on the devices and were put on "
+            f"{' and '.join(sorted(set(away)))}, where experts cannot train; `steermoe plan` says what each device "
+            "holds and how many are needed"
+        )
 
 
 def _check_files(source: str, settings: ModelSection) -> None:

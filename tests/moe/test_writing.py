@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from architectures import ARCHITECTURES, BY_NAME, Architecture
@@ -72,6 +74,21 @@ def test_tied_weights_are_written_once(tmp_path: Path) -> None:
     names = json.loads((tmp_path / INDEX_NAME).read_text())["weight_map"]
     assert isinstance(model.lm_head, nn.Linear)
     assert "model.embed_tokens.weight" in names and "lm_head.weight" not in names
+
+
+def test_checking_holds_no_tensor_whole(tmp_path: Path) -> None:
+    """Two checkpoints of one 64 MiB tensor: pieces of 16 MiB of both are held at a time."""
+    for name in ("base", "hardened"):
+        (tmp_path / name).mkdir()
+        save_file({"w": torch.zeros(1 << 24)}, tmp_path / name / WHOLE)
+    base, hardened = (stored_tensors(tmp_path / name)["w"] for name in ("base", "hardened"))
+    tracemalloc.start()
+    try:
+        assert hardened.same_bytes(base)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 80 * 2**20 < 2 * 64 * 2**20
 
 
 MEASURE = """
