@@ -137,7 +137,9 @@ def stepper(model: Any, wrapped: nn.Module, ids: torch.Tensor) -> Callable[[], N
     trained = [p for p in wrapped.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, weight_decay=0.0, fused=True)
     model.train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # transformers 5.23 has given it another name.
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def step() -> None:
         loss_of(wrapped, ids).backward()
