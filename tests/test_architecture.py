@@ -19,7 +19,7 @@ FLOORS = (
     {"stages", "report"},
     {"variants", "measures", "scores"},
     {"store", "loading", "harness"},
-    {"training", "engines", "judges", "prompts", "embedded", "capability"},
+    {"training", "engines", "judges", "prompts", "embedded", "capability", "costs"},
     {"turns"},
     {"analysis", "moe", "servers", "chat", "reasoning", "reporter"},
     {"contracts", "unused_settings"},

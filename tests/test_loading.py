@@ -19,6 +19,7 @@ from conftest import TinyCheckpoint, byte_tokenizer
 from steermoe.config import ModelSection
 from steermoe.errors import ModelError, SteerMoEError
 from steermoe.loading import (
+    check_not_offloaded,
     describe_model,
     load_model,
     load_tokenizer,
@@ -269,3 +270,40 @@ def test_a_setting_that_the_machine_or_the_model_lacks_is_refused(
     tiny_checkpoint: TinyCheckpoint, fields: dict[str, str], word: str
 ) -> None:
     assert word in refusal(tiny_checkpoint("mixtral"), **fields)
+
+
+@pytest.mark.parametrize(
+    ("places", "where"),
+    [
+        ({"model.layers.0": 0, "model.layers.1": "cpu"}, "1 of 2 parts"),
+        ({"model.layers.0": 0, "model.layers.1": "disk", "lm_head": "cpu"}, "cpu and disk"),
+        ({"model": "cpu", "lm_head": "disk"}, "1 of 2 parts"),
+    ],
+)
+def test_a_model_that_does_not_fit_its_devices_is_refused_when_it_loads(
+    places: dict[str, object], where: str
+) -> None:
+    with pytest.raises(ModelError, match=where):
+        check_not_offloaded(places, "owner/name")
+
+
+def test_a_model_on_one_kind_of_device_is_not_offloaded(tiny_checkpoint: TinyCheckpoint) -> None:
+    check_not_offloaded({}, "owner/name")
+    check_not_offloaded({"": "cpu"}, "owner/name")
+    check_not_offloaded({"model.layers.0": 0, "model.layers.1": 1}, "owner/name")
+    loaded = load_model(settings(tiny_checkpoint("mixtral"), device_map="auto"))
+    assert loaded.model.hf_device_map
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_model_spread_over_two_devices_computes_what_it_does_on_one(
+    tiny_checkpoint: TinyCheckpoint,
+) -> None:
+    path, ids = tiny_checkpoint("mixtral"), torch.arange(8)[None]
+    spread = load_model(settings(path, device_map="balanced")).model
+    assert len(set(spread.hf_device_map.values())) == 2
+    alone = load_model(settings(path, device="cuda:0")).model
+    with torch.no_grad():
+        found, expected = (model(ids.to(model.device)).logits.cpu() for model in (spread, alone))
+    assert torch.equal(found, expected)

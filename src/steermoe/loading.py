@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -38,6 +39,7 @@ from steermoe.moe.quantization import (
     forget_quantization,
     quantization_method,
 )
+from steermoe.moe.shape import ModelShape, shape_of_config
 from steermoe.moe.stored import local_folder, stored_tensors
 from steermoe.units import gibibytes
 
@@ -139,6 +141,31 @@ def describe_named(settings: ModelSection) -> MoEDescription:
         raise
 
 
+def shape_named(settings: ModelSection) -> ModelShape:
+    """The widths and sizes of the model that the settings name, from its config; nothing is built or fetched.
+
+    Raises:
+        ModelError: As `describe_named`, which is called before.
+    """
+    if settings.id == EMBEDDED_MODEL:
+        return shape_of_config(embedded_config())
+    source = model_source(settings)
+    config = read_config(source, settings.revision, settings.trust_remote_code)
+    return shape_of_config(config, settings.trust_remote_code)
+
+
+def devices_here(name: str = "auto") -> tuple[int, int]:
+    """How many devices of a kind this machine has, and the bytes of memory of the smallest.
+
+    A processor is one device, with the machine's memory; so is any kind that does not tell.
+    """
+    device = pick_device(name)
+    if device.type != "cuda":
+        return 1, psutil.virtual_memory().total
+    count = torch.cuda.device_count()
+    return count, min(torch.cuda.get_device_properties(i).total_memory for i in range(count))
+
+
 def read_tokenizer(settings: ModelSection, source: str, report: Report | None = None) -> Any:
     """The model's tokenizer as it is stored, but for a chat template where it brings none.
 
@@ -230,6 +257,7 @@ def load_model(
             check_blocks(config, local_folder(source, settings.revision))
     if is_packed:
         forget_quantization(model)
+    check_not_offloaded(getattr(model, "hf_device_map", None) or {}, source)
     check_weights(model, source)
     if not settings.device_map:
         model.to(pick_device(settings.device))
@@ -267,6 +295,28 @@ def _may_be_mixed(config: Any) -> bool:
     model_class = getattr(transformers, name, None)
     kept = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
     return model_class is None or any(getattr(model_class, attribute, None) for attribute in kept)
+
+
+def check_not_offloaded(device_map: Mapping[str, object], source: str) -> None:
+    """Refuse a model that was spread over more than the accelerators have room for.
+
+    Args:
+        device_map: From parts of the model to devices, as transformers placed them; empty where it was not spread.
+        source: What to call the model.
+
+    Raises:
+        ModelError: Some of it lies on the processor beside accelerators, or on disk.
+    """
+    places = [str(place) for place in device_map.values()]
+    away = [
+        place for place in places if place == "disk" or (place == "cpu" and set(places) != {"cpu"})
+    ]
+    if away:
+        raise ModelError(
+            f"{len(away)} of {len(places)} parts of {source} have no room on the devices and were put on "
+            f"{' and '.join(sorted(set(away)))}, where experts cannot train; `steermoe plan` says what each device "
+            "holds and how many are needed"
+        )
 
 
 def _check_files(source: str, settings: ModelSection) -> None:

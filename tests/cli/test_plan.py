@@ -133,3 +133,59 @@ def test_a_plan_fetches_no_weights_from_the_hub(
     assert steermoe("plan", *arguments, "owner/name") == 0, steermoe.err
     assert "owner/name (MixtralForCausalLM)" in steermoe.out
     assert [path.name for path in snapshot.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        (["--devices=4"], r"devices\s+1 process, the model over 4 devices"),
+        (["--devices=4"], r"device, training\s+\S+ (GiB|0.01 GiB) on the fullest device"),
+        (["--devices=4", "--processes=2"], r"devices\s+2 processes over 4 devices, ddp"),
+        (["--device-memory=1"], r"device, replies\s.* of 1.00 GiB on the fullest device: fits"),
+        (["--device-memory=.0001"], r"device, training\s.*: does not fit; lower train.batch_size"),
+    ],
+    ids=str,
+)
+def test_a_plan_says_what_fits_where(
+    steermoe: CommandLine,
+    checkpoint: Path,
+    small_prompts: Path,
+    tmp_path: Path,
+    options: list[str],
+    shown: str,
+) -> None:
+    arguments = arguments_of(checkpoint, tmp_path / "run", small_prompts)
+    assert steermoe("plan", *arguments, *options) == 0, steermoe.err
+    assert re.search(shown, steermoe.out), steermoe.out
+
+
+def test_a_plan_knows_the_processes_of_torchrun(
+    steermoe: CommandLine,
+    checkpoint: Path,
+    small_prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    arguments = arguments_of(checkpoint, tmp_path / "run", small_prompts)
+    assert steermoe("plan", *arguments) == 0, steermoe.err
+    assert "2 processes over 2 devices" in steermoe.out
+    assert "--processes 2 cannot share --devices 3" in steermoe.refusal(
+        "plan", *arguments, "--devices=3"
+    )
+
+
+def test_a_plan_for_vllm_counts_its_devices(
+    steermoe: CommandLine,
+    checkpoint: Path,
+    small_prompts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arguments = arguments_of(checkpoint, tmp_path / "run", small_prompts)
+    monkeypatch.setattr("steermoe.stages.opening.check_engine", lambda config: None, raising=False)
+    vllm = ["--set", "collect.engine=vllm", "--set", "collect.engine_args.tensor_parallel_size=2"]
+    assert steermoe("plan", *arguments, *vllm, "--device-memory=1") == 0, steermoe.err
+    assert re.search(r"device, vllm\s.* on each of 2, and room for some", steermoe.out)
+    assert steermoe("plan", *arguments, *vllm, "--device-memory=.00001") == 0, steermoe.err
+    assert "does not fit in 0.9" in steermoe.out and "tensor_parallel_size to" in steermoe.out

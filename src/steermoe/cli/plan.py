@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from steermoe.cli.options import Options, print_result
+from steermoe.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from steermoe.config import Config
+    from steermoe.costs.placement import Need, Placement, Sharding
     from steermoe.moe.layers import MoEDescription
+    from steermoe.moe.shape import ModelShape
+    from steermoe.records import Prompt
     from steermoe.reporter import Reporter
     from steermoe.stages.collect import Planned
-
-BYTES_OF_A_ROUTED_EXPERT = 1
-"""One id in `tokens.parquet`, for layers of up to 256 experts; two beyond."""
 
 CHARACTERS_OF_A_TOKEN = 4
 """A rule of thumb: the tokenizer is not loaded for a plan."""
@@ -25,8 +31,51 @@ CHARACTERS_OF_A_TOKEN = 4
 TEMPLATE_TOKENS = 24
 """What a chat template adds to a prompt, about."""
 
+VLLM_SHARE = 0.9
+"""Of each device's memory, what vLLM takes if it is not told otherwise."""
 
-def plan(options: Options) -> None:
+
+@dataclass(frozen=True)
+class Machine:
+    """The devices that a plan is made for.
+
+    Attributes:
+        devices: How many, all processes together; None takes those that there are.
+        device_gib: Memory of one in GiB; None takes that of those that there are.
+        processes: How many processes run; None takes what `torchrun` says.
+    """
+
+    devices: int | None = None
+    device_gib: float | None = None
+    processes: int | None = None
+
+
+def plan(
+    options: Options,
+    devices: Annotated[
+        int | None,
+        typer.Option("--devices", min=1, help="Plan for so many GPUs.", show_default="those here"),
+    ] = None,
+    device_gib: Annotated[
+        float | None,
+        typer.Option(
+            "--device-memory",
+            metavar="GIB",
+            min=0,
+            help="Memory of each.",
+            show_default="as here; not known where --devices is given",
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes",
+            min=1,
+            help="Processes that torchrun starts.",
+            show_default="WORLD_SIZE, or 1",
+        ),
+    ] = None,
+) -> None:
     """Print memory, disk and steps of a run, from the model's config alone, and do nothing else.
 
     No model is built or downloaded; of a hub id, the config is read.
@@ -35,15 +84,16 @@ def plan(options: Options) -> None:
 
     config, reporter = options.new_config(), options.reporter
     note_settings_without_effect(config, reporter)
-    print_result(plan_run(config, reporter))
+    print_result(plan_run(config, reporter, Machine(devices, device_gib, processes)))
 
 
-def plan_run(config: Config, reporter: Reporter) -> Table:
+def plan_run(config: Config, reporter: Reporter, machine: Machine | None = None) -> Table:
     """Memory, disk and steps of a run.
 
     Args:
         config: The settings of the run.
         reporter: Takes the notes about prompts.
+        machine: What it is to run on; by default, this one.
 
     Returns:
         The plan as a table.
@@ -53,7 +103,7 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
     """
     from rich.table import Table
 
-    from steermoe.loading import describe_named
+    from steermoe.loading import describe_named, shape_named
     from steermoe.records import Label, Split
     from steermoe.stages.collect import plan_groups, prepare_prompts
     from steermoe.stages.doubts import doubts_about_routing, doubts_about_training
@@ -94,8 +144,20 @@ def plan_run(config: Config, reporter: Reporter) -> Table:
         most = "" if limit is None else f", at most {limit:,} samples of each"
         table.add_row("benchmarks", f"{', '.join(config.evaluate.benchmarks)} of both models{most}")
     _add_training(table, config, description, num_batches)
-    tokens = sum(_tokens(one, config) for one in planned)
-    _add_bytes(table, config, description, num_batches, (len(planned), tokens))
+    lengths = [_tokens(one, config) for one in planned]
+    _add_bytes(table, config, description, num_batches)
+    shape = shape_named(config.model)
+    _add_placement(
+        table,
+        config,
+        shape,
+        _Work(
+            lengths,
+            _most_selected(config, description, num_batches),
+            _rows_of_a_step(config, prompts, num_batches),
+        ),
+        machine or Machine(),
+    )
     return table
 
 
@@ -116,19 +178,11 @@ def _add_training(
     table.add_row("training steps", f"{steps} ({epochs:g} epochs)")
 
 
-def _add_bytes(
-    table: Table,
-    config: Config,
-    description: MoEDescription,
-    num_batches: int,
-    recorded: tuple[int, int],
-) -> None:
-    """Memory and disk; `recorded` are the responses and tokens whose routing is kept."""
+def _add_bytes(table: Table, config: Config, description: MoEDescription, num_batches: int) -> None:
+    """Memory and disk that do not depend on devices."""
     from steermoe.units import gibibytes
 
-    weights = description.bytes_in_bfloat16
-    if config.model.dtype == "float32":
-        weights *= 2
+    weights = _weights(config, description)
     num_trained = _most_selected(config, description, num_batches)
     training, checkpoint = _bytes_to_train(config, description, num_trained, weights)
     table.add_row("memory, weights", gibibytes(weights))
@@ -138,7 +192,152 @@ def _add_bytes(
     )
     table.add_row("disk, model", gibibytes(weights))
     table.add_row("disk, checkpoints", f"{gibibytes(2 * checkpoint)} while training")
-    table.add_row("disk, routing", gibibytes(_routing_bytes(description, *recorded)))
+
+
+def _weights(config: Config, description: MoEDescription) -> int:
+    return description.bytes_in_bfloat16 * (2 if config.model.dtype == "float32" else 1)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a run feeds and trains.
+
+    Attributes:
+        lengths: Tokens of each response, at most.
+        num_trained: Experts that train, at most.
+        rows: Of a micro-batch, benign ones among them.
+    """
+
+    lengths: list[int]
+    num_trained: int
+    rows: int
+
+
+def _rows_of_a_step(config: Config, prompts: Sequence[Prompt], num_batches: int) -> int:
+    """Most rows of a micro-batch, and the benign ones beside them."""
+    from steermoe.records import Label, Split
+
+    train, size = config.train, config.collect.batch_size
+    parts = math.ceil(size / (train.batch_size or size))
+    benign = train.benign_per_batch
+    if benign is None:
+        in_all = sum(p.label is Label.BENIGN and p.split is Split.TRAIN for p in prompts)
+        benign = math.ceil(in_all / num_batches)
+    return (train.batch_size or size) + math.ceil(benign / parts)
+
+
+def _add_placement(
+    table: Table, config: Config, shape: ModelShape, work: _Work, machine: Machine
+) -> None:
+    """Arithmetic, and what each device has to hold."""
+    from steermoe.costs import passes
+    from steermoe.costs.placement import Need, advice, fits, memory_of_a_device
+    from steermoe.units import gibibytes
+
+    total, longest = sum(work.lengths), max(work.lengths)
+    context = total / len(work.lengths) / 2
+    table.add_row("disk, routing", gibibytes(passes.routing_bytes(shape, len(work.lengths), total)))
+    table.add_row(
+        "arithmetic",
+        f"{passes.forward_flops(shape, total, context) / 1e12:,.1f} TFLOP to collect, "
+        f"{passes.step_flops(shape, 1, context, work.num_trained) / 1e9:,.1f} GFLOP to train on a token",
+    )
+    placement, device_bytes = _placement(config, machine)
+    table.add_row("devices", str(placement))
+    width = 4 if config.model.dtype == "float32" else 2
+    rows = config.collect.generation_batch_size
+    new = max(config.collect.max_new_tokens, config.evaluated_tokens)
+    generating = Need(
+        working=passes.generation_bytes(shape, rows, longest - config.collect.max_new_tokens, new)
+    )
+    training = _training_need(config, shape, work, longest)
+
+    def judged(num_bytes: float) -> str:
+        if device_bytes is None:
+            return f"{gibibytes(num_bytes)} on the fullest device"
+        fitting = "fits" if fits(num_bytes, device_bytes) else "does not fit"
+        return (
+            f"{gibibytes(num_bytes)} of {gibibytes(device_bytes)} on the fullest device: {fitting}"
+        )
+
+    if config.collect.engine == "vllm":
+        table.add_row("device, vllm", _of_vllm(config, shape, device_bytes, width))
+    to_generate = memory_of_a_device(shape, placement, generating, width)
+    table.add_row("device, replies", judged(to_generate))
+    to_train = memory_of_a_device(shape, placement, training, width, is_training=True)
+    fitting = device_bytes is None or fits(to_train, device_bytes)
+    more = "" if fitting else f"; {advice(shape, placement, training, device_bytes or 0, width)}"
+    table.add_row("device, training", judged(to_train) + more)
+
+
+def _training_need(config: Config, shape: ModelShape, work: _Work, longest: int) -> Need:
+    """What a training step holds; a baseline's weights, gradients and moments are its weights three times more."""
+    from steermoe.costs import passes
+    from steermoe.costs.placement import Need
+
+    working = passes.activation_bytes(
+        shape,
+        work.rows * longest,
+        work.rows * config.collect.max_new_tokens,
+        config.train.arguments.gradient_checkpointing,
+    )
+    if config.train.trains_experts:
+        return Need(passes.bytes_to_train(shape, work.num_trained), working)
+    if config.train.all_parameters == "routers":
+        return Need(0, working)
+    copies = 4 if config.train.retention_weight > 0 else 3
+    width = 4 if config.model.dtype == "float32" else 2
+    return Need(copies * width * shape.num_parameters, working)
+
+
+def _of_vllm(config: Config, shape: ModelShape, device_bytes: int | None, width: int) -> str:
+    """Weights that vLLM puts on each of its devices, and how many tokens its cache has room for."""
+    from steermoe.costs import passes
+    from steermoe.units import gibibytes
+
+    parts = int(config.collect.engine_args.get("tensor_parallel_size", 1))
+    weights = shape.num_parameters * width / parts
+    text = f"{gibibytes(weights)} of weights on each of {parts}"
+    if device_bytes is None:
+        return text
+    share = float(config.collect.engine_args.get("gpu_memory_utilization", VLLM_SHARE))
+    room = share * device_bytes - weights
+    if room <= 0:
+        least = math.floor(shape.num_parameters * width / (share * device_bytes)) + 1
+        return (
+            f"{text}: does not fit in {share:g} of {gibibytes(device_bytes)}; raise "
+            f"collect.engine_args.tensor_parallel_size to {least} or more"
+        )
+    tokens = int(room * parts / passes.cache_bytes(shape))
+    return f"{text}, and room for some {tokens:,} tokens: fits"
+
+
+def _placement(config: Config, machine: Machine) -> tuple[Placement, int | None]:
+    """Where the run goes, and the bytes of one device if they are known.
+
+    Raises:
+        ConfigError: Processes do not share the devices evenly.
+    """
+    from steermoe.costs.placement import Placement
+    from steermoe.loading import devices_here
+
+    here, bytes_here = devices_here(config.model.device)
+    processes = machine.processes or int(os.environ.get("WORLD_SIZE", 1))
+    devices = machine.devices
+    if devices is None:
+        devices = here if here % processes == 0 else processes
+        # One process, told nothing, takes one device.
+        devices = processes if processes == 1 and not config.model.device_map else devices
+    if devices % processes:
+        raise ConfigError(
+            f"--processes {processes} cannot share --devices {devices} evenly; give a multiple"
+        )
+    if machine.device_gib is not None:
+        device_bytes: int | None = int(machine.device_gib * 2**30)
+    else:
+        device_bytes = bytes_here if machine.devices is None else None
+    sharding: Sharding = getattr(config.train, "sharding", "ddp")
+    return Placement(devices, processes, sharding), device_bytes
 
 
 def _most_selected(config: Config, description: MoEDescription, num_batches: int) -> int:
@@ -172,10 +371,3 @@ def _bytes_to_train(
 def _tokens(planned: Planned, config: Config) -> int:
     characters = sum(len(message["content"]) for message in planned.prompt.messages)
     return TEMPLATE_TOKENS + characters // CHARACTERS_OF_A_TOKEN + config.collect.max_new_tokens
-
-
-def _routing_bytes(description: MoEDescription, num_responses: int, num_tokens: int) -> int:
-    layers, experts = description.num_layers, description.num_experts
-    counts = num_responses * 2 * layers * experts * 4
-    width = BYTES_OF_A_ROUTED_EXPERT if experts <= 256 else 2 * BYTES_OF_A_ROUTED_EXPERT
-    return counts + num_tokens * layers * description.top_k * width

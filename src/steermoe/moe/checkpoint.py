@@ -34,9 +34,10 @@ from steermoe.moe.quantization import (
 )
 from steermoe.moe.slices import STACK_NAME, ExpertId
 from steermoe.moe.stored import StoredTensor, local_folder, stored_tensors
+from steermoe.moe.writing import write_weights
 
 SHARD_SIZE = "2GB"
-"""Largest file of a saved checkpoint: writing a file holds a second copy of its tensors."""
+"""Largest file of a saved checkpoint."""
 
 _LAYER = re.compile(r"(?:^|\.)(\w+)\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
@@ -69,9 +70,10 @@ def _save_model(model: Any, folder: str | Path) -> None:
     own = model.generation_config
     model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]  # transformers left it untyped
     try:
-        model.save_pretrained(folder, max_shard_size=SHARD_SIZE)
+        model.save_pretrained(folder, state_dict={})  # configs, and code that a model brings along
     finally:
         model.generation_config = own
+    write_weights(model, Path(folder), SHARD_SIZE)
     save_generation_config(own, Path(folder))
 
 

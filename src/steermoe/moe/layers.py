@@ -220,6 +220,15 @@ def describe_config(config: PretrainedConfig, trust_remote_code: bool = False) -
     Raises:
         ModelError: As `find_moe_layers`, or if the architecture generates no text.
     """
+    return find_moe_layers(model_of_config(config, trust_remote_code))
+
+
+def model_of_config(config: PretrainedConfig, trust_remote_code: bool = False) -> Any:
+    """The model that a config stands for, on the meta device: shapes and no numbers.
+
+    Raises:
+        ModelError: The architecture is refused or generates no text, or no model fits the config.
+    """
     refuse_by_name(config.model_type)
     auto = auto_model_class(config)
     check_config(config)
@@ -227,12 +236,11 @@ def describe_config(config: PretrainedConfig, trust_remote_code: bool = False) -
         with torch.device("meta"), warnings.catch_warnings():
             # Shared experts of width 0 are how some configs say that there are none.
             warnings.filterwarnings("ignore", "Initializing zero-element tensors")
-            model = auto.from_config(config, trust_remote_code=trust_remote_code)
+            return auto.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # building raises whatever a wrong value leads to
         raise ModelError(
             f"no {config.model_type} model fits its config: {reason_not_built(error)}"
         ) from error
-    return find_moe_layers(model)
 
 
 def load_description(

@@ -1,0 +1,1 @@
+"""What a run costs: arithmetic and memory, from a model's shape alone."""
