@@ -1,4 +1,4 @@
-"""The script for a GPU runs whole on a processor, so that a machine that can be had once is not spent on its mistakes."""
+"""The script for a GPU runs whole on a processor: a machine that can be had once is not spent on its mistakes."""
 
 from __future__ import annotations
 
