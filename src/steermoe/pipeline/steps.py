@@ -115,6 +115,8 @@ class Step:
         only_where: It is left out, without a word, where this file is missing.
         is_asked_for: Whether the settings ask for it; else it is left out as well.
         is_there: Whether its part of a file that other steps write to as well is there.
+        by_all: Whether all processes of a run call its function; else rank 0 alone does. It asks `processes.current`
+            who does what; rank 0 writes all results, and its figures are the step's.
     """
 
     name: str
@@ -131,6 +133,7 @@ class Step:
     only_where: str = ""
     is_asked_for: Callable[[Config], bool] = field(default=_always)
     is_there: Callable[[RunDirectory, Config], bool] = field(default=_nothing_is_shared)
+    by_all: bool = False
 
 
 def _check_collect(config: Config) -> None:
@@ -249,6 +252,7 @@ COLLECT = Step(
     goes_on_from=(f"{names.SHARDS}/*responses-*",),
     check=_check_collect,
     needs_model=True,
+    by_all=True,
 )
 
 JUDGE = Step(
@@ -374,6 +378,7 @@ REPLY = Step(
     writes=(names.replies_of(names.HARDENED), names.scored_of(names.HARDENED)),
     goes_on_from=(f"{names.SHARDS}/*{names.HARDENED}-*",),
     needs_model=True,
+    by_all=True,
 )
 
 JUDGE_HARDENED = Step(
