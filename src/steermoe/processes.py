@@ -93,7 +93,7 @@ class Processes:
         """
         if self.store is None:
             return make()
-        key = self._next("word")
+        key = self.unique("word")
         if self.is_first:
             self.store.set(key, json.dumps(made := make()))
             return made
@@ -109,13 +109,18 @@ class Processes:
         """
         if self.store is None:
             return
-        key = self._next("barrier")
+        key = self.unique("barrier")
         self.store.add(key, 1)
         self._wait(lambda store: store.add(key, 0) == self.count)
 
     def deal(self, items: Sequence[T]) -> Dealt[T]:
         """Work for all processes: each item goes to the one that is free first."""
-        return Dealt(self, items, self._next("dealt"))
+        return Dealt(self, items, self.unique("dealt"))
+
+    def unique(self, kind: str) -> str:
+        """A name that no other call gets, the same one in every process."""
+        self._calls += 1
+        return f"{kind}/{self._calls}"
 
     def fail(self, error: BaseException) -> None:
         """Leave a word for the others that this process failed."""
@@ -136,10 +141,6 @@ class Processes:
             key = f"{FAILED}/{rank}"
             if rank != self.rank and self.store.check([key]):
                 raise OtherProcessFailed(rank, json.loads(self.store.get(key))["error"])
-
-    def _next(self, kind: str) -> str:
-        self._calls += 1
-        return f"{kind}/{self._calls}"
 
     def _wait(self, is_there: Callable[[Store], bool]) -> None:
         assert self.store is not None
@@ -259,11 +260,11 @@ def _meet(rank: int, count: int) -> Processes:
     """The processes, with torchrun's store; the same ones whenever it is asked."""
     global _joined
     if _joined is None:
-        import torch.distributed as dist
+        from torch.distributed.distributed_c10d import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
         found: Any = next(iter(rendezvous("env://", timeout=timedelta(minutes=30))))
-        _joined = Processes(rank, count, dist.PrefixStore("steermoe", found[0]))
+        _joined = Processes(rank, count, PrefixStore("steermoe", found[0]))
     return _joined
 
 

@@ -18,6 +18,7 @@ from steermoe.errors import ConfigError
 from steermoe.judges.kinds import judges_named
 from steermoe.pipeline import inputs
 from steermoe.pipeline.inputs import Input
+from steermoe.processes import launched
 from steermoe.report.page import report
 from steermoe.reporter import Reporter, silent
 from steermoe.store import names
@@ -183,6 +184,7 @@ def _check_benchmarks(config: Config) -> None:
 def _check_train(config: Config) -> None:
     from steermoe.training.arguments import check_names
     from steermoe.training.dataset import resolve_target
+    from steermoe.training.spread import check_sharding
 
     if re.fullmatch(r"cuda:0*[1-9]\d*", config.model.device) and not config.model.device_map:
         raise ConfigError(
@@ -191,6 +193,7 @@ def _check_train(config: Config) -> None:
         )
     resolve_target(config.train.target_response)
     check_names(config.train)
+    check_sharding(config.train, launched()[1])
 
 
 def _doubts_about_training(config: Config) -> list[str]:
@@ -339,6 +342,7 @@ TRAIN = Step(
         *MODEL_ASIDE,
         "train.arguments.save_steps",
         "train.arguments.report_to",
+        "train.sharding",
         "judge",
         "prompts.sources",
         "train.controls",
@@ -357,6 +361,7 @@ TRAIN = Step(
     check=_check_train,
     doubts=_doubts_about_training,
     needs_model=True,
+    by_all=True,
 )
 
 REPLY = Step(
@@ -566,6 +571,7 @@ TRAIN_CONTROLS = Step(
     goes_on_from=(CONTROL_DELTAS, names.CONTROL_CHECKPOINTS),
     check=_check_controls,
     needs_model=True,
+    by_all=True,
     is_asked_for=_asks_for_controls,
 )
 

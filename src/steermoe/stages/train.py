@@ -22,6 +22,8 @@ from steermoe.judges.kinds import judge_named, not_refusals
 from steermoe.loading import LoadedModel, load_model, model_source, read_tokenizer
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
 from steermoe.moe.finite import first_not_finite, is_finite
+from steermoe.moe.slices import attach_expert_slices
+from steermoe.processes import current
 from steermoe.records import NO_BATCH, Expert, Label, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.stages.model_card import model_card
@@ -34,7 +36,8 @@ from steermoe.training.fit import Fit, History
 from steermoe.training.forward_plan import ExpertMasks
 from steermoe.training.objectives import objectives_of
 from steermoe.training.phases import Phase
-from steermoe.training.trainables import Trainable, trainables_of
+from steermoe.training.spread import Spread, spread_over
+from steermoe.training.trainables import Experts, Trainable, trainables_of
 from steermoe.training.trainer import diverged
 
 MOST_JUDGED_TARGETS = 20
@@ -51,13 +54,19 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     """
     settings = config.train
     experts = run.read_selection().chosen(settings.experts)
+    leads = current().is_first
+    if not experts and settings.trains_experts and not leads:
+        return {}
     if not experts and settings.trains_experts:
         run.remove(MODEL)
         run.remove(SFT_DATASET)
         reporter.note("no unsafe experts were selected, so nothing is trained")
         return {"num_trained_experts": 0, "trained_experts": []}
-    _note_not_refusals(run, config, reporter)
+    if leads:
+        _note_not_refusals(run, config, reporter)
     made = train_experts(run, config, reporter, experts, run.file(CHECKPOINTS))
+    if not leads or made is None:
+        return {}
     trained = made.trainable
     num_parameters = sum(parameter.numel() for _, parameter in trained.named_parameters())
     if not settings.trains_experts and settings.kept_change < 1:
@@ -109,11 +118,44 @@ def train_experts(
     reporter: Reporter,
     experts: Sequence[Expert],
     checkpoints: Path,
+) -> Trained | None:
+    """Train some experts as the settings say, or go on from the checkpoints of an attempt that was interrupted.
+
+    All processes call it, and rank 0 goes on with what was trained.
+    """
+    with spread_over(config.train) as spread:
+        made = _train(run, config, reporter, experts, checkpoints, spread)
+        if spread is None or not spread.is_sharded:
+            return made
+        slices = made.trainable.slices
+        assert slices is not None  # nothing else trains sharded
+        state = {name: tensor.cpu() for name, tensor in slices.state_dict().items()}
+        phases, history = made.phases, made.history
+        del made, slices
+    if not current().is_first:
+        return None
+    loaded = load_model(config.model, model_source(config.model))
+    whole = attach_expert_slices(loaded.model, experts)
+    whole.load_state_dict(state)
+    return Trained(loaded, Experts(whole), phases, history)
+
+
+def _train(
+    run: RunDirectory,
+    config: Config,
+    reporter: Reporter,
+    experts: Sequence[Expert],
+    checkpoints: Path,
+    spread: Spread | None,
 ) -> Trained:
-    """Train some experts as the settings say, or go on from the checkpoints of an attempt that was interrupted."""
     source = model_source(config.model, reporter.line)
-    loaded = load_model(config.model, source, report=reporter.line)
+    is_sharded = spread is not None and spread.is_sharded
+    # What is larger than one device is sharded from main memory, layer by layer.
+    settings = config.model.model_copy(update={"device": "cpu"}) if is_sharded else config.model
+    loaded = load_model(settings, source, report=reporter.line)
     trained, phases = _phases(run, config, reporter, loaded, experts)
+    if spread is not None and is_sharded:
+        spread.shard(loaded.model, loaded.description)
     _say_turn(reporter, loaded.tokenizer, list(_all_rows(phases)))
     fit = Fit(
         loaded.model,
@@ -126,6 +168,7 @@ def train_experts(
         config.seed,
         checkpoints,
         reporter,
+        spread,
     )
     for phase in phases:
         _say_phase(reporter, fit, phase, config, experts)
