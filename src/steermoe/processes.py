@@ -40,6 +40,9 @@ GPUS = "CUDA_VISIBLE_DEVICES"
 FIRST_WAIT, LONGEST_WAIT = 0.01, 0.25
 """Seconds between two looks at the store."""
 
+SECONDS_FOR_A_WORD = 3.0
+"""How long a process that fails may take to say so, once the others are cut off from it."""
+
 FAILED = "failed"
 
 
@@ -116,6 +119,17 @@ class Processes:
     def deal(self, items: Sequence[T]) -> Dealt[T]:
         """Work for all processes: each item goes to the one that is free first."""
         return Dealt(self, items, self.unique("dealt"))
+
+    def ask_others(self) -> None:
+        """See, after something went wrong here, whether that is because another process failed, and gave up first.
+
+        Raises:
+            OtherProcessFailed: It is.
+        """
+        latest = time.monotonic() + SECONDS_FOR_A_WORD
+        while time.monotonic() < latest:
+            self.check_others()
+            time.sleep(LONGEST_WAIT)
 
     def unique(self, kind: str) -> str:
         """A name that no other call gets, the same one in every process."""
@@ -235,7 +249,7 @@ def joined() -> Iterator[Processes]:
         raise
     except Exception as error:
         if not isinstance(error, SteerMoEError):
-            processes.check_others()
+            processes.ask_others()
         processes.fail(error)
         raise
     finally:

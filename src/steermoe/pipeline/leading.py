@@ -9,6 +9,7 @@ from typing import Any
 
 from steermoe.config import Config, validate
 from steermoe.errors import ConfigError, RunDirectoryError
+from steermoe.pipeline.memory import release_memory
 from steermoe.pipeline.own_steps import with_own_steps
 from steermoe.pipeline.settings import restricted
 from steermoe.pipeline.steps import COMMANDS, Step
@@ -78,6 +79,7 @@ def follow(processes: Processes, config: Config, command: str) -> Run:
         steps = {step.name: step for step in _steps(validate(told["config"]), command)}
         with together(processes):
             _call(directory, steps[told["step"]], validate(told["config"]), silent())
+        release_memory()
     return Run(directory)
 
 

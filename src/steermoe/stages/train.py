@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import create_expert_mask
 from steermoe.chat import stop_token_ids
 from steermoe.config import Config
@@ -27,6 +26,7 @@ from steermoe.processes import current
 from steermoe.records import NO_BATCH, Expert, Label, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.stages.model_card import model_card
+from steermoe.stages.training_words import say_phase, say_turn
 from steermoe.store.directory import RunDirectory
 from steermoe.store.files import disk_error
 from steermoe.store.names import BASE, CHECKPOINTS, MODEL, SFT_DATASET
@@ -156,7 +156,7 @@ def _train(
     trained, phases = _phases(run, config, reporter, loaded, experts)
     if spread is not None and is_sharded:
         spread.shard(loaded.model, loaded.description)
-    _say_turn(reporter, loaded.tokenizer, list(_all_rows(phases)))
+    say_turn(reporter, loaded.tokenizer, list(_all_rows(phases)))
     fit = Fit(
         loaded.model,
         loaded.description,
@@ -171,7 +171,7 @@ def _train(
         spread,
     )
     for phase in phases:
-        _say_phase(reporter, fit, phase, config, experts)
+        say_phase(reporter, fit, phase, config, experts)
     with _saving_checkpoints(checkpoints):
         history = fit.run(phases)
     gc.collect()  # the trainer and its moments sit in reference cycles, and saving needs room
@@ -365,27 +365,6 @@ def _all_rows(phases: Sequence[Phase]) -> Iterator[TrainingRow]:
                 yield row
 
 
-SHOWN_OF_PROMPT = 60
-"""Characters of a prompt, the last ones, that are shown before the turn which is trained after it."""
-
-
-def _say_turn(reporter: Reporter, tokenizer: Any, rows: Sequence[TrainingRow]) -> None:
-    """Show one refusal as the tokens that are trained: a wrong template shows in them at a glance."""
-    refusals = [row for row in rows if row.objective == "refusal"]
-    if not refusals:
-        return
-    if others := sum(not row.is_own_turn for row in refusals):
-        reporter.note(
-            f"the chat template does not write {others} of {len(refusals)} target responses as turns after its "
-            "generation prompt; they are trained as plain text with the end of turn"
-        )
-    row = refusals[0]
-    prompt = tokenizer.decode(row.prompt_token_ids, skip_special_tokens=False)
-    turn = tokenizer.decode(row.completion_token_ids, skip_special_tokens=False)
-    shown = f"...{prompt[-SHOWN_OF_PROMPT:]}" if len(prompt) > SHOWN_OF_PROMPT else prompt
-    reporter.line(f"one trained turn: after {shown!r} comes {turn!r}")
-
-
 @contextmanager
 def _saving_checkpoints(folder: Path) -> Iterator[None]:
     """Tell a disk that fills up from an error of training.
@@ -431,26 +410,3 @@ def _masks(
         for batch_idx, chosen in run.read_selection().per_batch.items()
     }
     return ExpertMasks(of_batches, scope)
-
-
-def _say_phase(
-    reporter: Reporter, fit: Fit, phase: Phase, config: Config, experts: Sequence[Expert]
-) -> None:
-    counts = Counter(row.objective for row in phase.rows)
-    words = {"refusal": "refusals", "retention": "harmless replies"}
-    names = [objective.name for objective in phase.objectives]
-    parts = [f"{counts[name]} {words.get(name, f'rows of {name}')}" for name in names]
-    what = {
-        "experts": _what(config, experts),
-        "experts+routers": f"routers and {_what(config, experts)}",
-    }
-    reporter.line(
-        f"training {what.get(phase.trainable.name, f'{phase.trainable.name} (a baseline)')} on {', '.join(parts)} and "
-        f"{len(phase.benign)} benign ones, in {len(fit.micro_batches(phase))} micro-batches"
-    )
-
-
-def _what(config: Config, experts: Sequence[Expert]) -> str:
-    names = ", ".join(expert_label(*expert) for expert in experts[:4])
-    which = "the union of the batches' selections: " if config.train.experts == "union" else ""
-    return f"{which}{len(experts)} experts ({names}{', ...' if len(experts) > 4 else ''})"

@@ -7,6 +7,7 @@ model, and what the optimizer keeps of it, `optimizer:<name>:<key>`.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ def _stored(folder: Path) -> Iterator[tuple[str, torch.Size, torch.dtype]]:
 
 @torch.no_grad()
 def _load(folder: Path, into: dict[str, Any]) -> None:
-    load(into, storage_reader=HuggingFaceStorageReader(str(folder)))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*load in a single process")
+        load(into, storage_reader=HuggingFaceStorageReader(str(folder)))
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
