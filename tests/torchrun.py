@@ -11,6 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from steermoe.config import Config, load_config
+from steermoe.pipeline import run_pipeline
+from steermoe.store.run import load_run
 from tiny import arguments_of, as_arguments, merged
 
 SMALL: dict[str, Any] = {"collect": {"generation_batch_size": 8}}
@@ -71,6 +76,23 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit code, output and errors of a command."""
     out, err = process.communicate(timeout=900)
     return process.returncode, out, err
+
+
+def here(command: str, config: Config) -> None:
+    """Run a command in this process, on one thread as well."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        run_pipeline(config, only=command)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def stored(run: Path) -> Config:
+    """The settings of a run, which may be a copy of another."""
+    return load_config(
+        base=load_run(run).config.model_dump(mode="json"), overrides={"run": str(run)}
+    )
 
 
 def alone(*arguments: str) -> None:

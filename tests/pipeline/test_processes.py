@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from tiny import files_of
-from torchrun import alone, by_hand, finished, options, together, torchrun, wait_for, worker_of
+from tiny import files_of, tiny_config
+from torchrun import (
+    SMALL,
+    by_hand,
+    finished,
+    here,
+    options,
+    together,
+    torchrun,
+    wait_for,
+    worker_of,
+)
 
 COLLECTED = ("prompts.jsonl", "responses.parquet", "tokens.parquet", "routing.safetensors")
 
@@ -24,7 +34,7 @@ def collected(run: Path) -> dict[str, bytes]:
 def by_one(checkpoint: Path, small_prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that one process collected."""
     run = tmp_path_factory.mktemp("one") / "run"
-    alone("collect", *options(checkpoint, run, small_prompts))
+    here("collect", tiny_config(checkpoint, run, small_prompts, **SMALL))
     return run
 
 
