@@ -1,8 +1,8 @@
 """Training in two processes: the weights of one, whichever of them wrote the checkpoint that is gone on from.
 
-Weights are compared to 1e-5, in fp32, where training changes them by up to .02: sums are made in another order (6e-8 was
-seen). Adam divides by the gradient's size and makes whole steps of the rounding of a gradient that is nearly 0, so its
-epsilon is large here.
+Weights are compared to 1e-5, in fp32, where training changes them by up to .02: sums are made in another order (6e-8
+was seen). Adam divides by the gradient's size and makes whole steps of the rounding of a gradient that is nearly 0, so
+its epsilon is large here.
 """
 
 from __future__ import annotations
