@@ -256,6 +256,13 @@ def threads_of_gloo() -> list[int]:
 def work_with_starved_threads() -> None:
     """Gloo's threads get no processor time that anybody else wants, and are late at letting go of tensors."""
     dist.init_process_group("gloo")
+    gather_late()
+    end_group()
+    assert not threads_of_gloo()
+
+
+def gather_late() -> None:
+    """Collectives of starved threads, of a model that is gone afterwards."""
     model, slices = build(torch.float32)
     wrapped = shard(model)
     loss_of(wrapped, batches()[dist.get_rank()]).backward()
@@ -265,8 +272,6 @@ def work_with_starved_threads() -> None:
     for parameter in slices.parameters():
         assert isinstance(parameter.grad, DTensor)
         parameter.grad.full_tensor()
-    end_group()
-    assert not threads_of_gloo()
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="threads are named on Linux alone")

@@ -130,7 +130,8 @@ def end_group() -> None:
 
     A thread of gloo lets go of the tensors of a collective once that is done. If that comes last, it needs Python's
     lock, and a thread that wants it while Python ends aborts the whole process. `destroy_process_group` ends the
-    threads of a group that nobody holds any more; device meshes hold it, and caches of DTensor hold them.
+    threads of a group that nobody holds any more; device meshes hold it, and caches of DTensor hold them. A sharded
+    model holds it too: let go of that first.
     """
     gc.collect()
     for found in gc.get_objects():
