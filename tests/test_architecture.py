@@ -22,7 +22,7 @@ FLOORS = (
     {"training", "engines", "judges", "prompts", "embedded", "capability", "costs"},
     {"turns"},
     {"analysis", "moe", "servers", "chat", "reasoning", "reporter"},
-    {"contracts", "unused_settings"},
+    {"contracts", "unused_settings", "processes"},
     {"records", "config", "hashes", "devices", "spreadsheets"},
     {"errors", "version", "units"},
 )
@@ -45,7 +45,9 @@ STAGE_ORDER = (
 )
 """A stage may use what an earlier one defines, never the other way round."""
 
-TORCH_ROOMS = {"moe", "embedded", "engines", "training", "loading", "stages", "devices"}
+TORCH_ROOMS = {
+    *("moe", "embedded", "engines", "training", "loading", "stages", "devices", "processes"),
+}
 TORCH_MODULES = {f"steermoe.judges.{name}" for name in ("classifier", "guard", "judge_models")}
 """Judges that are models: they import torch when one is made, so their room stays light."""
 

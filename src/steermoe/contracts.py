@@ -112,8 +112,9 @@ class Score(Protocol):
 class Objective(Protocol):
     """One term of the training loss.
 
-    It may also have `needs_base`, true where its loss reads the base model's logits, and `log_name`, what its figure is
-    called in the history of a training.
+    It may also have `needs_base`, true where its loss reads the base model's logits, `log_name`, what its figure is
+    called in the history of a training, and `row_weight(row)`, the weight of a row's tokens in its mean where that is
+    not their number: by it, several processes share a micro-batch.
     """
 
     @property

@@ -68,3 +68,15 @@ class HubError(SteerMoEError):
 
 class RunDirectoryError(SteerMoEError):
     """A run directory is missing, locked, unwritable, or belongs to something else."""
+
+
+class OtherProcessFailed(SteerMoEError):
+    """Another process of the run failed, which ends this one too.
+
+    Attributes:
+        rank: Which.
+    """
+
+    def __init__(self, rank: int, error: str) -> None:
+        super().__init__(f"rank {rank} failed: {error}")
+        self.rank = rank

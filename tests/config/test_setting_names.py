@@ -84,6 +84,7 @@ SETTINGS = [
     "train.mask_scope",
     "train.mask",
     "train.arguments",
+    "train.sharding",
     "train.controls",
     "train.phases",
     "evaluate.split",

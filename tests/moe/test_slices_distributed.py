@@ -24,6 +24,7 @@ from steermoe.moe.slices import ExpertSlices, attach_expert_slices
 from steermoe.records import Label
 from steermoe.training.dataset import MicroBatches, TrainingRow, collate
 from steermoe.training.forward_plan import ExpertMasks, ForwardPlan
+from steermoe.training.spread import end_group
 from steermoe.training.trainables import Experts
 from steermoe.training.trainer import ExpertMaskingTrainer, trainable_parameters
 
@@ -209,7 +210,9 @@ def run_in_two_processes(work: str, *arguments: str) -> None:
         "WORLD_SIZE": str(WORLD_SIZE),
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        ),
     }
     processes = [
         subprocess.Popen(
@@ -243,11 +246,43 @@ def test_the_trainers_loss_gives_two_processes_the_mean_of_their_gradients(
     run_in_two_processes("work_with_the_trainer", kind, str(tmp_path))
 
 
+def threads_of_gloo() -> list[int]:
+    """The threads of this process that do the collectives."""
+    tasks = [int(folder.name) for folder in Path("/proc/self/task").iterdir()]
+    named = {i: Path(f"/proc/self/task/{i}/comm").read_text().strip() for i in tasks}
+    return [i for i, name in named.items() if "gloo" in name]
+
+
+def work_with_starved_threads() -> None:
+    """Gloo's threads get no processor time that anybody else wants, and are late at letting go of tensors."""
+    dist.init_process_group("gloo")
+    gather_late()
+    end_group()
+    assert not threads_of_gloo()
+
+
+def gather_late() -> None:
+    """Collectives of starved threads, of a model that is gone afterwards."""
+    model, slices = build(torch.float32)
+    wrapped = shard(model)
+    loss_of(wrapped, batches()[dist.get_rank()]).backward()
+    assert threads_of_gloo()
+    for thread in threads_of_gloo():
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+    for parameter in slices.parameters():
+        assert isinstance(parameter.grad, DTensor)
+        parameter.grad.full_tensor()
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="threads are named on Linux alone")
+def test_no_thread_of_a_collective_outlives_the_process_group() -> None:
+    run_in_two_processes("work_with_starved_threads")
+
+
 def test_copies_of_the_masters_are_not_stepped_during_backward_and_shards_are() -> None:
     run_in_two_processes("work_stepping_during_backward")
 
 
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    end_group()

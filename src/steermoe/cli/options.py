@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from steermoe.errors import ConfigError, SteerMoEError
+from steermoe.errors import ConfigError, OtherProcessFailed, SteerMoEError
 
 if TYPE_CHECKING:
     from steermoe.config import Config, Values
@@ -87,9 +87,10 @@ class Options:
     @property
     def reporter(self) -> Reporter:
         """Where lines, notes and progress go."""
-        from steermoe.reporter import Reporter
+        from steermoe.processes import launched
+        from steermoe.reporter import Reporter, silent
 
-        return Reporter(quiet=self.quiet)
+        return Reporter(quiet=self.quiet) if launched()[0] == 0 else silent()
 
     def new_config(self) -> Config:
         """The settings of a run that may not exist yet."""
@@ -159,13 +160,27 @@ def as_command(function: Callable[..., None]) -> Callable[..., None]:
         except SteerMoEError as error:
             if debug:
                 raise
-            typer.echo(f"error: {error}", err=True)
+            _say(error)
             raise typer.Exit(1) from None
 
     command.__doc__ = function.__doc__
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by inspect
     return command
+
+
+def _say(error: SteerMoEError) -> None:
+    """Print a user's error; of several processes each names itself, but for the one that leads."""
+    from steermoe.processes import launched
+
+    try:
+        rank, _ = launched()
+    except ConfigError:  # the error itself
+        rank = 0
+    if rank == 0:
+        typer.echo(f"error: {error}", err=True)
+    elif not isinstance(error, OtherProcessFailed):  # whose own line says more
+        typer.echo(f"error: rank {rank}: {error}", err=True)
 
 
 def _option_parameters() -> list[inspect.Parameter]:
@@ -203,6 +218,14 @@ def expand(path: str) -> Path:
     from steermoe.config import expand_home
 
     return Path(expand_home(path))
+
+
+def leave_unless_first() -> None:
+    """End a command that was done together with other processes: the first one prints its results."""
+    from steermoe.processes import launched
+
+    if launched()[0] > 0:
+        raise typer.Exit
 
 
 def print_result(renderable: Any) -> None:

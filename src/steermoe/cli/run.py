@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from steermoe.cli.options import ForceOption, Options, VerifyOption, print_result
+from steermoe.cli.options import (
+    ForceOption,
+    Options,
+    VerifyOption,
+    leave_unless_first,
+    print_result,
+)
 from steermoe.cli.plan import plan as print_plan
 from steermoe.cli.steps import note_settings_without_effect
 
@@ -33,4 +39,6 @@ def run(
     from steermoe.cli.display import summary
     from steermoe.pipeline import run_pipeline
 
-    print_result(summary(run_pipeline(config, force=force, verify=verify, reporter=reporter)))
+    done = run_pipeline(config, force=force, verify=verify, reporter=reporter)
+    leave_unless_first()
+    print_result(summary(done))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steermoe.cli.options import Options
+from steermoe.cli.options import Options, leave_unless_first
 from steermoe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def run_step(
     note_settings_without_effect(config, reporter, step)
     from steermoe.pipeline import run_pipeline
 
-    return run_pipeline(config, only=step, force=force, verify=verify, reporter=reporter)
+    run = run_pipeline(config, only=step, force=force, verify=verify, reporter=reporter)
+    leave_unless_first()
+    return run
 
 
 def _check_read(step: str, options: Options, reporter: Reporter) -> None:

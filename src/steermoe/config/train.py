@@ -163,6 +163,11 @@ class TrainSection(Section):
         "the share of a phase's steps that warm the learning rate up, where no warmup_steps are given; save_steps are "
         "those between checkpoints to resume from.",
     )
+    sharding: Literal["ddp", "fsdp2"] = Field(
+        "ddp",
+        description="Of several processes (torchrun), each has the whole model and its rows of every batch (ddp), or a "
+        "part of the model too, for what is larger than one device (fsdp2: selected experts alone, in one phase).",
+    )
     controls: int = Field(
         0,
         ge=0,

@@ -272,7 +272,7 @@ class ExpertSlices:
                 if kept_change != 1:
                     trained = weights[stack.expert_ids].to(trained.dtype).lerp(trained, kept_change)
                 weights[stack.expert_ids] = trained.to(weights.dtype)
-                _assign(fused, weights)
+                assign(fused, weights)
 
     def detach(self) -> None:
         """Take the stacks out and make the model what it was before; does not fold."""
@@ -311,7 +311,7 @@ class ExpertSlices:
                     f"{tuple(state[name].shape)} as saved; attach the experts that were trained"
                 )
         for name, master in masters.items():
-            _assign(master, state[name].to(master.device, master.dtype))
+            assign(master, state[name].to(master.device, master.dtype))
 
 
 def attach_expert_slices(model: nn.Module, experts: Iterable[ExpertId]) -> ExpertSlices:
@@ -430,7 +430,12 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _assign(target: Tensor, whole: Tensor) -> None:
+def local_part(tensor: Tensor) -> Tensor:
+    """What of a tensor lies in this process: all of it, if it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def assign(target: Tensor, whole: Tensor) -> None:
     """Copy a whole tensor into a parameter that may be sharded."""
     if isinstance(target, DTensor):
         target.copy_(distribute_tensor(whole, target.device_mesh, target.placements))

@@ -110,6 +110,7 @@ def _reply_base(table: str) -> Step:
         writes=(names.replies_of(table),),
         goes_on_from=_pieces(table),
         needs_model=True,
+        by_all=True,
     )
 
 
@@ -185,6 +186,7 @@ def _reply_base_on(one: SetSection) -> Step:
         goes_on_from=_pieces(table),
         check=partial(_check_set, name=one.name),
         needs_model=True,
+        by_all=True,
     )
 
 
@@ -200,6 +202,7 @@ def _reply_hardened_on(one: SetSection) -> Step:
         goes_on_from=_pieces(table),
         needs_model=True,
         only_where=names.MODEL,
+        by_all=True,
     )
 
 

@@ -15,12 +15,14 @@ from steermoe.config import Config, validate
 from steermoe.errors import RunDirectoryError, SteerMoEError
 from steermoe.pipeline.fingerprints import difference, fingerprint_of, inputs_of
 from steermoe.pipeline.inputs import Ledger, check_undamaged, record_of
+from steermoe.pipeline.leading import begin, do_step, end, follow
 from steermoe.pipeline.memory import PeakMemory, release_memory
 from steermoe.pipeline.model import check_layers, check_same_model, identify_model
 from steermoe.pipeline.own_steps import with_own_steps
-from steermoe.pipeline.settings import keeping, not_read, restricted, values_of
+from steermoe.pipeline.settings import keeping, not_read, values_of
 from steermoe.pipeline.steps import COLLECT, COMMANDS, TRAIN, Step, settings_of
 from steermoe.pipeline.versions import package_versions
+from steermoe.processes import Processes, joined
 from steermoe.reporter import Reporter, silent
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import MODEL
@@ -51,6 +53,8 @@ def run_pipeline(
     Returns:
         The run, to read its tables and figures from.
 
+    Under torchrun, every process calls this; rank 0 does the steps, and the others what they can do of them.
+
     Raises:
         SteerMoEError: Whatever the user can mend.
 
@@ -59,20 +63,32 @@ def run_pipeline(
         >>> run = run_pipeline(load_config())  # doctest: +SKIP
         >>> run.evaluation["hardened"]["refusal_rate"]["value"]  # doctest: +SKIP
     """
-    directory = RunDirectory(config.run_dir)
     command = only or "run"
+    reporter = reporter if reporter is not None else silent()
+    with joined() as processes:
+        if not processes.is_first:
+            return follow(processes, config, command)
+        run = _lead(processes, config, command, force, verify, reporter)
+        end(processes)
+    return run
+
+
+def _lead(
+    processes: Processes,
+    config: Config,
+    command: str,
+    force: bool,
+    verify: bool,
+    reporter: Reporter,
+) -> Run:
+    """Do the steps, with the help of the other processes."""
+    directory = RunDirectory(config.run_dir)
     with directory.locked():
         is_new = not directory.exists
         try:
+            begin(processes, directory, config, command)
             directory.check_not_foreign()
-            request = _open(
-                directory,
-                config,
-                command,
-                force,
-                verify,
-                reporter if reporter is not None else silent(),
-            )
+            request = _open(directory, config, command, force, verify, reporter, processes)
             _do_steps(request)
         except SteerMoEError:
             # Input that was refused must not leave a run behind that belongs to it.
@@ -93,6 +109,7 @@ class _Request:
         force: Whether its steps are done again.
         verify: Whether results are hashed whole before they are read.
         reporter: Where to print.
+        processes: Those that do it.
     """
 
     ledger: Ledger
@@ -101,6 +118,7 @@ class _Request:
     force: bool
     verify: bool
     reporter: Reporter
+    processes: Processes
 
     @property
     def directory(self) -> RunDirectory:
@@ -143,6 +161,7 @@ def _open(
     force: bool,
     verify: bool,
     reporter: Reporter,
+    processes: Processes,
 ) -> _Request:
     """Read `run.json`, or begin it, with the config as it is now.
 
@@ -187,7 +206,9 @@ def _open(
         stages=before.model_copy(deep=True).stages if before is not None else {},
         files=before.model_copy(deep=True).files if before is not None else {},
     )
-    request = _Request(Ledger(directory, config, state), before, command, force, verify, reporter)
+    request = _Request(
+        Ledger(directory, config, state), before, command, force, verify, reporter, processes
+    )
     if before is not None:
         _give_fingerprints(request, before)
         _check_same_replies(request, steps, asked)
@@ -306,12 +327,7 @@ def _do_step(request: _Request, step: Step, is_wanted: bool) -> None:
     peak = PeakMemory()
     started = time.monotonic()
     try:
-        with directory.limited(
-            {name for found in step.reads for name in found.files}, set(step.writes)
-        ):
-            figures = step.function(
-                directory, restricted(request.ledger.config, step.settings), reporter
-            )
+        figures = do_step(request.processes, directory, step, request.ledger.config, reporter)
     except SteerMoEError:
         unfinished = any(directory.has_unfinished(pattern) for pattern in step.goes_on_from)
         if directory.num_changes == num_changes and not unfinished:

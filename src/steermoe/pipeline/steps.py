@@ -18,6 +18,7 @@ from steermoe.errors import ConfigError
 from steermoe.judges.kinds import judges_named
 from steermoe.pipeline import inputs
 from steermoe.pipeline.inputs import Input
+from steermoe.processes import launched
 from steermoe.report.page import report
 from steermoe.reporter import Reporter, silent
 from steermoe.store import names
@@ -115,6 +116,8 @@ class Step:
         only_where: It is left out, without a word, where this file is missing.
         is_asked_for: Whether the settings ask for it; else it is left out as well.
         is_there: Whether its part of a file that other steps write to as well is there.
+        by_all: Whether all processes of a run call its function; else rank 0 alone does. It asks `processes.current`
+            who does what; rank 0 writes all results, and its figures are the step's.
     """
 
     name: str
@@ -131,6 +134,7 @@ class Step:
     only_where: str = ""
     is_asked_for: Callable[[Config], bool] = field(default=_always)
     is_there: Callable[[RunDirectory, Config], bool] = field(default=_nothing_is_shared)
+    by_all: bool = False
 
 
 def _check_collect(config: Config) -> None:
@@ -180,6 +184,7 @@ def _check_benchmarks(config: Config) -> None:
 def _check_train(config: Config) -> None:
     from steermoe.training.arguments import check_names
     from steermoe.training.dataset import resolve_target
+    from steermoe.training.spread import check_sharding
 
     if re.fullmatch(r"cuda:0*[1-9]\d*", config.model.device) and not config.model.device_map:
         raise ConfigError(
@@ -188,6 +193,7 @@ def _check_train(config: Config) -> None:
         )
     resolve_target(config.train.target_response)
     check_names(config.train)
+    check_sharding(config.train, launched()[1])
 
 
 def _doubts_about_training(config: Config) -> list[str]:
@@ -249,6 +255,7 @@ COLLECT = Step(
     goes_on_from=(f"{names.SHARDS}/*responses-*",),
     check=_check_collect,
     needs_model=True,
+    by_all=True,
 )
 
 JUDGE = Step(
@@ -335,6 +342,7 @@ TRAIN = Step(
         *MODEL_ASIDE,
         "train.arguments.save_steps",
         "train.arguments.report_to",
+        "train.sharding",
         "judge",
         "prompts.sources",
         "train.controls",
@@ -353,6 +361,7 @@ TRAIN = Step(
     check=_check_train,
     doubts=_doubts_about_training,
     needs_model=True,
+    by_all=True,
 )
 
 REPLY = Step(
@@ -374,6 +383,7 @@ REPLY = Step(
     writes=(names.replies_of(names.HARDENED), names.scored_of(names.HARDENED)),
     goes_on_from=(f"{names.SHARDS}/*{names.HARDENED}-*",),
     needs_model=True,
+    by_all=True,
 )
 
 JUDGE_HARDENED = Step(
@@ -561,6 +571,7 @@ TRAIN_CONTROLS = Step(
     goes_on_from=(CONTROL_DELTAS, names.CONTROL_CHECKPOINTS),
     check=_check_controls,
     needs_model=True,
+    by_all=True,
     is_asked_for=_asks_for_controls,
 )
 

@@ -8,7 +8,7 @@ with the number of batches and an interrupted run goes on with the next group.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,12 +21,13 @@ from steermoe.engines.route_check import SAMPLE, check_agreement, compare_routes
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.errors import RoutingError
 from steermoe.loading import describe_model, load_model, load_tokenizer, model_source
+from steermoe.processes import current
 from steermoe.prompts.batches import plan_batches
 from steermoe.prompts.limits import take_some
 from steermoe.prompts.resolve import resolve_prompts
 from steermoe.prompts.splits import assign_splits
 from steermoe.records import NO_BATCH, Label, Prompt, Sampling, Split
-from steermoe.reporter import Reporter
+from steermoe.reporter import Bar, Reporter
 from steermoe.stages.doubts import doubts_about_routing
 from steermoe.stages.opening import SERVER, TRANSFORMERS, kind_of, open_engine
 from steermoe.store.directory import RunDirectory
@@ -132,6 +133,7 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     Returns:
         Figures for `run.json`: prompts and tokens.
     """
+    processes = current()
     prompts = prepare_prompts(config, reporter)
     groups = plan_groups(prompts, config, reporter)
     source = model_source(config.model, reporter.line)
@@ -139,18 +141,23 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     for doubt in doubts_about_routing(description):
         reporter.note(doubt)
     tokenizer = load_tokenizer(config.model, source, reporter.line)
-    missing = [i for i in range(len(groups)) if not run.has_shard(SHARD_PREFIX, i)]
+    missing = missing_shards(run, SHARD_PREFIX, range(len(groups)))
     if missing:
         with open_engine(config, source, tokenizer) as engine:
-            prompts = _rendered(run, config, prompts, tokenizer)
-            check_lengths(engine, prompts, sampling_of(config))
+            if processes.is_first:
+                prompts = _rendered(run, config, prompts, tokenizer)
+                check_lengths(engine, prompts, sampling_of(config))
+                # Nothing is written before this, so prompts that are refused replace none.
+                run.write_prompts(prompts)
+            processes.barrier()
+            if not processes.is_first:
+                prompts = run.read_prompts()
             if isinstance(engine, TransformersEngine):  # the others keep no sums
                 ids = (encode(tokenizer, prompt.rendered) for prompt in prompts)
                 engine.shared_tokens = find_shared_tokens(ids)
-            # Nothing is written before this, so prompts that are refused replace none.
-            run.write_prompts(prompts)
-            groups = plan_groups(prompts, config)
-            _generate_shards(run, config, reporter, engine, groups, missing)
+            _generate_shards(run, config, reporter, engine, plan_groups(prompts, config), missing)
+    if not processes.is_first:
+        return {}
     if kind_of(config) not in (TRANSFORMERS, SERVER):  # whose routes are the local model's own
         _check_routes(run, config, reporter, source, tokenizer, len(groups))
     metadata = {
@@ -225,14 +232,36 @@ def _generate_shards(
     done = total - sum(len(groups[i]) for i in missing)
     if done:
         reporter.line(f"collect: going on after {done} of {total} prompts")
+    sampling = sampling_of(config)
+
+    def generate(index: int) -> int:
+        rows = generate_group(engine, groups[index], group_sampling(sampling, index))
+        run.write_shard(SHARD_PREFIX, index, rows)
+        return len(rows)
+
     with reporter.bar(total, "collect", done) as bar:
-        for index in missing:
-            run.write_shard(
-                SHARD_PREFIX,
-                index,
-                generate_group(engine, groups[index], group_sampling(sampling_of(config), index)),
-            )
-            bar.advance(len(groups[index]))
+        share_work(missing, generate, bar)
+
+
+def missing_shards(run: RunDirectory, prefix: str, indices: Iterable[int]) -> list[int]:
+    """Which of these groups are not done yet, in order; the same for every process."""
+    return current().from_first(lambda: [i for i in indices if not run.has_shard(prefix, i)])
+
+
+def share_work(items: Sequence[int], do: Callable[[int], int], bar: Bar) -> None:
+    """Do work with the other processes, and wait until all of it is done.
+
+    Args:
+        items: What is to be done.
+        do: Does one of them, and returns how far that moves the bar.
+        bar: Moved by what all processes have done.
+    """
+    dealt = current().deal(items)
+    for item in dealt:
+        bar.advance(dealt.finish(do(item)))
+    current().barrier()
+    if others := dealt.finish(0):
+        bar.advance(others)
 
 
 def generate_group(

@@ -28,6 +28,7 @@ from steermoe.errors import ConfigError
 from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.checkpoint import save_hardened
 from steermoe.moe.delta import apply_delta, read_delta_header, save_delta
+from steermoe.processes import current
 from steermoe.prompts.goals import normalised_goal
 from steermoe.records import Expert, Label, Prompt, Split, Verdict
 from steermoe.reporter import Reporter
@@ -107,6 +108,9 @@ def train_controls(run: RunDirectory, config: Config, reporter: Reporter) -> Fig
     Writes `controls/<variant>.safetensors`, a delta each.
     """
     selected = run.read_selection().chosen(config.train.experts)
+    leads = current().is_first
+    if (not selected or not run.has(MODEL)) and not leads:
+        return {}
     if not selected or not run.has(MODEL):
         run.remove(CONTROLS)
         reporter.note("nothing was trained, so there are no controls to train")
@@ -124,6 +128,8 @@ def train_controls(run: RunDirectory, config: Config, reporter: Reporter) -> Fig
         reporter.line(f"{variant}: {len(experts)} experts instead of the selected ones")
         folder = run.file(CONTROL_CHECKPOINTS) / variant
         made = train_experts(run, config, reporter, experts, folder)
+        if not leads or made is None:
+            continue
         made.trainable.fold(config.train.kept_change)
         made.check_sound()
         _save(run, config, made.loaded, variant, experts)

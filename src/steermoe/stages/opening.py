@@ -12,6 +12,7 @@ from steermoe.engines.transformers import TransformersEngine
 from steermoe.errors import ConfigError
 from steermoe.loading import describe_model, load_model
 from steermoe.moe.configs import read_config
+from steermoe.processes import launched
 
 TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "openai"
 
@@ -33,6 +34,7 @@ def check_engine(config: Config) -> None:
     if kind == VLLM:
         from steermoe.engines.vllm_arguments import check_arguments
 
+        check_alone(launched()[1])
         check_arguments(arguments)
     elif kind == SERVER:
         from steermoe.engines.openai_texts import check_server
@@ -44,6 +46,19 @@ def check_engine(config: Config) -> None:
         )
     elif kind != TRANSFORMERS:
         own_callable("engine", config.collect.engine)
+
+
+def check_alone(count: int) -> None:
+    """Refuse vLLM, which spreads over GPUs by itself, in one of several processes.
+
+    Raises:
+        ConfigError: There are several.
+    """
+    if count > 1:
+        raise ConfigError(
+            f"collect.engine = {VLLM!r} in {count} processes: vLLM uses several GPUs by itself; start one process, "
+            "without torchrun, and set collect.engine_args.tensor_parallel_size"
+        )
 
 
 @contextmanager
@@ -107,6 +122,7 @@ def vllm_engine(
         tokenizer: Its tokenizer.
         record: False for text only.
     """
+    check_alone(launched()[1])
     from steermoe.engines.vllm import VLLMEngine, stored_configs
     from steermoe.engines.vllm_arguments import vllm_arguments
     from steermoe.engines.vllm_process import VLLMProcess

@@ -20,6 +20,7 @@ from steermoe.engines.scoring import by_continuation, completion_logits, kl_per_
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.loading import LoadedModel, load_model, load_tokenizer, model_source
 from steermoe.moe.slices import attach_expert_slices
+from steermoe.processes import current
 from steermoe.records import Continuation, Expert, Label, Output, Prompt, Sampling, Split
 from steermoe.reporter import Reporter
 from steermoe.stages.collect import (
@@ -27,7 +28,9 @@ from steermoe.stages.collect import (
     evaluated_sampling,
     generate_group,
     group_sampling,
+    missing_shards,
     plan_groups,
+    share_work,
 )
 from steermoe.stages.opening import VLLM, kind_of, vllm_engine
 from steermoe.store.directory import RunDirectory
@@ -57,11 +60,18 @@ def reply(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         if not prompts
         else ""
     )
+    if why and not current().is_first:
+        return {}
     if why:
         # Those of an earlier model would be taken for this one's.
         run.remove(replies_of(HARDENED))
         run.remove(scored_of(HARDENED))
         reporter.note(why)
+        return {}
+    if not current().is_first:
+        generate_replies(
+            run, config, reporter, text_engine(load_hardened(run, config), config), HARDENED
+        )
         return {}
     experts = Run(run).trained_experts
     with_vllm = kind_of(config) == VLLM
@@ -91,10 +101,13 @@ def reply_base(run: RunDirectory, config: Config, reporter: Reporter) -> Figures
     split = Split(config.evaluate.split)
     table = on_set(BASE, split)
     if not any(prompt.split is split for prompt in run.read_prompts()):
-        run.remove(replies_of(table))
+        if current().is_first:
+            run.remove(replies_of(table))
         return {}
     base = load_model(config.model, model_source(config.model))
     generate_replies(run, config, reporter, text_engine(base, config), table)
+    if not current().is_first:
+        return {}
     replies = run.read_replies(table)
     tokens = int(replies["num_generated_tokens"].sum())
     reporter.line(
@@ -129,6 +142,8 @@ def generate_replies(
 ) -> None:
     """Reply to the evaluated split group by group, as the base model did; a finished group is a shard.
 
+    All processes call it, and rank 0 writes the table.
+
     `table` is the variant whose replies these are, as `store.names.replies_of` takes it.
     """
     split, sampling = Split(config.evaluate.split), evaluated_sampling(config)
@@ -140,13 +155,18 @@ def generate_replies(
     if config.evaluates_other_replies:
         prompts = [planned.prompt for group in groups.values() for planned in group]
         check_lengths(engine, prompts, sampling)
-    with reporter.bar(sum(map(len, groups.values())), "reply") as bar:
-        for index, group in groups.items():
-            if not run.has_shard(table, index):
-                rows = generate_group(engine, group, group_sampling(sampling, index))
-                run.write_shard(table, index, rows)
-            bar.advance(len(group))
-    run.merge_reply_shards(table, groups, table)
+
+    def generate(index: int) -> int:
+        rows = generate_group(engine, groups[index], group_sampling(sampling, index))
+        run.write_shard(table, index, rows)
+        return len(rows)
+
+    missing = missing_shards(run, table, groups)
+    total = sum(map(len, groups.values()))
+    with reporter.bar(total, "reply", total - sum(len(groups[i]) for i in missing)) as bar:
+        share_work(missing, generate, bar)
+    if current().is_first:
+        run.merge_reply_shards(table, groups, table)
 
 
 # ---- divergence ---------------------------------------------------------------------------------------

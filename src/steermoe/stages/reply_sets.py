@@ -14,11 +14,17 @@ from steermoe.config import Config, SetSection
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.errors import PromptError
 from steermoe.loading import load_model, model_source
+from steermoe.processes import current
 from steermoe.prompts.goals import normalised_goal
 from steermoe.prompts.resolve import resolve_prompts
 from steermoe.records import Message, Output, Prompt, Sampling, Split
 from steermoe.reporter import Reporter, silent
-from steermoe.stages.collect import evaluated_sampling, group_sampling
+from steermoe.stages.collect import (
+    evaluated_sampling,
+    group_sampling,
+    missing_shards,
+    share_work,
+)
 from steermoe.stages.reply import load_hardened, text_engine
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import BASE, HARDENED, on_set, set_prompts_of
@@ -47,6 +53,20 @@ def reply_base_on(run: RunDirectory, config: Config, reporter: Reporter, name: s
     prompts = _held_out(run, config, chosen, reporter)
     loaded = load_model(config.model, model_source(config.model))
     engine = text_engine(loaded, config)
+    if current().is_first:
+        _write_prompts(run, config, engine, prompts, chosen)
+    current().barrier()
+    return _reply(run, config, reporter, engine, BASE, chosen)
+
+
+def _write_prompts(
+    run: RunDirectory,
+    config: Config,
+    engine: TransformersEngine,
+    prompts: Sequence[Prompt],
+    chosen: SetSection,
+) -> None:
+    """Write the prompts of a set with the texts that the models are fed, each as often as it is sampled."""
     sampling = _sampling(config, chosen)
     rendered = {}
     for prompt in prompts:
@@ -61,9 +81,8 @@ def reply_base_on(run: RunDirectory, config: Config, reporter: Reporter, name: s
                 prompt.prompt_id if chosen.samples == 1 else f"{prompt.prompt_id}#{sample + 1}"
             ]
         ],
-        set_prompts_of(name),
+        set_prompts_of(chosen.name),
     )
-    return _reply(run, config, reporter, engine, BASE, chosen)
 
 
 def reply_hardened_on(run: RunDirectory, config: Config, reporter: Reporter, name: str) -> Figures:
@@ -164,13 +183,19 @@ def _reply(
     prompts = run.read_prompts(set_prompts_of(chosen.name))
     size = config.collect.generation_batch_size
     groups = [prompts[start : start + size] for start in range(0, len(prompts), size)]
-    with reporter.bar(len(prompts), f"{model} on {chosen.name}") as bar:
-        for index, group in enumerate(groups):
-            if not run.has_shard(table, index):
-                outputs = _converse(engine, group, chosen.follow_ups, sampling, index, len(groups))
-                rows = [shard_row(p, o) for p, o in zip(group, outputs, strict=True)]
-                run.write_shard(table, index, rows)
-            bar.advance(len(group))
+
+    def generate(index: int) -> int:
+        outputs = _converse(engine, groups[index], chosen.follow_ups, sampling, index, len(groups))
+        rows = [shard_row(p, o) for p, o in zip(groups[index], outputs, strict=True)]
+        run.write_shard(table, index, rows)
+        return len(rows)
+
+    missing = missing_shards(run, table, range(len(groups)))
+    done = len(prompts) - sum(len(groups[i]) for i in missing)
+    with reporter.bar(len(prompts), f"{model} on {chosen.name}", done) as bar:
+        share_work(missing, generate, bar)
+    if not current().is_first:
+        return {}
     run.merge_reply_shards(table, range(len(groups)), table)
     tokens = int(run.read_replies(table)["num_generated_tokens"].sum())
     reporter.line(

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from steermoe.analysis.risk import expert_label
 from steermoe.analysis.selection import create_expert_mask
 from steermoe.chat import stop_token_ids
 from steermoe.config import Config
@@ -22,9 +21,12 @@ from steermoe.judges.kinds import judge_named, not_refusals
 from steermoe.loading import LoadedModel, load_model, model_source, read_tokenizer
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
 from steermoe.moe.finite import first_not_finite, is_finite
+from steermoe.moe.slices import attach_expert_slices
+from steermoe.processes import current
 from steermoe.records import NO_BATCH, Expert, Label, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.stages.model_card import model_card
+from steermoe.stages.training_words import say_phase, say_turn
 from steermoe.store.directory import RunDirectory
 from steermoe.store.files import disk_error
 from steermoe.store.names import BASE, CHECKPOINTS, MODEL, SFT_DATASET
@@ -34,7 +36,8 @@ from steermoe.training.fit import Fit, History
 from steermoe.training.forward_plan import ExpertMasks
 from steermoe.training.objectives import objectives_of
 from steermoe.training.phases import Phase
-from steermoe.training.trainables import Trainable, trainables_of
+from steermoe.training.spread import Spread, spread_over
+from steermoe.training.trainables import Experts, Trainable, trainables_of
 from steermoe.training.trainer import diverged
 
 MOST_JUDGED_TARGETS = 20
@@ -51,13 +54,19 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     """
     settings = config.train
     experts = run.read_selection().chosen(settings.experts)
+    leads = current().is_first
+    if not experts and settings.trains_experts and not leads:
+        return {}
     if not experts and settings.trains_experts:
         run.remove(MODEL)
         run.remove(SFT_DATASET)
         reporter.note("no unsafe experts were selected, so nothing is trained")
         return {"num_trained_experts": 0, "trained_experts": []}
-    _note_not_refusals(run, config, reporter)
+    if leads:
+        _note_not_refusals(run, config, reporter)
     made = train_experts(run, config, reporter, experts, run.file(CHECKPOINTS))
+    if not leads or made is None:
+        return {}
     trained = made.trainable
     num_parameters = sum(parameter.numel() for _, parameter in trained.named_parameters())
     if not settings.trains_experts and settings.kept_change < 1:
@@ -109,12 +118,45 @@ def train_experts(
     reporter: Reporter,
     experts: Sequence[Expert],
     checkpoints: Path,
+) -> Trained | None:
+    """Train some experts as the settings say, or go on from the checkpoints of an attempt that was interrupted.
+
+    All processes call it, and rank 0 goes on with what was trained.
+    """
+    with spread_over(config.train) as spread:
+        made = _train(run, config, reporter, experts, checkpoints, spread)
+        if spread is None or not spread.is_sharded:
+            return made
+        slices = made.trainable.slices
+        assert slices is not None  # nothing else trains sharded
+        state = {name: tensor.cpu() for name, tensor in slices.state_dict().items()}
+        phases, history = made.phases, made.history
+        del made, slices
+    if not current().is_first:
+        return None
+    loaded = load_model(config.model, model_source(config.model))
+    whole = attach_expert_slices(loaded.model, experts)
+    whole.load_state_dict(state)
+    return Trained(loaded, Experts(whole), phases, history)
+
+
+def _train(
+    run: RunDirectory,
+    config: Config,
+    reporter: Reporter,
+    experts: Sequence[Expert],
+    checkpoints: Path,
+    spread: Spread | None,
 ) -> Trained:
-    """Train some experts as the settings say, or go on from the checkpoints of an attempt that was interrupted."""
     source = model_source(config.model, reporter.line)
-    loaded = load_model(config.model, source, report=reporter.line)
+    is_sharded = spread is not None and spread.is_sharded
+    # What is larger than one device is sharded from main memory, layer by layer.
+    settings = config.model.model_copy(update={"device": "cpu"}) if is_sharded else config.model
+    loaded = load_model(settings, source, report=reporter.line)
     trained, phases = _phases(run, config, reporter, loaded, experts)
-    _say_turn(reporter, loaded.tokenizer, list(_all_rows(phases)))
+    if spread is not None and is_sharded:
+        spread.shard(loaded.model, loaded.description)
+    say_turn(reporter, loaded.tokenizer, list(_all_rows(phases)))
     fit = Fit(
         loaded.model,
         loaded.description,
@@ -126,9 +168,10 @@ def train_experts(
         config.seed,
         checkpoints,
         reporter,
+        spread,
     )
     for phase in phases:
-        _say_phase(reporter, fit, phase, config, experts)
+        say_phase(reporter, fit, phase, config, experts)
     with _saving_checkpoints(checkpoints):
         history = fit.run(phases)
     gc.collect()  # the trainer and its moments sit in reference cycles, and saving needs room
@@ -323,27 +366,6 @@ def _all_rows(phases: Sequence[Phase]) -> Iterator[TrainingRow]:
                 yield row
 
 
-SHOWN_OF_PROMPT = 60
-"""Characters of a prompt, the last ones, that are shown before the turn which is trained after it."""
-
-
-def _say_turn(reporter: Reporter, tokenizer: Any, rows: Sequence[TrainingRow]) -> None:
-    """Show one refusal as the tokens that are trained: a wrong template shows in them at a glance."""
-    refusals = [row for row in rows if row.objective == "refusal"]
-    if not refusals:
-        return
-    if others := sum(not row.is_own_turn for row in refusals):
-        reporter.note(
-            f"the chat template does not write {others} of {len(refusals)} target responses as turns after its "
-            "generation prompt; they are trained as plain text with the end of turn"
-        )
-    row = refusals[0]
-    prompt = tokenizer.decode(row.prompt_token_ids, skip_special_tokens=False)
-    turn = tokenizer.decode(row.completion_token_ids, skip_special_tokens=False)
-    shown = f"...{prompt[-SHOWN_OF_PROMPT:]}" if len(prompt) > SHOWN_OF_PROMPT else prompt
-    reporter.line(f"one trained turn: after {shown!r} comes {turn!r}")
-
-
 @contextmanager
 def _saving_checkpoints(folder: Path) -> Iterator[None]:
     """Tell a disk that fills up from an error of training.
@@ -389,26 +411,3 @@ def _masks(
         for batch_idx, chosen in run.read_selection().per_batch.items()
     }
     return ExpertMasks(of_batches, scope)
-
-
-def _say_phase(
-    reporter: Reporter, fit: Fit, phase: Phase, config: Config, experts: Sequence[Expert]
-) -> None:
-    counts = Counter(row.objective for row in phase.rows)
-    words = {"refusal": "refusals", "retention": "harmless replies"}
-    names = [objective.name for objective in phase.objectives]
-    parts = [f"{counts[name]} {words.get(name, f'rows of {name}')}" for name in names]
-    what = {
-        "experts": _what(config, experts),
-        "experts+routers": f"routers and {_what(config, experts)}",
-    }
-    reporter.line(
-        f"training {what.get(phase.trainable.name, f'{phase.trainable.name} (a baseline)')} on {', '.join(parts)} and "
-        f"{len(phase.benign)} benign ones, in {len(fit.micro_batches(phase))} micro-batches"
-    )
-
-
-def _what(config: Config, experts: Sequence[Expert]) -> str:
-    names = ", ".join(expert_label(*expert) for expert in experts[:4])
-    which = "the union of the batches' selections: " if config.train.experts == "union" else ""
-    return f"{which}{len(experts)} experts ({names}{', ...' if len(experts) > 4 else ''})"

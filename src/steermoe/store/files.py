@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from steermoe.errors import RunDirectoryError
-from steermoe.store.names import LOCK, RUN_JSON, SHARDS, command_for
+from steermoe.store.names import LOCK, RUN_JSON, SHARDS, SIGN, command_for
 
 
 class RunFiles:
@@ -103,6 +103,23 @@ class RunFiles:
             yield
         finally:
             lock.release()
+
+    @contextmanager
+    def signed(self, sign: str) -> Iterator[None]:
+        """Within it, a word is in the directory by which another process knows that it sees the same one."""
+        path = self.file(SIGN)
+        path.write_text(sign, "ascii")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+    def has_sign(self, sign: str) -> bool:
+        """Whether this word is in the directory."""
+        try:
+            return self.file(SIGN).read_text("ascii") == sign
+        except OSError:
+            return False
 
     def discard(self) -> None:
         """Remove the files that were made through this object, and the directory if it was made and that was all."""

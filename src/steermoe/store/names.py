@@ -37,6 +37,7 @@ CONTROL_FIGURES = "controls.json"
 JUDGE_ANSWERS = "judge_answers.jsonl"
 JUDGE_LABELS = "judge_labels.parquet"
 LOCK = ".lock"
+SIGN = ".sign"
 
 HARDENED_RESPONSES = "hardened_responses.parquet"
 """Of the layout before this one: now the replies of the variant `hardened`."""

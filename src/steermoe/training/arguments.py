@@ -73,6 +73,7 @@ def training_arguments(
     folder: Path,
     num_steps: int,
     use_cpu: bool,
+    leads: bool = True,
 ) -> TrainingArguments:
     """What the trainer is told of one phase.
 
@@ -83,6 +84,7 @@ def training_arguments(
         folder: Where checkpoints go.
         num_steps: Optimizer steps of the whole phase.
         use_cpu: Whether the model is on the processor.
+        leads: Whether this process is the one of several that reports.
 
     Raises:
         TrainingError: The warm-up is as long as the phase.
@@ -116,7 +118,7 @@ def training_arguments(
             "save_total_limit": 2,
             "logging_steps": 1,
             "logging_strategy": "steps",
-            "report_to": list(given.report_to) or "none",
+            "report_to": (list(given.report_to) if leads else []) or "none",
             "remove_unused_columns": False,
             "dataloader_pin_memory": False,
             "disable_tqdm": True,

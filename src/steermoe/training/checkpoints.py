@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
+from steermoe.training.sharded_checkpoints import has_shards
 from steermoe.training.trainer import TRAINED_WEIGHTS
 
 STATE = "trainer_state.json"
@@ -65,5 +66,7 @@ def _is_whole(checkpoint: Path) -> bool:
         state_of(checkpoint)
     except (OSError, ValueError):
         return False
-    needed = (TRAINED_WEIGHTS, "optimizer.pt", "scheduler.pt", "rng_state*.pth")
+    needed = ["scheduler.pt", "rng_state*.pth"]
+    if not has_shards(checkpoint):
+        needed += [TRAINED_WEIGHTS, "optimizer.pt"]
     return all(any(checkpoint.glob(name)) for name in needed)

@@ -13,13 +13,16 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from steermoe.config import TrainSection
 from steermoe.moe.layers import MoEDescription
+from steermoe.processes import ALONE, Processes
 from steermoe.reporter import Bar, Reporter
 from steermoe.training.arguments import training_arguments
 from steermoe.training.checkpoints import PhaseCheckpoints, state_of
-from steermoe.training.dataset import MicroBatches, collate
+from steermoe.training.dataset import MicroBatches, TrainingRow, collate
 from steermoe.training.forward_plan import ExpertMasks
 from steermoe.training.phases import Phase
 from steermoe.training.planner import Planner
+from steermoe.training.shares import SHARES, own_share
+from steermoe.training.spread import Spread
 from steermoe.training.trainables import Trainable, train_only
 from steermoe.training.trainer import ExpertMaskingTrainer, checkpoint_metadata, load_trained
 
@@ -47,6 +50,7 @@ class Fit:
         seed: Of the run; each phase has one of its own.
         folder: Where checkpoints go.
         reporter: Where to print.
+        spread: How it is spread over several processes, if it is.
     """
 
     model: nn.Module
@@ -59,6 +63,7 @@ class Fit:
     seed: int
     folder: Path
     reporter: Reporter
+    spread: Spread | None = None
 
     def run(self, phases: Sequence[Phase]) -> History:
         """Train all phases.
@@ -90,6 +95,7 @@ class Fit:
             self.pad_token_id,
             self.load_base,
             self.reporter.line,
+            is_sharded=self.spread is not None and self.spread.is_sharded,
         )
         history: History = []
         for index, phase in enumerate(phases):
@@ -117,7 +123,26 @@ class Fit:
             PhaseCheckpoints(self.folder, index).folder,
             self.settings.num_steps(len(data), phase.epochs),
             use_cpu=next(self.model.parameters()).device.type == "cpu",
+            leads=self.processes.is_first,
         )
+
+    @property
+    def processes(self) -> Processes:
+        """Those that train."""
+        return ALONE if self.spread is None else self.spread.processes
+
+    def collate(self, phase: Phase) -> Callable[[Sequence[Sequence[TrainingRow]]], dict[str, Any]]:
+        """How the rows of a micro-batch become tensors: all of them, or this process's share."""
+        processes, pad = self.processes, self.pad_token_id
+        if processes.count == 1:
+            return partial(collate, pad_token_id=pad)
+
+        def collate_share(items: Sequence[Sequence[TrainingRow]]) -> dict[str, Any]:
+            rows = [row for item in items for row in item]
+            own, factors = own_share(rows, phase.objectives, processes.rank, processes.count)
+            return {**collate([own], pad), SHARES: factors}
+
+        return collate_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +175,32 @@ class _OnePhase:
     ) -> History:
         """Train it, or take it as it was finished; returns the figures of its steps."""
         train_only(self.fit.model, phase.trainable)
-        finished = None if self.is_last else self.checkpoints.finished(self.num_steps)
+        finished = self._found(self._finished)
         if finished is not None:
             planner.skip(phase.trainable)
             return self._take(finished)
-        for later in range(self.index + 1, self.num_phases):
-            PhaseCheckpoints(self.fit.folder, later).remove()  # they build on another training
+        if self.fit.processes.is_first:
+            for later in range(self.index + 1, self.num_phases):
+                PhaseCheckpoints(self.fit.folder, later).remove()  # they build on another training
         history = self._train(phase, data, arguments, planner)
-        if not self.is_last and (finished := self.checkpoints.finished(self.num_steps)) is not None:
+        finished = self._found(self._finished)
+        if finished is not None and self.fit.processes.is_first:
             self.checkpoints.remove_all_but(finished)
         return history
+
+    def _found(self, find: Callable[[], Path | None]) -> Path | None:
+        """A checkpoint that rank 0 finds: looking removes what was not written to its end."""
+
+        def look() -> str | None:
+            found = find()
+            return None if found is None else str(found)
+
+        path = self.fit.processes.from_first(look)
+        return None if path is None else Path(path)
+
+    def _finished(self) -> Path | None:
+        """The checkpoint of the last step of a phase that others build on, if it came so far."""
+        return None if self.is_last else self.checkpoints.finished(self.num_steps)
 
     def _take(self, finished: Path) -> History:
         load_trained(finished, self.fit.model, checkpoint_metadata(self.fit.trained, self.index))
@@ -177,12 +218,13 @@ class _OnePhase:
             model=model,
             args=arguments,
             train_dataset=data,
-            data_collator=partial(collate, pad_token_id=self.fit.pad_token_id),
+            data_collator=self.fit.collate(phase),
             objectives=phase.objectives,
             plan=plan,
             phase=self.index,
+            spread=self.fit.spread,
         )
-        last = self.checkpoints.last()
+        last = self._found(self.checkpoints.last)
         if last is not None:
             reporter.line(f"{self.name}: going on from {last.name}")
         with reporter.bar(self.num_steps, self.name) as bar:

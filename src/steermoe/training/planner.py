@@ -31,6 +31,7 @@ class Planner:
         pad_token_id: For padding.
         load_base: Loads another copy of the base model, where what is trained cannot be switched off.
         say: Prints a line.
+        is_sharded: Whether each of several processes has a part of the model: then it runs as a whole alone.
     """
 
     def __init__(
@@ -42,10 +43,12 @@ class Planner:
         pad_token_id: int,
         load_base: Callable[[], nn.Module],
         say: Callable[[str], None],
+        is_sharded: bool = False,
     ) -> None:
         self._model, self._description, self._trained = model, description, trained
         self._masks, self._pad_token_id = masks, pad_token_id
         self._load_base, self._say = load_base, say
+        self._is_sharded = is_sharded
         self._base_model: nn.Module | None = None
         self._lower: tuple[int, list[TrainingRow], LowerStates | None] | None = None
         self._replies: tuple[list[TrainingRow], LowerStates | None, BaseReplies | None] | None = (
@@ -71,7 +74,7 @@ class Planner:
         held = {o.name for o in objectives if o.weight and getattr(o, "needs_base", False)}
         lower = replies = None
         # The baselines are what selected experts are compared with, and run as they would without any of this.
-        if self._trained.slices is not None:
+        if self._trained.slices is not None and not self._is_sharded:
             lower = self._lower_states(trainable.first_layer, epochs, rows)
             if held:
                 replies = self._base_replies(

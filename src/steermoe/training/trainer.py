@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import SCHEDULER_NAME
 
 from steermoe.contracts import Objective
 from steermoe.errors import TrainingError
 from steermoe.moe.finite import is_finite
 from steermoe.moe.masking import router_noise_off
+from steermoe.moe.slices import assign, local_part
 from steermoe.records import BoolArray
 from steermoe.training.forward_plan import ExpertMasks, ForwardPlan, MaskScope
 from steermoe.training.objectives.refusal import Refusal
 from steermoe.training.objectives.retention import Retention
+from steermoe.training.sharded_checkpoints import (
+    has_shards,
+    load_optimizer,
+    load_weights,
+    save_shards,
+    shard_state,
+)
+from steermoe.training.shares import factor_of
+from steermoe.training.spread import Spread
 from steermoe.training.trainables import Trainable, trainable_of
 
 TRAINED_WEIGHTS = "trained.safetensors"
@@ -53,6 +65,8 @@ class ExpertMaskingTrainer(Trainer):
         mask_scope: `off`; `unsafe` masks the rows of unsafe prompts; `all` masks every row that learns a refusal.
             Rows that are held to the base model, and the base model's own pass, are never masked.
         phase: Which phase of a training this is, counted from 0; its checkpoints say so.
+        spread: How the training is spread over several processes, if it is: each collates its own share of every
+            micro-batch (`shares.own_share`), and a sharded model is sharded already.
         **kwargs: For `transformers.Trainer`.
 
     Raises:
@@ -68,6 +82,7 @@ class ExpertMaskingTrainer(Trainer):
         expert_mask: BoolArray | Mapping[int, BoolArray] | None = None,
         mask_scope: MaskScope = "off",
         phase: int = 0,
+        spread: Spread | None = None,
         **kwargs: Any,
     ) -> None:
         args = kwargs.get("args")
@@ -86,6 +101,7 @@ class ExpertMaskingTrainer(Trainer):
             raise TrainingError("a plan is given, which has the masks: give expert_mask to it")
         self.plan = plan
         self.phase = phase
+        self.spread = spread
         for objective in self.objectives:
             needs_base = objective.weight and getattr(objective, "needs_base", False)
             if needs_base and not self.plan.has_base:
@@ -109,8 +125,10 @@ class ExpertMaskingTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
         """One forward and backward pass, in which the experts compute what rows share once, and no padding."""
-        with self.plan.step(inputs):
+        with self.plan.step(inputs), self._gathering(model):
             loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.spread is not None:
+            loss = self.spread.mean(loss)
         if not math.isfinite(float(loss)):
             raise diverged(f"the loss of step {self.state.global_step + 1} is {float(loss)}")
         return loss
@@ -129,9 +147,34 @@ class ExpertMaskingTrainer(Trainer):
         for objective in self.objectives:
             if objective.weight and forward.has_tokens(objective.name):
                 term = objective.loss(inputs, forward)
+                factor = factor_of(inputs, objective.name)
+                if factor is not None:
+                    term = factor * term
                 loss = loss + objective.weight * term
                 self._remember(getattr(objective, "log_name", f"{objective.name}_loss"), term)
         return (loss, forward.outputs) if return_outputs else loss
+
+    # ---- several processes --------------------------------------------------------------------------
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        """The model as every step calls it."""
+        if self.spread is None or not training:
+            return super()._wrap_model(model, training, dataloader)
+        if model is not self.model:
+            return model  # it is wrapped already
+        return self.spread.wrapped(model, may_be_unused=self.plan.trained.slices is None)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """The norm of the whole gradient, which is clipped, in every process."""
+        norm = super()._clip_grad_norm(model)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    @contextmanager
+    def _gathering(self, model: Any) -> Iterator[None]:
+        """Within it, gradients are gathered only where a step of the optimizer follows."""
+        is_last = self.accelerator.sync_gradients
+        with nullcontext() if is_last or not hasattr(model, "no_sync") else model.no_sync():
+            yield
 
     # ---- figures beside the loss --------------------------------------------------------------------
 
@@ -144,24 +187,59 @@ class ExpertMaskingTrainer(Trainer):
         """Log the objectives beside their sum."""
         if "loss" in logs:
             sums = self.__dict__.pop("_sums", {})
-            logs |= {name: round(total / count, 5) for name, (total, count) in sums.items()}
+            means = {name: total / count for name, (total, count) in sums.items()}
+            if self.spread is not None:
+                means = self.spread.means(means)
+            logs |= {name: round(mean, 5) for name, mean in means.items()}
         super().log(logs, start_time)
 
     # ---- checkpoints: only what trains ------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint; of several processes the first one does, once all have written their shards."""
+        if self.spread is not None and self.spread.is_sharded:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            self._check_finite(dict(self.plan.trained.named_parameters()))
+            save_shards(folder, model, self.optimizer, self._metadata())
+        if self.spread is None or self.spread.processes.is_first:
+            super()._save_checkpoint(model, trial)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write both; of a sharded training the optimizer's state is written already."""
+        if self.spread is None or not self.spread.is_sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Read both, however many processes wrote them."""
+        if checkpoint is None or not has_shards(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            shard_state(self.optimizer)
+            return
+        load_optimizer(checkpoint, self.model, self.optimizer)
+        state = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        self.lr_scheduler.load_state_dict(state)
+        rates = self.lr_scheduler.get_last_lr()
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
         """Write the trainable parameters; the frozen ones are the base model's."""
-        if not self.args.should_save:
+        if not self.args.should_save or (self.spread is not None and self.spread.is_sharded):
             return
         trained = trainable_parameters(self._plain_model)
-        for name, parameter in trained.items():
-            if not is_finite(parameter):
-                raise diverged(f"{name} is not finite after step {self.state.global_step}")
+        self._check_finite(trained)
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         save_file(trained, folder / TRAINED_WEIGHTS, self._metadata())
+
+    def _check_finite(self, trained: Mapping[str, Tensor]) -> None:
+        for name, parameter in trained.items():
+            if not is_finite(local_part(parameter.detach())):
+                raise diverged(f"{name} is not finite after step {self.state.global_step}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Read what `_save` wrote."""
@@ -183,18 +261,22 @@ def load_trained(checkpoint: str | Path, model: nn.Module, metadata: Mapping[str
     Raises:
         TrainingError: It has none, or those of another phase or of other experts.
     """
+    if has_shards(checkpoint):
+        load_weights(checkpoint, model, metadata)
+        return
     path = Path(checkpoint) / TRAINED_WEIGHTS
     if not path.is_file():
         raise TrainingError(f"checkpoint {checkpoint} has no {TRAINED_WEIGHTS}; delete it")
     with safe_open(path, framework="pt") as file:
         found = file.metadata()
     saved = load_file(path)
-    if found != dict(metadata) or saved.keys() != trainable_parameters(model).keys():
+    wanted = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if found != dict(metadata) or saved.keys() != wanted:
         raise TrainingError(f"checkpoint {checkpoint} holds other parameters; delete it")
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in saved:
-                parameter.copy_(saved[name])
+                assign(parameter, saved[name])
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, Tensor]:
@@ -241,7 +323,7 @@ class _GradientCallback(TrainerCallback):
         self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
     ) -> None:
         for name, parameter in model.named_parameters():
-            if parameter.grad is not None and not is_finite(parameter.grad):
+            if parameter.grad is not None and not is_finite(local_part(parameter.grad)):
                 raise diverged(
                     f"the gradient of {name} is not finite in step {state.global_step + 1}"
                 )

@@ -90,6 +90,13 @@ class OwnObjective:
         row: TrainingRow | None = made
         return row
 
+    def row_weight(self, row: TrainingRow) -> float:
+        """The weight that a row has in the mean: the number of its tokens, unless the objective says otherwise."""
+        weigh = getattr(self._made, "row_weight", None)
+        if weigh is None:
+            return float(len(row.completion_token_ids))
+        return float(self._guarded(weigh, row))
+
     def loss(self, batch: Mapping[str, Any], forward: Forward) -> Tensor:
         """The mean loss of its rows."""
         loss: Any = self._guarded(self._made.loss, batch, forward)

@@ -72,6 +72,10 @@ class Retention:
             self.max_tokens,
         )
 
+    def row_weight(self, row: TrainingRow) -> float:
+        """The weight that a row's tokens have in the mean."""
+        return self.first.total(len(row.completion_token_ids))
+
     def loss(self, batch: Mapping[str, Any], forward: Forward) -> Tensor:
         """The mean, with its gradient."""
         tokens = forward.tokens(self.name)

@@ -26,6 +26,10 @@ class FirstTokens:
         weight[positions < self.count] = self.weight
         return weight
 
+    def total(self, count: int) -> float:
+        """The weights of a completion of so many tokens, added up."""
+        return count + min(self.count, count) * (self.weight - 1)
+
 
 EVENLY = FirstTokens()
 """All tokens weigh the same."""
