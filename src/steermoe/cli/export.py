@@ -197,7 +197,7 @@ def _write_csv(table: pd.DataFrame, path: Path) -> None:
         )
         table = table.assign(messages=turns)
     texts = {
-        name: column.map(lambda cell: quoted_cell(cell) if isinstance(cell, str) else cell)
+        str(name): column.map(lambda cell: quoted_cell(cell) if isinstance(cell, str) else cell)
         for name, column in table.items()
         if column.map(lambda cell: isinstance(cell, str)).any()
     }

@@ -118,7 +118,7 @@ def spread_over(settings: TrainSection) -> Iterator[Spread | None]:
     verbosity = transformers.logging.get_verbosity()
     try:
         # It wonders that it has not made the group itself.
-        transformers.logging.set_verbosity(transformers.logging.ERROR)
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # transformers left it untyped
         yield Spread(processes, settings.sharding == SHARDED)
     finally:
         transformers.logging.set_verbosity(verbosity)

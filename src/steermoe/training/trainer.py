@@ -160,13 +160,13 @@ class ExpertMaskingTrainer(Trainer):
         """The model as every step calls it."""
         if self.spread is None or not training:
             return super()._wrap_model(model, training, dataloader)
-        if model is not self.model:
+        if self.model is None or model is not self.model:
             return model  # it is wrapped already
         return self.spread.wrapped(model, may_be_unused=self.plan.trained.slices is None)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """The norm of the whole gradient, which is clipped, in every process."""
-        norm = super()._clip_grad_norm(model)
+        norm = super()._clip_grad_norm(model)  # type: ignore[no-untyped-call]  # transformers left it untyped
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     @contextmanager
@@ -198,7 +198,7 @@ class ExpertMaskingTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint; of several processes the first one does, once all have written their shards."""
         if self.spread is not None and self.spread.is_sharded:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
             self._check_finite(dict(self.plan.trained.named_parameters()))
             save_shards(folder, model, self.optimizer, self._metadata())
         if self.spread is None or self.spread.processes.is_first:
@@ -209,6 +209,7 @@ class ExpertMaskingTrainer(Trainer):
         if self.spread is None or not self.spread.is_sharded:
             super()._save_optimizer_and_scheduler(output_dir)
             return
+        assert self.lr_scheduler is not None
         torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -217,6 +218,9 @@ class ExpertMaskingTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             shard_state(self.optimizer)
             return
+        assert self.model is not None
+        assert self.optimizer is not None
+        assert self.lr_scheduler is not None
         load_optimizer(checkpoint, self.model, self.optimizer)
         state = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
         self.lr_scheduler.load_state_dict(state)
