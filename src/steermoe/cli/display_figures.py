@@ -67,26 +67,30 @@ def set_tables(evaluation: Mapping[str, Any]) -> list[Table]:
     return tables
 
 
-def group_tables(evaluation: Mapping[str, Any]) -> list[Table]:
-    """The rates by category and by style, a table each."""
-    tables: dict[tuple[str, str], Table] = {}
+MOST_GROUPS = 12
+"""Of a kind, such as styles, that are printed one by one; more of them are left to the page."""
+
+
+def group_tables(evaluation: Mapping[str, Any]) -> list[Table | str]:
+    """The rates by category and by style: a table each, or where they have many groups the line that says so."""
+    groups: dict[tuple[str, str], dict[str, Any]] = {}
     for name, found in evaluation.get("sets", {}).items():
         parts = parts_of_group_name(name)
-        if parts is None:
-            continue
-        whole, by, value = parts
-        if (whole, by) not in tables:
-            title = f"refusal by {by}"
-            tables[whole, by] = Table(
-                f"{whole} prompts",
-                by,
-                "before",
-                "after",
-                "p",
-                title=title,
-                title_justify="left",
-                box=None,
-            )
+        if parts is not None:
+            whole, by, value = parts
+            groups.setdefault((whole, by), {})[value] = found
+    return [
+        _group_table(whole, by, of_values)
+        if len(of_values) <= MOST_GROUPS
+        else f"refusal by {by}: {len(of_values)} groups, on the page and in measures.parquet"
+        for (whole, by), of_values in groups.items()
+    ]
+
+
+def _group_table(whole: str, by: str, groups: Mapping[str, Any]) -> Table:
+    columns = f"{whole} prompts", by, "before", "after", "p"
+    table = Table(*columns, title=f"refusal by {by}", title_justify="left", box=None)
+    for value, found in groups.items():
         for title, *cells in figure_rows(found):
-            tables[whole, by].add_row(title, value, *cells)
-    return list(tables.values())
+            table.add_row(title, value, *cells)
+    return table
