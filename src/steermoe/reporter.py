@@ -44,7 +44,8 @@ class Bar:
             self._progress.update(self._progress.task_ids[0], advance=amount, description=text)
             return
         now = time.monotonic()
-        if now - self._last_line >= SECONDS_BETWEEN_LOG_LINES or self.done >= self.total:
+        is_end = amount > 0 and self.done >= self.total
+        if is_end or now - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
             self._last_line = now
             elapsed = now - self._started
             left = elapsed / max(self.done, 1) * (self.total - self.done)

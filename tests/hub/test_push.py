@@ -10,6 +10,9 @@ import pytest
 from hub_server import TOKEN, Hub, serving
 from tiny import CommandLine
 
+# The hub's client uploads by an argument of httpx that is going to have another name.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
