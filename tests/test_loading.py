@@ -189,9 +189,9 @@ def lose_tensor(folder: Path) -> None:
         (cut("config.json", 0), "config"),
         (change(model_type="no_such_model"), "no_such_model"),
         (remove("model.safetensors"), "model"),
-        (cut("model.safetensors", 0), "cannot be loaded"),
-        (cut("model.safetensors", 0.001), "cannot be loaded"),
-        (cut("model.safetensors", 0.9), "cannot be loaded"),
+        (cut("model.safetensors", 0), "not a safetensors file"),
+        (cut("model.safetensors", 0.001), "not a safetensors file"),
+        (cut("model.safetensors", 0.9), "cut short"),
         (lose_tensor, "q_proj"),
         (change(num_local_experts=4), "cannot be loaded"),
         (change(num_hidden_layers=3), "layers.2"),
@@ -292,7 +292,7 @@ def test_a_model_on_one_kind_of_device_is_not_offloaded(tiny_checkpoint: TinyChe
     check_not_offloaded({"": "cpu"}, "owner/name")
     check_not_offloaded({"model.layers.0": 0, "model.layers.1": 1}, "owner/name")
     loaded = load_model(settings(tiny_checkpoint("mixtral"), device_map="auto"))
-    assert loaded.model.hf_device_map
+    assert not loaded.model.device.type.startswith("meta")
 
 
 @pytest.mark.gpu

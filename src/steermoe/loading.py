@@ -308,9 +308,8 @@ def check_not_offloaded(device_map: Mapping[str, object], source: str) -> None:
         ModelError: Some of it lies on the processor beside accelerators, or on disk.
     """
     places = [str(place) for place in device_map.values()]
-    away = [
-        place for place in places if place == "disk" or (place == "cpu" and set(places) != {"cpu"})
-    ]
+    has_accelerators = bool(set(places) - {"cpu", "disk"})
+    away = [place for place in places if place == "disk" or (place == "cpu" and has_accelerators)]
     if away:
         raise ModelError(
             f"{len(away)} of {len(places)} parts of {source} have no room on the devices and were put on "
