@@ -201,7 +201,8 @@ def _write_csv(table: pd.DataFrame, path: Path) -> None:
         for name, column in table.items()
         if column.map(lambda cell: isinstance(cell, str)).any()
     }
-    table.assign(**texts).to_csv(path, index=False)
+    # Lines end as RFC 4180 has them: then a lone carriage return in a text is quoted as well.
+    table.assign(**texts).to_csv(path, index=False, lineterminator="\r\n")
 
 
 def _write_jsonl(table: pd.DataFrame, path: Path) -> None:
