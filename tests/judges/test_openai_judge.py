@@ -256,12 +256,17 @@ def test_replies_with_nothing_to_rate_are_not_asked_about() -> None:
         assert [number for number, _ in server.requests] == [1]
 
 
-def test_an_interrupt_does_not_wait_for_answers(tmp_path: Path) -> None:
+def test_an_interrupt_does_not_wait_for_answers(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     import os
     import signal
     import threading
     import time
 
+    # A shell may have told its background jobs to ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     answers = tmp_path / "answers.jsonl"
     with FaultyServer(lambda n: ["slow*"] if n else [], slow=20) as server:
         judge = judge_of(server, answers, timeout=60, concurrency=3)

@@ -75,7 +75,7 @@ def check_same(run: Path, trained: Path, checkpoint: Path) -> None:
     change = max(float((expected[name] - base[name]).abs().max()) for name in base)
     assert change > 1e-3
     steps, expected_steps = (
-        load_run(folder).stages["train"].figures["history"] for folder in (run, trained)
+        load_run(folder).state.figures_of("train")["history"] for folder in (run, trained)
     )
     for step, expected_step in zip(steps, expected_steps, strict=True):
         assert step.keys() == expected_step.keys()

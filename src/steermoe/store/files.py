@@ -158,9 +158,10 @@ class RunFiles:
                 os.fsync(written.fileno())
             temporary.replace(target)
             self._note_change(name)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            reason = disk_error(error) or getattr(error, "strerror", None) or error
             raise RunDirectoryError(
-                f"{target} cannot be written: {error.strerror or error}; free space or choose another --run"
+                f"{target} cannot be written: {reason}; free space or choose another --run"
             ) from None
         finally:
             temporary.unlink(missing_ok=True)
