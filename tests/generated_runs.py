@@ -151,6 +151,7 @@ def dropped(printed: str, records: Records) -> str:
         return "nothing says how the file was read"
     num_prompts = sum(int(count) for count in re.findall(r"\d+", found[1]))
     left = re.findall(r": (\d+) (?:rows?|transcripts?) (?:was |were )?left out", own)
+    left += re.findall(r": (\d+) empty rows? skipped", own)
     pairs = 2 if found[2] == "jailbreak" else 1
     if num_prompts + pairs * sum(map(int, left)) != pairs * len(records):
         return f"{len(records)} rows, but {num_prompts} prompts and {left} rows left out"
