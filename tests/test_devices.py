@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
 from conftest import TinyCheckpoint
 from steermoe import devices
@@ -68,6 +68,23 @@ def test_a_type_that_is_asked_for_is_loaded_and_saved(
 ) -> None:
     loaded = load_model(ModelSection(id=str(half_checkpoint), dtype=dtype))
     assert loaded.model.dtype is loaded.saved_dtype is getattr(torch, dtype)
+
+
+def test_weights_that_are_kept_in_float32_beside_others_are_saved_so(
+    half_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MixtralForCausalLM, "_keep_in_fp32_modules_strict", ["embed_tokens"])
+    model = AutoModelForCausalLM.from_pretrained(half_checkpoint)
+    model.model.embed_tokens.float().weight.data += 2**-12
+    model.save_pretrained(half_checkpoint)
+    file = half_checkpoint / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "bfloat16"}))
+    loaded = load_model(ModelSection(id=str(half_checkpoint)))
+    assert loaded.model.lm_head.weight.dtype is torch.bfloat16
+    kept = loaded.model.model.embed_tokens.weight
+    before = kept.clone()
+    loaded.as_saved()
+    assert kept.dtype is torch.float32 and torch.equal(kept, before)
 
 
 def test_a_run_in_float32_hardens_a_checkpoint_of_bfloat16(

@@ -55,8 +55,8 @@ class LoadedModel:
         tokenizer: Pads on the left; always has a chat template.
         description: The model's MoE layers.
         source: Directory or hub id that it was read from.
-        saved_dtype: Type in which its weights are saved: the checkpoint's own where `model.dtype` is auto, whatever
-            they are computed in.
+        saved_dtype: Type in which its weights are saved: the checkpoint's own where they were widened to be computed
+            with.
     """
 
     model: Any
@@ -264,13 +264,12 @@ def load_model(
     model.eval().requires_grad_(False)
     description = find_moe_layers(model)
     _let_go_of_files(model, description)
-    computed: torch.dtype = model.dtype
-    stored = computed
-    if settings.dtype == "auto" and isinstance(config.dtype, torch.dtype):
-        stored = config.dtype
-    if stored is not computed and report is not None:
-        report(f"{_short(computed)} weights: this processor has no arithmetic for {_short(stored)}")
-    return LoadedModel(model, tokenizer, description, source, stored)
+    saved: torch.dtype = model.dtype
+    if settings.dtype == "auto" and arguments["dtype"] is torch.float32:
+        saved = config.dtype
+        if report is not None:
+            report(f"float32 weights: this processor has no arithmetic for {_short(saved)}")
+    return LoadedModel(model, tokenizer, description, source, saved)
 
 
 def _short(dtype: torch.dtype) -> str:
