@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from steermoe.config import Config
-    from steermoe.costs.placement import Need, Placement, Sharding
+    from steermoe.costs.placement import Need, Placement
     from steermoe.moe.layers import MoEDescription
     from steermoe.moe.shape import ModelShape
     from steermoe.records import Prompt
@@ -182,7 +182,7 @@ def _add_bytes(table: Table, config: Config, description: MoEDescription, num_ba
     """Memory and disk that do not depend on devices."""
     from steermoe.units import gibibytes
 
-    weights = _weights(config, description)
+    weights = description.num_parameters * _bytes_of_a_weight(config)
     num_trained = _most_selected(config, description, num_batches)
     training, checkpoint = _bytes_to_train(config, description, num_trained, weights)
     table.add_row("memory, weights", gibibytes(weights))
@@ -194,8 +194,8 @@ def _add_bytes(table: Table, config: Config, description: MoEDescription, num_ba
     table.add_row("disk, checkpoints", f"{gibibytes(2 * checkpoint)} while training")
 
 
-def _weights(config: Config, description: MoEDescription) -> int:
-    return description.bytes_in_bfloat16 * (2 if config.model.dtype == "float32" else 1)
+def _bytes_of_a_weight(config: Config) -> int:
+    return 4 if config.model.dtype == "float32" else 2
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _add_placement(
     )
     placement, device_bytes = _placement(config, machine)
     table.add_row("devices", str(placement))
-    width = 4 if config.model.dtype == "float32" else 2
+    width = _bytes_of_a_weight(config)
     rows = config.collect.generation_batch_size
     new = max(config.collect.max_new_tokens, config.evaluated_tokens)
     generating = Need(
@@ -286,8 +286,7 @@ def _training_need(config: Config, shape: ModelShape, work: _Work, longest: int)
     if config.train.all_parameters == "routers":
         return Need(0, working)
     copies = 4 if config.train.retention_weight > 0 else 3
-    width = 4 if config.model.dtype == "float32" else 2
-    return Need(copies * width * shape.num_parameters, working)
+    return Need(copies * _bytes_of_a_weight(config) * shape.num_parameters, working)
 
 
 def _of_vllm(config: Config, shape: ModelShape, device_bytes: int | None, width: int) -> str:
@@ -336,8 +335,7 @@ def _placement(config: Config, machine: Machine) -> tuple[Placement, int | None]
         device_bytes: int | None = int(machine.device_gib * 2**30)
     else:
         device_bytes = bytes_here if machine.devices is None else None
-    sharding: Sharding = getattr(config.train, "sharding", "ddp")
-    return Placement(devices, processes, sharding), device_bytes
+    return Placement(devices, processes, config.train.sharding), device_bytes
 
 
 def _most_selected(config: Config, description: MoEDescription, num_batches: int) -> int:
