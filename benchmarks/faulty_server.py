@@ -90,7 +90,7 @@ class FaultyServer:
         class Handler(_Handler):
             server_of = owner
 
-        self._http = _Quiet(("127.0.0.1", 0), Handler)
+        self._http = QuietServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, daemon=True)
 
@@ -136,7 +136,7 @@ class FaultyServer:
         return ", ".join(field for field in self.refuses if self._has(body, field))
 
 
-class _Quiet(ThreadingHTTPServer):
+class QuietServer(ThreadingHTTPServer):
     """Says nothing of clients that are gone, as they are when they are killed."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:

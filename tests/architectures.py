@@ -397,6 +397,24 @@ ARCHITECTURES: tuple[Architecture, ...] = tuple(
 BY_NAME: dict[str, Architecture] = {entry.name: entry for entry in ARCHITECTURES}
 
 
+ROUTED_DIFFERENTLY = (
+    "olmoe",  # softmax
+    "qwen2_moe",  # shared experts
+    "mixtral",
+    "gpt_oss",  # transposed, interleaved, with biases
+    "deepseek_v3",  # sigmoid with a bias, within groups
+    "granitemoe",  # top-k before the softmax
+    "nemotron_h",  # no gate, narrower than the model
+    "muse_spark",  # a norm after each expert
+)
+"""One of each way in which routers choose and experts are built."""
+
+
+def known(*names: str) -> list[str]:
+    """Those of them that the installed transformers has."""
+    return [name for name in names if name in BY_NAME]
+
+
 def token_ids(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     """Random token ids `(batch, length)` without special tokens."""
     generator = torch.Generator().manual_seed(seed)

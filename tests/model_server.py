@@ -7,8 +7,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from benchmarks.faulty_server import QuietServer
 
 from steermoe.chat import encode
 from steermoe.engines.transformers import TransformersEngine
@@ -51,7 +53,7 @@ class ModelServer:
         class Handler(_Handler):
             server_of = owner
 
-        self._http = _Quiet(("127.0.0.1", 0), Handler)
+        self._http = QuietServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
@@ -84,11 +86,6 @@ class ModelServer:
         with self._lock:  # one model, one thread
             generated = engine._generate(*engine._pad_left([ids]), sampling)[0]
         return engine._until_stop(generated[0])
-
-
-class _Quiet(ThreadingHTTPServer):
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that are killed are gone without a word."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -8,27 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from architectures import BY_NAME, token_ids
+from architectures import BY_NAME, ROUTED_DIFFERENTLY, known, token_ids
 from steermoe.errors import RoutingError
 from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.expert_sums import ExpertSums
 from steermoe.moe.layers import find_moe_layers
 
-NAMES = [
-    name
-    for name in (
-        "olmoe",  # softmax
-        "qwen2_moe",  # shared experts
-        "mixtral",
-        "gpt_oss",  # transposed, interleaved, with biases
-        "deepseek_v3",  # sigmoid with a bias, within groups
-        "granitemoe",  # top-k before the softmax
-        "nemotron_h",  # no gate, narrower than the model
-        "muse_spark",  # a norm after each expert
-        "phimoe",
-    )
-    if name in BY_NAME
-]
+NAMES = known(*ROUTED_DIFFERENTLY, "phimoe")
 
 
 def one_expert(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:

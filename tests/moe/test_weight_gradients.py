@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from architectures import BY_NAME, token_ids
+from architectures import BY_NAME, ROUTED_DIFFERENTLY, known, token_ids
 from steermoe.errors import RoutingError
 from steermoe.moe import weight_gradients
 from steermoe.moe.choice_gradients import differentiable_choices
@@ -16,21 +16,7 @@ from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.slices import fused_parameters
 from steermoe.moe.weight_gradients import captured_tokens, gradient_products
 
-NAMES = [
-    name
-    for name in (
-        "olmoe",  # softmax
-        "qwen2_moe",  # shared experts
-        "mixtral",
-        "gpt_oss",  # transposed, interleaved, with biases
-        "deepseek_v3",  # sigmoid with a bias, within groups
-        "granitemoe",  # top-k before the softmax
-        "nemotron_h",  # no gate, narrower than the model
-        "muse_spark",  # a norm after each expert
-        "lfm2_moe",
-    )
-    if name in BY_NAME
-]
+NAMES = known(*ROUTED_DIFFERENTLY, "lfm2_moe")
 IDS, TARGETS = token_ids(4, 6, seed=3), torch.tensor([5, 9, 11, 7])
 ALL = torch.ones(24, dtype=torch.bool)
 
