@@ -266,6 +266,7 @@ def load_model(
     _let_go_of_files(model, description)
     saved: torch.dtype = model.dtype
     if settings.dtype == "auto" and arguments["dtype"] is torch.float32:
+        assert isinstance(config.dtype, torch.dtype), "that is why they were widened"
         saved = config.dtype
         if report is not None:
             report(f"float32 weights: this processor has no arithmetic for {_short(saved)}")
