@@ -6,27 +6,9 @@ import pytest
 from transformers import AutoConfig
 
 from architectures import ARCHITECTURES, Architecture
+from shapes import TINY
 from steermoe.costs import passes
-from steermoe.moe.shape import ModelShape, shape_of_config
-
-# Two layers of 4 experts of 3 x 10 x 5 = 150 numbers, top-2; attention and routers have 400 numbers in all, embedding
-# and head 70 each.
-TINY = ModelShape(
-    num_parameters=2 * 4 * 150 + 400 + 140,
-    num_decoder_layers=2,
-    num_moe_layers=2,
-    num_experts=4,
-    top_k=2,
-    expert=150,
-    expert_hidden_size=5,
-    hidden_size=10,
-    vocabulary=7,
-    embedding=70,
-    head=70,
-    is_tied=False,
-    score_width=20,
-    cache_width=12,
-)
+from steermoe.moe.shape import shape_of_config
 
 
 def test_the_parts_of_a_model_add_up() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_passes import TINY
 
+from shapes import TINY
 from steermoe.costs.placement import (
     Need,
     Placement,
