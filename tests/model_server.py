@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -43,7 +44,9 @@ class ModelServer:
         plan: Plan = lambda number: "reply",
         models: Sequence[str] = ("tiny",),
     ) -> None:
-        self.engine, self.knows, self.plan, self.models = engine, set(knows), plan, list(models)
+        # A copy: where a request is given up, its thread replies on while the caller computes with its own model.
+        self.engine = TransformersEngine(copy.deepcopy(engine.model), engine.tokenizer)
+        self.knows, self.plan, self.models = set(knows), plan, list(models)
         self.done: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
         self._number = 0

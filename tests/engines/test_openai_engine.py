@@ -58,7 +58,7 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> TransformersEngine:
 
 
 def remote(server: ModelServer, local: TransformersEngine, **arguments: Any) -> OpenAIEngine:
-    given = {"timeout": 0.5, **arguments}
+    given = {"timeout": 30, **arguments}
     texts = ServerTexts(server.address, given, local.tokenizer, local.stop_token_ids)
     texts.first_wait = 0.01
     return OpenAIEngine(texts, local, f"openai:{server.address}")
@@ -111,7 +111,7 @@ def test_faults_that_pass_change_nothing(local: TransformersEngine) -> None:
     conversations = CONVERSATIONS * 4
     expected = local.generate(conversations, GREEDY)
     with ModelServer(local, plan=plan) as server:
-        found = remote(server, local, max_retries=20).generate(conversations, GREEDY)
+        found = remote(server, local, timeout=0.5, max_retries=20).generate(conversations, GREEDY)
     assert_same(found, expected)
     assert {"429", "500", "503", "drop", "slow", "html"} <= set(server.done), "all have happened"
 
