@@ -130,7 +130,7 @@ def test_the_users_own_rule_and_refusal_can_be_named_as_the_guide_says(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from steermoe.analysis.selection import resolve_rule
-    from steermoe.training.dataset import resolve_target
+    from steermoe.training.targets import resolve_target
 
     monkeypatch.syspath_prepend(str(finished))
     for block in blocks(ROOT / "docs" / "usage.md", "python"):

@@ -24,15 +24,10 @@ from steermoe.engines.transformers import padding_of
 from steermoe.errors import ModelError
 from steermoe.moe.completeness import check_expert_numbers, check_no_adapter
 from steermoe.moe.configs import read_config
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.finite import check_weights
 from steermoe.moe.freed_memory import give_back_freed_memory
-from steermoe.moe.layers import (
-    MoEDescription,
-    auto_model_class,
-    describe_config,
-    find_moe_layers,
-    load_description,
-)
+from steermoe.moe.layers import auto_model_class, describe_config, find_moe_layers, load_description
 from steermoe.moe.quantization import (
     check_blocks,
     dequantization_arguments,

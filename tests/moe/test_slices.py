@@ -26,8 +26,6 @@ from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.slices import (
     ExpertSlices,
     attach_expert_slices,
-    train_everything,
-    train_routers_only,
 )
 
 FEW = ("olmoe", "gpt_oss", "nemotron_h", "deepseek_v3", "muse_spark")
@@ -475,28 +473,6 @@ def test_a_deep_copy_has_slices_of_its_own() -> None:
             base = model(ids).logits
             assert torch.equal(twin(ids).logits, base)
     assert not torch.equal(model(ids).logits, base)
-
-
-@every_architecture
-def test_only_the_routers_train(architecture: Architecture) -> None:
-    model = architecture.build()
-    num_parameters = train_routers_only(model)
-    description = find_moe_layers(model)
-    prefixes = tuple(f"{layer.router_name}." for layer in description.layers)
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained and all(name.startswith(prefixes) for name in trained)
-    parameters = dict(model.named_parameters())
-    assert num_parameters == sum(parameters[name].numel() for name in trained)
-    model(input_ids=token_ids(2, 9), use_cache=False).logits.sum().backward()
-    assert {name for name in trained if parameters[name].grad is None} == set()
-    left_out = {n for n in parameters if n.startswith(prefixes)} - trained
-    assert all(name.endswith("e_score_correction_bias") for name in left_out)
-
-
-def test_everything_trains() -> None:
-    model = BY_NAME["olmoe"].build().requires_grad_(False)
-    assert train_everything(model) == model.num_parameters()
-    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_trainer_saves_and_resumes_with_the_masters(tmp_path: Path) -> None:

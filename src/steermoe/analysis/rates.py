@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 from scipy import optimize, stats
 
-from steermoe.records import FloatArray, IntArray, Metric
+from steermoe.metrics import Metric
+from steermoe.records import FloatArray, IntArray
 
 CONTINUITY = 0.25
 """Pairs that a difference may be off before it counts as evidence, in the interval of a change."""

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from steermoe.measures import MEASURES
 from steermoe.measures.groups import parts_of_group_name
-from steermoe.records import MetricJson
+from steermoe.metrics import MetricJson
 from steermoe.report.numbers import corrected
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from steermoe.config import Config
     from steermoe.costs.placement import Need, Placement
-    from steermoe.moe.layers import MoEDescription
+    from steermoe.moe.description import MoEDescription
     from steermoe.moe.shape import ModelShape
     from steermoe.records import Prompt
     from steermoe.reporter import Reporter

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from steermoe.errors import RoutingError
-from steermoe.moe.layers import MoEDescription, find_moe_layers
+from steermoe.moe.description import MoEDescription
+from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.routers import SPARE_SLOTS, CaptureLogits, num_classes, replaced_forward
 from steermoe.records import NO_EXPERT
 

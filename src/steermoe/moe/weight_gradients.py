@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from steermoe.errors import RoutingError
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.expert_sums import choice_weights
-from steermoe.moe.layers import MoEDescription, post_expert_norm
+from steermoe.moe.layers import post_expert_norm
 from steermoe.moe.routing import eager, experts_argument
 
 

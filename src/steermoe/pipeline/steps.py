@@ -183,8 +183,8 @@ def _check_benchmarks(config: Config) -> None:
 
 def _check_train(config: Config) -> None:
     from steermoe.training.arguments import check_names
-    from steermoe.training.dataset import resolve_target
     from steermoe.training.spread import check_sharding
+    from steermoe.training.targets import resolve_target
 
     if re.fullmatch(r"cuda:0*[1-9]\d*", config.model.device) and not config.model.device_map:
         raise ConfigError(

@@ -21,8 +21,8 @@ from steermoe.harness.processes import Target
 from steermoe.hashes import sha256_of
 from steermoe.loading import computed_in, model_source
 from steermoe.measures.evidence import Intervals
+from steermoe.metrics import MeasureRow
 from steermoe.moe.configs import read_config
-from steermoe.records import MeasureRow
 from steermoe.reporter import Reporter
 from steermoe.store.benchmark_table import read_benchmarks, write_benchmarks
 from steermoe.store.directory import RunDirectory

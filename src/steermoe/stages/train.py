@@ -31,12 +31,13 @@ from steermoe.store.directory import RunDirectory
 from steermoe.store.files import disk_error
 from steermoe.store.names import BASE, CHECKPOINTS, MODEL, SFT_DATASET
 from steermoe.store.state import Figures
-from steermoe.training.dataset import Example, TrainingRow, resolve_target
+from steermoe.training.dataset import Example, TrainingRow
 from steermoe.training.fit import Fit, History
 from steermoe.training.forward_plan import ExpertMasks
 from steermoe.training.objectives import objectives_of
 from steermoe.training.phases import Phase
 from steermoe.training.spread import Spread, spread_over
+from steermoe.training.targets import resolve_target
 from steermoe.training.trainables import Experts, Trainable, trainables_of
 from steermoe.training.trainer import diverged
 

@@ -24,13 +24,12 @@ from safetensors.numpy import save_file
 from steermoe.analysis.ablation_figures import AblationFigures
 from steermoe.analysis.counts import RoutingCounts, count_response, find_shared_tokens
 from steermoe.errors import RunDirectoryError
+from steermoe.metrics import Evaluation, MeasureRow
 from steermoe.records import (
     RECORDED_SUMS,
-    Evaluation,
     IntArray,
     Judgement,
     Label,
-    MeasureRow,
     Output,
     Prompt,
     ResponseSums,

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from steermoe.config import TrainSection
-from steermoe.moe.layers import MoEDescription
+from steermoe.moe.description import MoEDescription
 from steermoe.processes import ALONE, Processes
 from steermoe.reporter import Bar, Reporter
 from steermoe.training.arguments import training_arguments
