@@ -33,12 +33,7 @@ from steermoe.records import (
     Split,
     Verdict,
 )
-from steermoe.report.figures import (
-    Figure,
-    differences_per_batch,
-    risk_map,
-    training_curve,
-)
+from steermoe.report.figures import differences_per_batch, risk_map, training_curve
 from steermoe.report.material import changed_settings
 from steermoe.report.numbers import (
     duration,
@@ -52,6 +47,7 @@ from steermoe.report.numbers import (
     signed,
 )
 from steermoe.report.page import report
+from steermoe.report.plotly_parts import Figure
 from steermoe.report.replies import evenly_spaced
 from steermoe.report.text import Subject, cautions, headline, metric_rows, title
 from steermoe.reporter import silent

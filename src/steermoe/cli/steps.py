@@ -53,8 +53,8 @@ def _check_read(step: str, options: Options, reporter: Reporter) -> None:
     Raises:
         ConfigError: There are such settings.
     """
+    from steermoe.pipeline.commands import settings_of
     from steermoe.pipeline.settings import not_read
-    from steermoe.pipeline.steps import settings_of
 
     stored, keys = options.run_as_stored(), settings_of(step)
     given = not_read(stored, replace(options, config=None).stored_config(), keys)

@@ -17,7 +17,6 @@ from steermoe.moe.split import Layout, Plan, split_experts
 STACK_NAME = "trained_experts"
 """Attribute of an experts module that holds its `TrainedStack`."""
 
-
 SWITCH_NAME = "expert_slices_switch"
 """Attribute of an experts module that holds the model's `Switch`."""
 

@@ -25,7 +25,6 @@ from steermoe.report.card import write_card_figures
 from steermoe.report.controls import controls_part
 from steermoe.report.figures import (
     MAX_EXPERTS_SHOWN,
-    Figure,
     differences_per_batch,
     risk_map,
     training_curve,
@@ -35,6 +34,7 @@ from steermoe.report.material import (
     provenance,
     read_material,
 )
+from steermoe.report.plotly_parts import Figure
 from steermoe.report.replies import replies
 from steermoe.report.scoring import correlation_map, correlations_of, scores_part
 from steermoe.report.side_by_side import benchmark_lines
