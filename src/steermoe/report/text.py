@@ -210,33 +210,7 @@ def cautions(evaluation: Mapping[str, Any] | None, judge: str, split: str) -> li
         said.append(
             f"{answered} of {after['n']} held-out harmful requests are still answered; they are listed below."
         )
-    for name, spoken in (
-        ("over_refusal_rate", "Refusal of benign prompts"),
-        ("over_refusal_rate_look_alike", "Refusal of look-alikes"),
-    ):
-        paired = evaluation.get("paired", {}).get(name) or {}
-        if is_number(paired.get("value")) and paired["value"] > 0:
-            p = paired.get("p_value")
-            chance = (
-                "more than chance explains"
-                if is_number(p) and p <= SIGNIFICANT
-                else "which could be chance"
-            )
-            rise = points(paired["value"]).lstrip("+")
-            said.append(f"{spoken} rose by {rise}, {chance} ({_p_is(p)}).")
-    lost = evaluation.get("paired", {}).get("capability") or {}
-    if (
-        is_number(lost.get("value"))
-        and lost["value"] < 0
-        and (lost.get("p_value") or 1) <= SIGNIFICANT
-    ):
-        said.append(
-            f"It solves fewer tasks than before, more than chance explains ({_p_is(lost['p_value'])})."
-        )
-    paired = evaluation.get("paired", {}).get("refusal_rate") or {}
-    p = paired.get("p_value")
-    if is_number(p) and p > SIGNIFICANT and paired.get("value"):
-        said.append(f"The change in refusal of harmful requests could be chance ({_p_is(p)}).")
+    said += _cautions_of_changes(evaluation.get("paired", {}))
     if any(
         "worst_case" in (metric or {})
         for side in ("base", "hardened")
@@ -260,6 +234,39 @@ def cautions(evaluation: Mapping[str, Any] | None, judge: str, split: str) -> li
         f"Refusal is measured {judged}. It says nothing of other risks, of other languages, or of attacks that are "
         "not among the prompts."
     )
+    return said
+
+
+def _cautions_of_changes(changes: Mapping[str, Any]) -> list[str]:
+    """What became worse, and whether that or the gain could be chance."""
+    said = []
+    for name, spoken in (
+        ("over_refusal_rate", "Refusal of benign prompts"),
+        ("over_refusal_rate_look_alike", "Refusal of look-alikes"),
+    ):
+        paired = changes.get(name) or {}
+        if is_number(paired.get("value")) and paired["value"] > 0:
+            p = paired.get("p_value")
+            chance = (
+                "more than chance explains"
+                if is_number(p) and p <= SIGNIFICANT
+                else "which could be chance"
+            )
+            rise = points(paired["value"]).lstrip("+")
+            said.append(f"{spoken} rose by {rise}, {chance} ({_p_is(p)}).")
+    lost = changes.get("capability") or {}
+    if (
+        is_number(lost.get("value"))
+        and lost["value"] < 0
+        and (lost.get("p_value") or 1) <= SIGNIFICANT
+    ):
+        said.append(
+            f"It solves fewer tasks than before, more than chance explains ({_p_is(lost['p_value'])})."
+        )
+    paired = changes.get("refusal_rate") or {}
+    p = paired.get("p_value")
+    if is_number(p) and p > SIGNIFICANT and paired.get("value"):
+        said.append(f"The change in refusal of harmful requests could be chance ({_p_is(p)}).")
     return said
 
 
