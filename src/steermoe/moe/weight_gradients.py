@@ -17,7 +17,7 @@ expert's input, I and O widths of what enters and leaves a projection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +77,7 @@ def captured_tokens(model: nn.Module, description: MoEDescription) -> Iterator[l
     """
     found: list[LayerTokens] = []
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         ids = experts_argument(1, args, kwargs)
         weights = choice_weights(experts_argument(2, args, kwargs), ids)

@@ -169,7 +169,7 @@ def scores_part(
     layers: Collection[int],
     found: Forecast | None,
     evaluation: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+) -> Mapping[str, object]:
     """What the template shows of scores and forecast."""
     correlations = correlations_of(scores, layers)
     names: Sequence[str] = [] if correlations is None else list(correlations.columns)

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from steermoe.config import DEFAULT_REFUSALS
@@ -210,14 +211,34 @@ class MicroBatches(Dataset[list[TrainingRow]]):
         return self._parts[index] + self._chosen[index]
 
 
-def collate(items: Sequence[Sequence[TrainingRow]], pad_token_id: int) -> dict[str, Any]:
-    """Pad one micro-batch on the right.
+class MicroBatch(TypedDict):
+    """The rows of one micro-batch as tensors.
 
-    Returns:
-        `input_ids`, `attention_mask` `(B, T)`; `labels` `(B, T)`: at each position the id of the *next* token
-        if that is a completion token, else -100; `token_position` `(B, T)`: which completion token that is;
-        `is_unsafe`, `batch_idx` `(B,)`; `objective`, `prompt_id`, lists of B.
+    Attributes:
+        input_ids: `(B, T)`.
+        attention_mask: `(B, T)`.
+        labels: `(B, T)`: at each position the id of the *next* token if that is a completion token, else -100.
+        token_position: `(B, T)`: which completion token that is.
+        is_unsafe: `(B,)`.
+        batch_idx: `(B,)`.
+        objective: B names.
+        prompt_id: B ids.
+        shares: Where several processes train: the factor of each objective's loss in this one, by name.
     """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    token_position: Tensor
+    is_unsafe: Tensor
+    batch_idx: Tensor
+    objective: list[str]
+    prompt_id: list[str]
+    shares: NotRequired[dict[str, float]]
+
+
+def collate(items: Sequence[Sequence[TrainingRow]], pad_token_id: int) -> MicroBatch:
+    """Pad one micro-batch on the right."""
     rows = [row for item in items for row in item]
     lengths = [row.num_tokens for row in rows]
     # The last token predicts nothing, so it need not be fed.
