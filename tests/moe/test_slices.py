@@ -27,6 +27,7 @@ from steermoe.moe.slices import (
     ExpertSlices,
     attach_expert_slices,
 )
+from steermoe.moe.trained_stack import fused_parameters
 
 FEW = ("olmoe", "gpt_oss", "nemotron_h", "deepseek_v3", "muse_spark")
 """Concatenated; transposed, interleaved and biased; ungated; routed by sigmoid; post-expert norm."""
@@ -126,7 +127,7 @@ def test_training_moves_the_selected_experts_and_nothing_else(architecture: Arch
     fused = {}
     for layer in find_moe_layers(model).layers:
         ids_here = [expert for i, expert in selection(architecture) if i == layer.index]
-        for name in layer.parameter_names:
+        for name in fused_parameters(model.get_submodule(layer.experts_name)):
             fused[f"{layer.experts_name}.{name}"] = ids_here
     for name, tensor in after.items():
         if name not in fused:

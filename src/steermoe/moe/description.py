@@ -54,17 +54,6 @@ class MoELayer:
     has_post_expert_norm: bool
 
     @property
-    def up_name(self) -> str:
-        """Name of the experts' first projection."""
-        return "gate_up_proj" if self.has_gate else "up_proj"
-
-    @property
-    def parameter_names(self) -> tuple[str, ...]:
-        """Names of the experts' stacked tensors; their first dimension is the expert."""
-        weights = (self.up_name, "down_proj")
-        return weights + tuple(f"{name}_bias" for name in weights) if self.has_bias else weights
-
-    @property
     def parameters_per_expert(self) -> int:
         """Numbers that one expert has of its own (a norm shared by all experts is not counted)."""
         up_width = self.expert_hidden_size * (2 if self.has_gate else 1)
