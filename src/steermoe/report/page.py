@@ -22,6 +22,7 @@ from steermoe.config import Config
 from steermoe.records import Expert
 from steermoe.report import numbers, text
 from steermoe.report.card import write_card_figures
+from steermoe.report.cautions import cautions
 from steermoe.report.controls import controls_part
 from steermoe.report.figures import (
     MAX_EXPERTS_SHOWN,
@@ -137,7 +138,7 @@ def _opening(material: Material) -> dict[str, object]:
     return {
         "title": text.title(subject, evaluation),
         "headline": text.headline(subject, evaluation),
-        "cautions": text.cautions(evaluation, config.judge.main, material.split),
+        "cautions": cautions(evaluation, config.judge.main, material.split),
         "metrics": text.metric_rows(evaluation) if evaluation else [],
         "sets": text.set_tables(evaluation) if evaluation else [],
         "groups": text.group_tables(evaluation) if evaluation else [],
