@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Group
 
+    from steermoe.analysis.counts import Segment
     from steermoe.analysis.power import PowerEstimate
     from steermoe.config import Config
     from steermoe.store.directory import RunDirectory
@@ -147,7 +148,7 @@ def _row(risk_diff: float, needed: Callable[..., PowerEstimate]) -> dict[str, ob
     }
 
 
-def _pilot(run: RunDirectory) -> tuple[pd.DataFrame, str]:
+def _pilot(run: RunDirectory) -> tuple[pd.DataFrame, Segment]:
     """The risk table of the layers that can be selected in, and the segment that it is of."""
     from steermoe.analysis.selection import selectable_layers
     from steermoe.store.names import RISK
