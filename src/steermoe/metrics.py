@@ -29,6 +29,7 @@ class MetricJson(TypedDict):
     worst_case: NotRequired[float | None]
     worst_case_ci_low: NotRequired[float | None]
     worst_case_ci_high: NotRequired[float | None]
+    worst_case_p_value: NotRequired[float | None]
     p_value: NotRequired[float | None]
     source: NotRequired[str]
 
