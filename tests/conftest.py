@@ -6,6 +6,7 @@ Their replies are random but printable, so that a judge scores them; a whole run
 from __future__ import annotations
 
 import csv
+import gc
 import os
 import string
 import subprocess
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 # No hub, no telemetry, no thread of the tokenizer's own: set before anything imports transformers.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector of cycles leave out what is imported: half the time of tests with a model went into it."""
+    import transformers
+
+    # Without their names they would be imported at first use, after this.
+    assert transformers.MixtralForCausalLM
+    assert transformers.Trainer
+    gc.collect()
+    gc.freeze()
+
 
 TinyCheckpoint = Callable[..., Path]
 """`(architecture) -> directory` of a checkpoint; one of `olmoe`, `qwen3_moe`, `mixtral`."""
