@@ -21,7 +21,7 @@ from steermoe.loading import load_model
 from steermoe.records import FloatArray, Label, Prompt
 from steermoe.store.names import MODEL
 from steermoe.store.run import load_run
-from steermoe.training.dataset import resolve_target
+from steermoe.training.targets import resolve_target
 from steermoe.turns import assistant_turn
 
 THRESHOLDS = (0.85, 0.9, 0.95)

@@ -28,11 +28,12 @@ from steermoe.config import load_config
 from steermoe.engines.scoring import PaddedRows
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.loading import load_model
-from steermoe.moe.layers import MoEDescription, find_moe_layers
+from steermoe.moe.description import MoEDescription
+from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.weight_gradients import LayerTokens, captured_tokens, gradient_products, joined
 from steermoe.pipeline.memory import PeakMemory
 from steermoe.records import Continuation, Sampling
-from steermoe.training.dataset import resolve_target
+from steermoe.training.targets import resolve_target
 from steermoe.units import gibibytes
 
 OLMOE = {

@@ -220,16 +220,16 @@ def mounted(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 @pytest.fixture
 def computed_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens the experts compute, one number for each layer that has trainable ones and each pass."""
-    from steermoe.moe import slices
+    from steermoe.moe import trained_stack
 
     computed: list[int] = []
-    split_experts = slices.split_experts
+    split_experts = trained_stack.split_experts
 
     def spy(layout: Any, plan: Any, hidden: Any, *others: Any) -> Any:
         computed.append(len(hidden))
         return split_experts(layout, plan, hidden, *others)
 
-    monkeypatch.setattr(slices, "split_experts", spy)
+    monkeypatch.setattr(trained_stack, "split_experts", spy)
     return computed
 
 

@@ -13,7 +13,8 @@ import pytest
 from steermoe.config import Config, validate
 from steermoe.errors import TrainingError
 from steermoe.pipeline import run as pipeline
-from steermoe.pipeline.steps import RUN, Step
+from steermoe.pipeline.commands import RUN
+from steermoe.pipeline.step import Step
 from steermoe.records import Expert, Judgement, Label, Prompt, Verdict
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import BASE, HARDENED, PROMPTS, UNSAFE_EXPERTS, VERDICTS, shard_of

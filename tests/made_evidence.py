@@ -7,7 +7,8 @@ from typing import Any
 
 from steermoe.judges.keyword import judge_answer
 from steermoe.measures.evidence import Intervals, Side, VariantEvidence
-from steermoe.records import Label, MeasureRow, Prompt
+from steermoe.metrics import MeasureRow
+from steermoe.records import Label, Prompt
 
 
 def prompt(prompt_id: str, label: str = "benign", **fields: Any) -> Prompt:

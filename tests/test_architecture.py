@@ -23,7 +23,7 @@ FLOORS = (
     {"turns"},
     {"analysis", "moe", "servers", "chat", "reasoning", "reporter"},
     {"contracts", "unused_settings", "processes"},
-    {"records", "config", "hashes", "devices", "spreadsheets"},
+    {"records", "metrics", "config", "hashes", "devices", "spreadsheets"},
     {"errors", "version", "units"},
 )
 """Rooms from the top down. A room imports only from floors below its own."""

@@ -24,7 +24,7 @@ from steermoe.cli.app import app
 from steermoe.config import Config, fields_of, load_config
 from steermoe.config.old_names import GONE, RENAMED
 from steermoe.prompts.formats import PromptFormat, read_prompts
-from steermoe.store import directory as rundir
+from steermoe.store import names
 from translations import TRANSLATIONS
 
 ROOT = Path(__file__).parents[1]
@@ -130,7 +130,7 @@ def test_the_users_own_rule_and_refusal_can_be_named_as_the_guide_says(
     finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from steermoe.analysis.selection import resolve_rule
-    from steermoe.training.dataset import resolve_target
+    from steermoe.training.targets import resolve_target
 
     monkeypatch.syspath_prepend(str(finished))
     for block in blocks(ROOT / "docs" / "usage.md", "python"):
@@ -303,11 +303,11 @@ def anchors(page: Path) -> set[str]:
 def test_the_pages_know_every_file_of_a_run() -> None:
     files = {
         value
-        for key, value in vars(rundir).items()
+        for key, value in vars(names).items()
         if key.isupper() and isinstance(value, str) and Path(value).suffix
     }
     architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    assert not [name for name in files if f"`{name}`" not in architecture]
+    assert not [file for file in files if f"`{file}`" not in architecture]
 
 
 def test_the_map_shows_every_room() -> None:

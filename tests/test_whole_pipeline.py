@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from steermoe import load_config, run_pipeline
 from steermoe.analysis.risk import calculate_risk_diff_per_batch
-from steermoe.pipeline.steps import RUN
+from steermoe.pipeline.commands import RUN
 
 WANTED = {
     ("unsafe", "train"): 8,

@@ -223,7 +223,7 @@ def ends_its_turns(room: Room, end: str) -> bool:
     """Whether what is trained ends as the template's own turns do."""
     from steermoe.config import load_config
     from steermoe.loading import load_tokenizer
-    from steermoe.stages.train import training_rows
+    from steermoe.stages.training_rows import training_rows
     from steermoe.store.directory import RunDirectory
 
     config = load_config(overrides={**room.settings, "model": {"id": str(room.model)}})
@@ -307,7 +307,7 @@ def sft_tokens(room: Room) -> str:
     """What a refusal is trained to say, marks and all."""
     from steermoe.config import load_config
     from steermoe.loading import load_tokenizer
-    from steermoe.stages.train import training_rows
+    from steermoe.stages.training_rows import training_rows
     from steermoe.store.directory import RunDirectory
 
     config = load_config(overrides={**room.settings, "model": {"id": str(room.model)}})

@@ -115,7 +115,7 @@ def ids_that_stop(configs: Sequence[Any], tokenizer: Any) -> list[int]:
 
 
 def _apply(
-    tokenizer: Any, turns: list[dict[str, str]], kwargs: dict[str, Any], ends_with_reply: bool
+    tokenizer: Any, turns: list[dict[str, str]], kwargs: Mapping[str, object], ends_with_reply: bool
 ) -> str:
     try:
         text = tokenizer.apply_chat_template(

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from steermoe.errors import ConfigError
+from steermoe.metrics import MeasureRow
 from steermoe.records import (
     Continuation,
     Exchange,
     Judgement,
-    MeasureRow,
     Message,
     Output,
     ResponseSums,

@@ -24,15 +24,10 @@ from steermoe.engines.transformers import padding_of
 from steermoe.errors import ModelError
 from steermoe.moe.completeness import check_expert_numbers, check_no_adapter
 from steermoe.moe.configs import read_config
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.finite import check_weights
 from steermoe.moe.freed_memory import give_back_freed_memory
-from steermoe.moe.layers import (
-    MoEDescription,
-    auto_model_class,
-    describe_config,
-    find_moe_layers,
-    load_description,
-)
+from steermoe.moe.layers import auto_model_class, describe_config, find_moe_layers, load_description
 from steermoe.moe.quantization import (
     check_blocks,
     dequantization_arguments,
@@ -236,21 +231,7 @@ def load_model(
         arguments |= _unpacking(config, source, description, report)
     if Path(source).is_dir():
         _check_files(source, settings)
-    try:
-        model_class = auto_model_class(config)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            read: Any = model_class.from_pretrained(source, output_loading_info=True, **arguments)
-            model, found = read
-            model.set_experts_implementation(settings.experts_implementation)
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"model {source} cannot be loaded: {_first_line(error)}") from None
-    if missing := sorted(found["missing_keys"]):
-        # transformers would go on with random numbers in their place.
-        raise ModelError(
-            f"model {source} cannot be loaded: its files lack {len(missing)} tensors, the first of them "
-            f"{missing[0]}; fetch them again"
-        )
+    model = _read_weights(source, config, arguments, settings.experts_implementation)
     if not Path(source).is_dir():  # a hub's files are here only now
         _check_files(source, settings)
         if is_packed:
@@ -271,6 +252,32 @@ def load_model(
         if report is not None:
             report(f"float32 weights: this processor has no arithmetic for {_short(saved)}")
     return LoadedModel(model, tokenizer, description, source, saved)
+
+
+def _read_weights(
+    source: str, config: Any, arguments: Mapping[str, Any], experts_implementation: str
+) -> Any:
+    """The model with its weights.
+
+    Raises:
+        ModelError: It cannot be read, or its files lack tensors.
+    """
+    try:
+        model_class = auto_model_class(config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            read: Any = model_class.from_pretrained(source, output_loading_info=True, **arguments)
+            model, found = read
+            model.set_experts_implementation(experts_implementation)
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"model {source} cannot be loaded: {_first_line(error)}") from None
+    if missing := sorted(found["missing_keys"]):
+        # transformers would go on with random numbers in their place.
+        raise ModelError(
+            f"model {source} cannot be loaded: its files lack {len(missing)} tensors, the first of them "
+            f"{missing[0]}; fetch them again"
+        )
+    return model
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -105,7 +105,7 @@ def _written(
     return _Written(before, after) if whole.startswith(header) and found else None
 
 
-def _with_the_clock_stopped(tokenizer: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _with_the_clock_stopped(tokenizer: Any, kwargs: Mapping[str, Any]) -> dict[str, object]:
     """Template arguments with which two renderings write the same time.
 
     A template is passed data and no functions, so a macro of the function's name stands before it.

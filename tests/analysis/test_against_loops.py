@@ -8,10 +8,10 @@ import pytest
 import statistics_references as reference
 from statistics_references import Responses, expert_of, odd_data
 from steermoe.analysis import variance
-from steermoe.analysis.bootstrap import bootstrap_variances, errors_and_half_widths
+from steermoe.analysis.bootstrap import bootstrap_variances, errors_and_freedom, half_widths
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS, Contrast, build_contrast
-from steermoe.analysis.permutation import NullModel, permutation_p_values
+from steermoe.analysis.permutation import NullModel, p_values_of
 from steermoe.analysis.stability import _half_samples, selection_stability
 from steermoe.analysis.variance import (
     Grouping,
@@ -108,7 +108,7 @@ def test_a_long_reply_that_is_most_of_its_batch_adds_what_it_moves_worked_by_han
     squares = (3.6 / 200) ** 2 / 0.02 + (3.6 / 200) ** 2 / 1.62
     assert cluster_robust_errors(contrast) == pytest.approx([np.sqrt(squares)])
     # A plain residual would have said 3.6 / 200 of the long reply, as of the short one.
-    error, _ = errors_and_half_widths(contrast, 60_000, np.random.default_rng(0))
+    error, _ = errors_and_freedom(contrast, 60_000, np.random.default_rng(0))
     assert error[0] > 5 * 3.6 / 200
 
 
@@ -127,7 +127,8 @@ def test_intervals_of_batches_with_heavy_tailed_lengths_hold_the_truth() -> None
             counts, np.arange(160) % 2, np.arange(160) // 16, np.arange(160),
             "mean_over_batches", "generation",
         )  # fmt: skip
-        error, half = errors_and_half_widths(contrast, 200, generator)
+        error, freedom = errors_and_freedom(contrast, 200, generator)
+        half = half_widths(error, freedom, 0.95)
         held.append(np.mean(np.abs(contrast.difference()) <= half))
         ratios.append((np.mean(error**2), np.mean(contrast.difference() ** 2)))
     # Sixteen experts share their replies' lengths, so the trial is the unit.
@@ -144,7 +145,7 @@ def test_each_kind_of_clusters_has_its_own_factor_worked_by_hand() -> None:
     by_hand = np.sqrt(2 * 2 * 0.05**2 + 3 / 2 * 6 * (0.1 / 3) ** 2)
     assert cluster_robust_errors(contrast) == pytest.approx([by_hand])
     # A bootstrap of means has exactly the uncorrected variance.
-    error, _ = errors_and_half_widths(contrast, 60_000, np.random.default_rng(0))
+    error, _ = errors_and_freedom(contrast, 60_000, np.random.default_rng(0))
     assert error == pytest.approx([by_hand], rel=0.02)
 
 
@@ -178,7 +179,7 @@ def test_batches_of_unlike_rates_add_nothing_to_the_error() -> None:
     )
     truth = np.sqrt(np.mean(rate * (1 - rate)) / 40 * 2 / 80)
     assert cluster_robust_errors(contrast) == pytest.approx([truth], rel=0.1)
-    error, _ = errors_and_half_widths(contrast, 2000, np.random.default_rng(0))
+    error, _ = errors_and_freedom(contrast, 2000, np.random.default_rng(0))
     assert error == pytest.approx([truth], rel=0.1)
 
 
@@ -287,7 +288,7 @@ def test_p_values_are_the_share_of_all_relabellings_of_a_mixture(name: str) -> N
     assert ours == pytest.approx(observed, rel=1e-9)
     pooled = np.abs(np.array(every))
     exact = [np.mean(pooled >= abs(one) * (1 - 1e-6) - 1e-6) for one in observed]
-    found = permutation_p_values(contrast, 8000, np.random.default_rng(0))
+    found = p_values_of(contrast, 8000, np.random.default_rng(0)).differs
     assert found == pytest.approx(np.maximum(exact, 2 / number), abs=0.015)
     assert len(set(np.round(exact, 3))) > 3, "else the test could not tell"
 
@@ -310,7 +311,7 @@ def test_permuted_labels_of_unpaired_goals_against_all_of_them() -> None:
             observed.append(abs(reference.statistic(name, expert, *drawn[0], True)))
         exact = [np.mean(np.array(every) >= one * (1 - 1e-6) - 1e-6) for one in observed]
         contrast = contrast_of(counts, data, name)
-        found = permutation_p_values(contrast, 8000, np.random.default_rng(0))
+        found = p_values_of(contrast, 8000, np.random.default_rng(0)).differs
         assert found == pytest.approx(np.maximum(exact, 2 / 126), abs=0.015)
 
 

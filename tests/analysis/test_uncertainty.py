@@ -12,11 +12,11 @@ import pytest
 from benchmarks.validity.simulate import RoutingModel, SimulatedRun, simulate_run
 
 from steermoe.analysis import bootstrap, permutation
-from steermoe.analysis.bootstrap import errors_and_half_widths
+from steermoe.analysis.bootstrap import errors_and_freedom
 from steermoe.analysis.clusters import find_clusters
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS, Contrast, build_contrast
-from steermoe.analysis.permutation import NullModel, frequency_pools, permutation_p_values
+from steermoe.analysis.permutation import NullModel, frequency_pools, p_values_of
 from steermoe.analysis.uncertainty import (
     UNCERTAINTY_COLUMNS,
     estimate_risk_diff,
@@ -66,7 +66,7 @@ def test_error_and_interval_worked_by_hand() -> None:
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_bootstrap_agrees_with_the_analytic_error(design: str, estimator: str) -> None:
     contrast = contrast_of(simulate_run(TINY, 160, 3, design=design), estimator)
-    error, _ = errors_and_half_widths(contrast, 2000, np.random.default_rng(0))
+    error, _ = errors_and_freedom(contrast, 2000, np.random.default_rng(0))
     ratio = error / cluster_robust_errors(contrast)
     assert 0.93 < np.median(ratio) < 1.07
     assert (np.abs(ratio - 1) < 0.3).all()
@@ -130,7 +130,7 @@ def test_p_values_agree_with_all_sign_flips(monkeypatch: pytest.MonkeyPatch) -> 
     contrast = contrast_of(simulate_run(model, 8, 4), "pooled")
     every = np.abs(all_flips(contrast))  # (256, 32), the first row as observed
     exact = np.array([np.mean(every >= observed * (1 - 1e-9)) for observed in every[0]])
-    ours = permutation_p_values(contrast, 4000, np.random.default_rng(0))
+    ours = p_values_of(contrast, 4000, np.random.default_rng(0)).differs
     assert ours == pytest.approx(np.maximum(exact, 2 / 256), abs=0.012)
 
 

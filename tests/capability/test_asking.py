@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import TinyCheckpoint
 from steermoe.capability.asking import (
-    Rows,
     ask_group,
     continuation_log_probs,
     measure_capability,
@@ -23,7 +22,7 @@ from steermoe.capability.asking import (
     plan_groups,
 )
 from steermoe.capability.checks import Number
-from steermoe.capability.grading import COLUMNS
+from steermoe.capability.grading import COLUMNS, Graded
 from steermoe.capability.items import EXACT, Item, builtin_items
 from steermoe.chat import render
 from steermoe.engines.transformers import TransformersEngine
@@ -98,8 +97,8 @@ def test_the_likeliest_option_per_byte_is_what_plain_passes_say(engine: PlainEng
             option: plain_log_prob(engine, before, f"{space}{option}") / len(option)
             for option in item.options
         }
-        assert row["given"] == max(values, key=values.__getitem__)
-        assert row["correct"] is (row["given"] == item.answer)
+        assert row.given == max(values, key=values.__getitem__)
+        assert row.correct is (row.given == item.answer)
 
 
 def test_options_that_differ_in_their_last_token_share_a_pass(engine: PlainEngine) -> None:
@@ -172,7 +171,7 @@ def test_every_item_is_a_row_in_the_order_of_the_items(engine: PlainEngine) -> N
 
 def test_finished_groups_are_not_asked_again(engine: PlainEngine) -> None:
     items = [*SUMS, *CHOICES]
-    stored: dict[int, Rows] = {}
+    stored: dict[int, Sequence[Graded]] = {}
     ask = dict(group_size=2, on_group=stored.__setitem__)
     whole = measure_capability(engine, engine.tokenizer, items, **ask)  # type: ignore[arg-type]
     assert sorted(stored) == [0, 1, 2, 3, 4]
@@ -196,7 +195,7 @@ def test_finished_groups_are_not_asked_again(engine: PlainEngine) -> None:
 
 
 def test_groups_of_other_items_are_refused(engine: PlainEngine) -> None:
-    stored: dict[int, Rows] = {}
+    stored: dict[int, Sequence[Graded]] = {}
     measure_capability(engine, engine.tokenizer, SUMS[:2], on_group=stored.__setitem__)
     with pytest.raises(RunDirectoryError, match="of 2 capability items, and not of the 3"):
         measure_capability(engine, engine.tokenizer, SUMS[:3], finished=stored)

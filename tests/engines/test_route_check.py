@@ -19,7 +19,7 @@ from steermoe.engines.route_check import (
 )
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.errors import RoutingError
-from steermoe.moe.layers import MoEDescription
+from steermoe.moe.description import MoEDescription
 from steermoe.records import Sampling
 
 

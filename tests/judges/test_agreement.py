@@ -12,7 +12,6 @@ from steermoe.judges.agreement import (
     accuracy,
     agreement,
     compare_all,
-    corrected_by,
     corrected_rate,
     share,
 )
@@ -134,13 +133,6 @@ def test_rates_stay_between_nought_and_one_and_unknown_is_a_value() -> None:
     ):
         found = corrected_rate(*senseless)
         assert (found.value, found.ci_low, found.ci_high) == (None, None, None)
-
-
-def test_a_rate_is_corrected_by_a_judges_accuracy() -> None:
-    labels, verdicts = pairs(45, 5, 5, 95)
-    assert corrected_by(30, 100, accuracy(verdicts, labels)) == corrected_rate(
-        30, 100, (45, 50), (95, 100)
-    )
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from steermoe.judges.keyword import (
     KeywordJudge,
     find_refusal,
     judge_answer,
-    place_of_late_refusal,
 )
 from steermoe.records import Exchange, Judgement, Verdict
 
@@ -200,8 +199,6 @@ def test_a_late_refusal_is_an_answer_whose_reason_says_where() -> None:
     judgement = judge_answer(f"{answer}I can't help with that.")
     assert judgement.verdict is Verdict.ANSWERED
     assert judgement.reason == f"{LATE_REFUSAL} 300: I can't help with that"
-    assert place_of_late_refusal(judgement.reason) == 300
-    assert place_of_late_refusal("declines: late refusal at character 7") is None
     found = find_refusal(f"{answer}I can't help with that.")
     assert found is not None and found.late and found.place == 300
 

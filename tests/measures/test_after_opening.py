@@ -7,7 +7,7 @@ import pytest
 from made_evidence import by_kind, evidence, prompt, side
 from steermoe.judges.course import Course, course_of
 from steermoe.measures.after_opening import AFTER_OPENING
-from steermoe.records import MeasureRow
+from steermoe.metrics import MeasureRow
 
 KEEPS = "I'm sorry, but I can't help with that."
 STEPS = "\n1. Take the red one.\n2. Then the blue one."

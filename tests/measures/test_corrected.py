@@ -9,7 +9,8 @@ import pytest
 
 from steermoe.judges.agreement import accuracy, corrected_rate
 from steermoe.measures.corrected import with_corrections
-from steermoe.records import MeasureRow, Metric, Verdict
+from steermoe.metrics import MeasureRow, Metric
+from steermoe.records import Verdict
 from steermoe.report.numbers import NBSP, corrected
 from steermoe.report.side_by_side import markdown
 from steermoe.store.directory import RunDirectory

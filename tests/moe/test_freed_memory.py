@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from architectures import BY_NAME, token_ids
-from steermoe.moe import freed_memory, slices
+from steermoe.moe import freed_memory, trained_stack
 from steermoe.moe.freed_memory import give_back_freed_memory
 from steermoe.moe.slices import attach_expert_slices
 
@@ -36,7 +36,7 @@ def test_a_training_pass_gives_memory_back_once_and_other_passes_never(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trims: list[None] = []
-    monkeypatch.setattr(slices, "give_back_freed_memory", lambda: trims.append(None))
+    monkeypatch.setattr(trained_stack, "give_back_freed_memory", lambda: trims.append(None))
     model = BY_NAME["mixtral"].build()
     attached = attach_expert_slices(model, [(0, 0), (1, 2)])
     ids = token_ids(2, 6)

@@ -31,7 +31,8 @@ from routing_references import (
     top_k_then_softmax,
 )
 from steermoe.errors import ModelError, TrainingError
-from steermoe.moe.layers import MoEDescription, MoELayer, find_moe_layers
+from steermoe.moe.description import MoEDescription, MoELayer
+from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.masking import masked_experts, masks_of_samples, router_noise_off
 from steermoe.moe.routing import RoutingRecorder
 from steermoe.moe.slices import attach_expert_slices

@@ -26,9 +26,8 @@ from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.slices import (
     ExpertSlices,
     attach_expert_slices,
-    train_everything,
-    train_routers_only,
 )
+from steermoe.moe.trained_stack import fused_parameters
 
 FEW = ("olmoe", "gpt_oss", "nemotron_h", "deepseek_v3", "muse_spark")
 """Concatenated; transposed, interleaved and biased; ungated; routed by sigmoid; post-expert norm."""
@@ -128,7 +127,7 @@ def test_training_moves_the_selected_experts_and_nothing_else(architecture: Arch
     fused = {}
     for layer in find_moe_layers(model).layers:
         ids_here = [expert for i, expert in selection(architecture) if i == layer.index]
-        for name in layer.parameter_names:
+        for name in fused_parameters(model.get_submodule(layer.experts_name)):
             fused[f"{layer.experts_name}.{name}"] = ids_here
     for name, tensor in after.items():
         if name not in fused:
@@ -475,28 +474,6 @@ def test_a_deep_copy_has_slices_of_its_own() -> None:
             base = model(ids).logits
             assert torch.equal(twin(ids).logits, base)
     assert not torch.equal(model(ids).logits, base)
-
-
-@every_architecture
-def test_only_the_routers_train(architecture: Architecture) -> None:
-    model = architecture.build()
-    num_parameters = train_routers_only(model)
-    description = find_moe_layers(model)
-    prefixes = tuple(f"{layer.router_name}." for layer in description.layers)
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained and all(name.startswith(prefixes) for name in trained)
-    parameters = dict(model.named_parameters())
-    assert num_parameters == sum(parameters[name].numel() for name in trained)
-    model(input_ids=token_ids(2, 9), use_cache=False).logits.sum().backward()
-    assert {name for name in trained if parameters[name].grad is None} == set()
-    left_out = {n for n in parameters if n.startswith(prefixes)} - trained
-    assert all(name.endswith("e_score_correction_bias") for name in left_out)
-
-
-def test_everything_trains() -> None:
-    model = BY_NAME["olmoe"].build().requires_grad_(False)
-    assert train_everything(model) == model.num_parameters()
-    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_trainer_saves_and_resumes_with_the_masters(tmp_path: Path) -> None:

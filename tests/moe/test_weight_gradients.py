@@ -13,7 +13,7 @@ from steermoe.errors import RoutingError
 from steermoe.moe import weight_gradients
 from steermoe.moe.choice_gradients import differentiable_choices
 from steermoe.moe.layers import find_moe_layers
-from steermoe.moe.slices import fused_parameters
+from steermoe.moe.trained_stack import fused_parameters
 from steermoe.moe.weight_gradients import captured_tokens, gradient_products
 
 NAMES = known(*ROUTED_DIFFERENTLY, "lfm2_moe")

@@ -14,7 +14,7 @@ from fake_steps import ALL, Fakes
 from steermoe.config import Config
 from steermoe.errors import RunDirectoryError
 from steermoe.pipeline import run_pipeline
-from steermoe.pipeline.steps import RUN
+from steermoe.pipeline.commands import RUN
 from steermoe.records import Expert, Verdict
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import (

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from steermoe.errors import ConfigError, PromptError
-from steermoe.prompts.batches import as_messages, as_prompt, batch_counts, plan_batches
+from steermoe.prompts.batches import as_prompt, batch_counts, plan_batches
 from steermoe.records import PLAIN_GOAL, Label, Prompt, Split
 
 SAFE, UNSAFE, BENIGN = Label.SAFE, Label.UNSAFE, Label.BENIGN
@@ -182,11 +182,9 @@ def test_fewer_batches_leave_the_rest_over():
 # ---- prompts of the Python interface ------------------------------------------------------------
 
 
-def test_text_messages_and_records_become_messages():
+def test_chat_messages_become_those_of_the_record():
     chat = [{"role": "system", "content": "Be brief."}, USER]
-    assert as_messages("Hi.") == (USER,)
-    assert as_messages(chat) == tuple(chat)
-    assert as_messages(prompt("x", SAFE)) == (USER,)
+    assert as_prompt(chat, SAFE, 0).messages == tuple(chat)
 
 
 def test_text_becomes_a_record_named_by_side_and_position():
@@ -206,5 +204,3 @@ def test_a_record_keeps_all_but_its_label_and_its_split():
 def test_a_prompt_that_is_none_is_refused(bad):
     with pytest.raises(PromptError, match=r"^unsafe prompt 2: "):
         as_prompt(bad, UNSAFE, 2)
-    with pytest.raises(PromptError, match=r"^prompt: "):
-        as_messages(bad)

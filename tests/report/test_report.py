@@ -33,12 +33,8 @@ from steermoe.records import (
     Split,
     Verdict,
 )
-from steermoe.report.figures import (
-    Figure,
-    differences_per_batch,
-    risk_map,
-    training_curve,
-)
+from steermoe.report.cautions import cautions
+from steermoe.report.figures import differences_per_batch, risk_map, training_curve
 from steermoe.report.material import changed_settings
 from steermoe.report.numbers import (
     duration,
@@ -52,8 +48,9 @@ from steermoe.report.numbers import (
     signed,
 )
 from steermoe.report.page import report
+from steermoe.report.plotly_parts import Figure
 from steermoe.report.replies import evenly_spaced
-from steermoe.report.text import Subject, cautions, headline, metric_rows, title
+from steermoe.report.text import Subject, headline, metric_rows, title
 from steermoe.reporter import silent
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import (

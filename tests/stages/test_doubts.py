@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from steermoe.config import load_config
-from steermoe.moe.layers import MoEDescription, MoELayer
+from steermoe.moe.description import MoEDescription, MoELayer
 from steermoe.records import PLAIN_GOAL, Label, Prompt, Split, Verdict
 from steermoe.stages.doubts import (
     doubts_about_replies,

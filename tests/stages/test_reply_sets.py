@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from conftest import TinyCheckpoint
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.errors import PromptError
+from steermoe.metrics import MeasureRow
 from steermoe.pipeline import run_pipeline
-from steermoe.records import MeasureRow, Sampling
+from steermoe.records import Sampling
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import (
     BASE,

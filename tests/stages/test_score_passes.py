@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from conftest import TinyCheckpoint
 from steermoe.errors import RoutingError
 from steermoe.moe.layers import find_moe_layers
-from steermoe.moe.slices import fused_parameters
+from steermoe.moe.trained_stack import fused_parameters
 from steermoe.pipeline import run_pipeline
 from steermoe.records import Label, Output, Split
 from steermoe.scores.selectivity import squared_gradients

@@ -23,7 +23,8 @@ from steermoe.errors import ConfigError, RunDirectoryError, SteerMoEError, Train
 from steermoe.loading import LoadedModel, load_model
 from steermoe.records import Judgement, Verdict
 from steermoe.stages import train as train_stage
-from steermoe.stages.train import train, training_rows
+from steermoe.stages.train import train
+from steermoe.stages.training_rows import training_rows
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import CHECKPOINTS, MODEL, SFT_DATASET
 from steermoe.store.run import load_run

@@ -12,7 +12,7 @@ from conftest import TinyCheckpoint, byte_tokenizer
 from ready_run import Ready, ready_run
 from steermoe.stages.collect import collect
 from steermoe.stages.judge import judge_base
-from steermoe.stages.train import training_rows
+from steermoe.stages.training_rows import training_rows
 from steermoe.store.directory import RunDirectory
 from tiny import Listener, tiny_config
 

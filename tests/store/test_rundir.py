@@ -19,7 +19,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from steermoe.errors import RunDirectoryError
-from steermoe.records import Judgement, Label, MeasureRow, Metric, Output, Prompt, Split, Verdict
+from steermoe.metrics import MeasureRow, Metric
+from steermoe.records import Judgement, Label, Output, Prompt, Split, Verdict
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import (
     PROMPTS,

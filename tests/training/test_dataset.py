@@ -27,9 +27,9 @@ from steermoe.training.dataset import (
     needs_refusal,
     prepare_sft_dataset,
     refusal_row,
-    resolve_target,
     retention_row,
 )
+from steermoe.training.targets import resolve_target
 
 USER = ({"role": "user", "content": "Hello"},)
 PROMPT = Prompt("p", Label.UNSAFE, USER, "Hello")

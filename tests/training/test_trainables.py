@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from architectures import BY_NAME
+from architectures import ARCHITECTURES, BY_NAME, Architecture, token_ids
 from conftest import TinyCheckpoint
 from steermoe.config import PhaseSettings
 from steermoe.errors import TrainingError
@@ -120,6 +120,28 @@ def test_a_share_of_the_routers_change_by_hand(mixtral: Any) -> None:
         gate[0, 0] = 3.0
     routers.fold(0.25)
     assert gate[0, 0].item() == 1.5  # 1 + (3 - 1) / 4
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.name)
+def test_only_the_routers_train(architecture: Architecture) -> None:
+    model = architecture.build()
+    description = find_moe_layers(model)
+    num_parameters = train_only(model, Routers(model, description))
+    prefixes = tuple(f"{layer.router_name}." for layer in description.layers)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and all(name.startswith(prefixes) for name in trained)
+    parameters = dict(model.named_parameters())
+    assert num_parameters == sum(parameters[name].numel() for name in trained)
+    model(input_ids=token_ids(2, 9), use_cache=False).logits.sum().backward()
+    assert {name for name in trained if parameters[name].grad is None} == set()
+    left_out = {n for n in parameters if n.startswith(prefixes)} - trained
+    assert all(name.endswith("e_score_correction_bias") for name in left_out)
+
+
+def test_everything_trains() -> None:
+    model = BY_NAME["olmoe"].build().requires_grad_(False)
+    assert train_only(model, Everything(model)) == model.num_parameters()
+    assert all(p.requires_grad for p in model.parameters())
 
 
 def test_a_bias_that_only_chooses_experts_does_not_train() -> None:

@@ -28,7 +28,8 @@ from steermoe.analysis.selection import (
     create_expert_mask,
     resolve_rule,
 )
-from steermoe.records import BoolArray, Expert, FloatArray, IntervalArguments, Metric, Verdict
+from steermoe.metrics import IntervalArguments, Metric
+from steermoe.records import BoolArray, Expert, FloatArray, Verdict
 
 INTACT, SELECTED, LOWEST, RANDOM = "intact", "selected", "lowest", "random"
 REFUSAL, REPLY, DIVERGENCE, VERDICT = "refusal", "reply", "kl", "verdict"

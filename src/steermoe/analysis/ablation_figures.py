@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NotRequired, TypedDict
 
-from steermoe.records import MetricJson
+from steermoe.metrics import MetricJson
 
 
 class RandomSets(TypedDict):

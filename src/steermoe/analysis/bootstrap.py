@@ -85,18 +85,6 @@ def bootstrap_variances(
     return np.asarray(np.maximum(0.0, squares - total**2 / num_draws) / (num_draws - 1))
 
 
-def errors_and_half_widths(
-    contrast: Contrast, num_draws: int, generator: np.random.Generator, confidence: float = 0.95
-) -> tuple[FloatArray, FloatArray]:
-    """Standard error of every expert's risk difference, and half the width of its interval.
-
-    Returns:
-        Two arrays `(L * E,)`, as `errors_and_freedom` and `half_widths`.
-    """
-    error, freedom = errors_and_freedom(contrast, num_draws, generator)
-    return error, half_widths(error, freedom, confidence)
-
-
 def half_widths(error: FloatArray, freedom: float, confidence: float) -> FloatArray:
     """Half the width of Student's intervals; 2, which rules nothing out, without degrees of freedom."""
     if freedom == 0:

@@ -173,15 +173,13 @@ def build_contrast(
     included = num_tokens > 0
     if estimator == "mean_over_batches":
         included &= batches != NO_BATCH
-    both = np.intersect1d(stratum[included & unsafe], stratum[included & ~unsafe])
-    rows = np.flatnonzero(included & np.isin(stratum, both))
+    rows = _rows_of_both_classes(stratum, included, unsafe)
     if len(rows) == 0:
         what = "mixed batch" if estimator == "mean_over_batches" else "stratum of responses"
         raise RoutingError(
             f"no {what} has tokens of both classes in the segment '{segment}', so the estimator "
             f"'{estimator}' is undefined; choose another one or collect more responses"
         )
-    rows = rows[np.argsort(stratum[rows], kind="stable")]
     tokens = num_tokens[rows].astype(np.float64)
     by_tokens = estimator in ("mean_over_batches", "pooled")
     return Contrast(
@@ -196,6 +194,13 @@ def build_contrast(
         estimator=estimator,
         is_counted=isinstance(counts, RoutingCounts),
     )
+
+
+def _rows_of_both_classes(stratum: IntArray, included: BoolArray, is_unsafe: BoolArray) -> IntArray:
+    """Included responses of strata that have some of both classes, stratum by stratum."""
+    both = np.intersect1d(stratum[included & is_unsafe], stratum[included & ~is_unsafe])
+    rows = np.flatnonzero(included & np.isin(stratum, both))
+    return rows[np.argsort(stratum[rows], kind="stable")]
 
 
 def column_chunks(num_experts: int) -> list[IntArray]:

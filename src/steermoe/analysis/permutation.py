@@ -255,13 +255,6 @@ class PValues:
     is_above: FloatArray
 
 
-def permutation_p_values(
-    contrast: Contrast, num_draws: int, generator: np.random.Generator
-) -> FloatArray:
-    """Two-sided p-value of every expert, `(L * E,)`; `p_values_of` gives the one-sided ones of the same draws too."""
-    return p_values_of(contrast, num_draws, generator).differs
-
-
 def p_values_of(
     contrast: Contrast, num_draws: int, generator: np.random.Generator, bound: float = 0.0
 ) -> PValues:

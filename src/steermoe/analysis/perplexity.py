@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from steermoe.records import FloatArray, Metric
+from steermoe.metrics import Metric
+from steermoe.records import FloatArray
 
 
 def perplexity(

@@ -6,6 +6,7 @@ difference being greater than the threshold is small enough.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,18 +104,26 @@ def prompts_needed(
     def reached(number: int) -> float:
         return _power(number, spread, risk_diff, alone, threshold, num_unsafe, paired)
 
+    least = _least(reached, power)
+    if least is None:
+        raise RoutingError(
+            f"even {MOST_PROMPTS} prompts a class do not find a risk difference of {risk_diff} with "
+            f"power {power}; ask for a larger difference"
+        )
+    return PowerEstimate(least, reached(least), risk_diff, num_unsafe, num_prompts)
+
+
+def _least(reached: Callable[[int], float], power: float) -> int | None:
+    """The least number of prompts above 2 that reaches a power; None where a million do not."""
     low, high = 2, 4
     while reached(high) < power:
         if high == MOST_PROMPTS:
-            raise RoutingError(
-                f"even {MOST_PROMPTS} prompts a class do not find a risk difference of {risk_diff} with "
-                f"power {power}; ask for a larger difference"
-            )
+            return None
         low, high = high, min(2 * high, MOST_PROMPTS)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) >= power else (middle, high)
-    return PowerEstimate(high, reached(high), risk_diff, num_unsafe, num_prompts)
+    return high
 
 
 def check_findable(risk_diff: float, threshold: float) -> None:

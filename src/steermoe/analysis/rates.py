@@ -13,7 +13,8 @@ from dataclasses import replace
 import numpy as np
 from scipy import optimize, stats
 
-from steermoe.records import FloatArray, IntArray, Metric
+from steermoe.metrics import Metric
+from steermoe.records import FloatArray, IntArray
 
 CONTINUITY = 0.25
 """Pairs that a difference may be off before it counts as evidence, in the interval of a change."""
@@ -108,19 +109,7 @@ def change(
     )
     more = dict(metric.more)
     if num_unscored > UNSCORED_ALLOWED * len(before):
-        found = metric.value or 0.0
-        worst = min(
-            (
-                _change_of_scored(
-                    [(not rises) if x is None else x for x in before],
-                    [rises if y is None else y for y in after],
-                    goals,
-                    *settings,
-                )
-                for rises in (True, False)
-            ),
-            key=lambda case: _value(case) * np.sign(found) if found else -abs(_value(case)),
-        )
+        worst = _worst_change(before, after, goals, metric.value or 0.0, settings)
         more |= {
             "worst_case": worst.value,
             "worst_case_ci_low": worst.ci_low,
@@ -128,6 +117,28 @@ def change(
             "worst_case_p_value": worst.more["p_value"],
         }
     return replace(metric, num_unscored=num_unscored, more=more)
+
+
+def _worst_change(
+    before: Sequence[bool | None],
+    after: Sequence[bool | None],
+    goals: Sequence[str],
+    found: float,
+    settings: tuple[float, int, int],
+) -> Metric:
+    """The change if every unscored answer had gone against the one found; of no change, the largest possible."""
+    return min(
+        (
+            _change_of_scored(
+                [(not rises) if x is None else x for x in before],
+                [rises if y is None else y for y in after],
+                goals,
+                *settings,
+            )
+            for rises in (True, False)
+        ),
+        key=lambda case: _value(case) * np.sign(found) if found else -abs(_value(case)),
+    )
 
 
 def _change_of_scored(

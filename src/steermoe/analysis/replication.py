@@ -16,6 +16,9 @@ from steermoe.analysis.permutation import NullModel
 from steermoe.errors import RoutingError
 from steermoe.records import BoolArray, Expert, FloatArray, IntArray
 
+KEYS, COLUMN = ["layer", "expert"], "risk_diff_pooled"
+"""What names an expert in a risk table, and the difference that is compared."""
+
 TIE = 1e-9
 """Two mean differences that differ by less are equal."""
 
@@ -103,24 +106,16 @@ def replicate(
         RoutingError: If the tables do not hold the same experts, a selected one is not among them, or the responses
             have other experts.
     """
-    keys, column = ["layer", "expert"], "risk_diff_pooled"
-    both = train[[*keys, column]].merge(
-        heldout[[*keys, column]], on=keys, suffixes=("", "_heldout"), validate="one_to_one"
-    )
-    if not len(both) == len(train) == len(heldout):
-        raise RoutingError(
-            f"the two risk tables share {len(both)} experts of {len(train)} and {len(heldout)}; "
-            "compare tables of one model"
-        )
+    both = _side_by_side(train, heldout)
     experts = list(zip(both["layer"], both["expert"], strict=True))
     if unknown := sorted(set(selected) - set(experts)):
         raise RoutingError(f"the risk tables have no expert {unknown[0]}; select from these tables")
     chosen = np.array([expert in set(selected) for expert in experts], dtype=np.bool_)
     number, size = len(both), int(chosen.sum())
-    first = both[column].to_numpy(dtype=np.float64)
-    second = both[f"{column}_heldout"].to_numpy(dtype=np.float64)
+    first = both[COLUMN].to_numpy(dtype=np.float64)
+    second = both[f"{COLUMN}_heldout"].to_numpy(dtype=np.float64)
     top_again = both.sort_values(
-        [f"{column}_heldout", *keys], ascending=[False, True, True], kind="stable"
+        [f"{COLUMN}_heldout", *KEYS], ascending=[False, True, True], kind="stable"
     ).index[:size]
     overlap = int(chosen[top_again].sum())
     mean = float(first[chosen].mean()) if size else 0.0
@@ -146,6 +141,19 @@ def replicate(
         shrinkage_ci_low=low,
         shrinkage_ci_high=high,
     )
+
+
+def _side_by_side(train: pd.DataFrame, heldout: pd.DataFrame) -> pd.DataFrame:
+    """The pooled differences of both tables, one row an expert."""
+    both = train[[*KEYS, COLUMN]].merge(
+        heldout[[*KEYS, COLUMN]], on=KEYS, suffixes=("", "_heldout"), validate="one_to_one"
+    )
+    if not len(both) == len(train) == len(heldout):
+        raise RoutingError(
+            f"the two risk tables share {len(both)} experts of {len(train)} and {len(heldout)}; "
+            "compare tables of one model"
+        )
+    return both
 
 
 @dataclass(frozen=True, slots=True)

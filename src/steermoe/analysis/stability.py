@@ -103,15 +103,7 @@ def selection_stability(
         raise RoutingError(f"num_subsamples is {num_subsamples}; give at least 2")
     groups = find_clusters(goals) if clusters is None else clusters
     contrast = build_contrast(counts, is_unsafe, batch_idx, groups, estimator, segment)
-    generator = np.random.default_rng(seed)
-    coefficients = contrast.coefficients(
-        weight=_half_samples(contrast, num_subsamples // 2, generator)
-    )
-    coefficients = coefficients[np.any(coefficients != 0, axis=1)]
-    if len(coefficients) == 0:
-        raise RoutingError(
-            "too few goals to halve: no half has tokens of both classes; collect more responses"
-        )
+    coefficients = _coefficients_of_halves(contrast, num_subsamples // 2, seed)
     differences = np.empty((len(coefficients), contrast.num_experts))
     for columns in column_chunks(contrast.num_experts):
         differences[:, columns] = coefficients @ contrast.values(columns)
@@ -125,6 +117,18 @@ def selection_stability(
         float(share.sum()),
         int(may_be_selected.sum()),
     )
+
+
+def _coefficients_of_halves(contrast: Contrast, num_pairs: int, seed: int) -> FloatArray:
+    """The coefficients of every half that has tokens of both classes, a row each."""
+    generator = np.random.default_rng(seed)
+    coefficients = contrast.coefficients(weight=_half_samples(contrast, num_pairs, generator))
+    coefficients = coefficients[np.any(coefficients != 0, axis=1)]
+    if len(coefficients) == 0:
+        raise RoutingError(
+            "too few goals to halve: no half has tokens of both classes; collect more responses"
+        )
+    return coefficients
 
 
 def _ranks(values: FloatArray, before: IntArray | None = None) -> npt.NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ from scipy import stats
 from steermoe.analysis.bootstrap import errors_and_freedom, half_widths
 from steermoe.analysis.clusters import find_clusters
 from steermoe.analysis.counts import PerResponse, RoutingCounts, Segment
-from steermoe.analysis.estimators import Estimator, build_contrast
+from steermoe.analysis.estimators import Contrast, Estimator, build_contrast
 from steermoe.analysis.permutation import p_values_of
 from steermoe.analysis.shrinkage import shrink
 from steermoe.errors import RoutingError
@@ -89,42 +90,61 @@ def estimate_uncertainty(
         RoutingError: If the arrays do not fit, no class contrast is defined, or a number of draws is
             too small.
     """
-    for name, number in (("num_permutations", num_permutations), ("num_bootstrap", num_bootstrap)):
-        if number < 2:
-            raise RoutingError(f"{name} is {number}; give at least 2")
+    draws = _Draws(num_permutations, num_bootstrap, seed)
     if clusters is None and len(goals) != len(counts):
         raise RoutingError(f"{len(goals)} goals were given for {len(counts)} responses")
     groups = find_clusters(goals) if clusters is None else clusters
     contrast = build_contrast(counts, is_unsafe, batch_idx, groups, estimator, segment)
+    columns = _columns(contrast, draws, max(threshold, 0.0), of_layers(counts, layers))
+    return expert_frame(counts, columns)
+
+
+@dataclass(frozen=True, slots=True)
+class _Draws:
+    """How many relabellings and bootstrap draws, and what seeds both."""
+
+    num_permutations: int
+    num_bootstrap: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_permutations", "num_bootstrap"):
+            number = getattr(self, name)
+            if number < 2:
+                raise RoutingError(f"{name} is {number}; give at least 2")
+
+
+def _columns(
+    contrast: Contrast, draws: _Draws, threshold: float, chosen: BoolArray
+) -> dict[str, FloatArray | str]:
+    """`UNCERTAINTY_COLUMNS` of all experts `(L * E,)`, of which some may be selected."""
     # Each part has its own stream, so that one's number of draws does not change the other.
-    for_bootstrap, for_null = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(2))
+    for_bootstrap, for_null = map(
+        np.random.default_rng, np.random.SeedSequence(draws.seed).spawn(2)
+    )
     difference = contrast.difference()
-    error, freedom = errors_and_freedom(contrast, num_bootstrap, for_bootstrap)
+    error, freedom = errors_and_freedom(contrast, draws.num_bootstrap, for_bootstrap)
     half_width = half_widths(error, freedom, 0.95)
-    p_values = p_values_of(contrast, num_permutations, for_null, max(threshold, 0.0))
+    p_values = p_values_of(contrast, draws.num_permutations, for_null, threshold)
     low, high = difference - half_width, difference + half_width
-    chosen = of_layers(counts, layers)
     false_rate, left = np.ones_like(difference), np.zeros_like(difference)
     for family in (chosen, ~chosen):
         found = shrink(p_values.is_higher[family])
         false_rate[family], left[family] = found.local_fdr, found.left
-    return expert_frame(
-        counts,
-        {
-            "risk_diff_se": round_significant(error),
-            "ci_low": round_significant(np.clip(low, -1, 1)),
-            "ci_high": round_significant(np.clip(high, -1, 1)),
-            "p_value": round_significant(p_values.differs),
-            "p_higher": round_significant(p_values.is_higher),
-            "p_above": round_significant(p_values.is_above),
-            "q_value": round_significant(q_values(p_values.is_above, chosen)),
-            "estimator": estimator,
-            "estimate": round_significant(difference),
-            "degrees_of_freedom": round_significant(np.full_like(difference, freedom)),
-            "local_fdr": round_significant(false_rate),
-            "shrunken": round_significant(difference * left),
-        },
-    )
+    return {
+        "risk_diff_se": round_significant(error),
+        "ci_low": round_significant(np.clip(low, -1, 1)),
+        "ci_high": round_significant(np.clip(high, -1, 1)),
+        "p_value": round_significant(p_values.differs),
+        "p_higher": round_significant(p_values.is_higher),
+        "p_above": round_significant(p_values.is_above),
+        "q_value": round_significant(q_values(p_values.is_above, chosen)),
+        "estimator": contrast.estimator,
+        "estimate": round_significant(difference),
+        "degrees_of_freedom": round_significant(np.full_like(difference, freedom)),
+        "local_fdr": round_significant(false_rate),
+        "shrunken": round_significant(difference * left),
+    }
 
 
 def estimate_risk_diff(

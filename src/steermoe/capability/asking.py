@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from steermoe.capability.grading import COLUMNS, score_items
+from steermoe.capability.grading import COLUMNS, Graded, score_items
 from steermoe.capability.items import CHOICE, Item
 from steermoe.chat import encode, render
 from steermoe.contracts import ScoringEngine
@@ -24,9 +24,6 @@ from steermoe.records import Continuation, Output, Sampling
 
 GROUP_SIZE = 96
 """Items that are asked together."""
-
-Rows = list[dict[str, Any]]
-"""Graded items, with `grading.COLUMNS` as keys."""
 
 
 def measure_capability(
@@ -38,8 +35,8 @@ def measure_capability(
     template_kwargs: Mapping[str, Any] | None = None,
     answer_of: Callable[[Output], str | None] | None = None,
     group_size: int = GROUP_SIZE,
-    finished: Mapping[int, Rows] | None = None,
-    on_group: Callable[[int, Rows], None] | None = None,
+    finished: Mapping[int, Sequence[Graded]] | None = None,
+    on_group: Callable[[int, Sequence[Graded]], None] | None = None,
 ) -> pd.DataFrame:
     """Ask a model every item.
 
@@ -61,7 +58,7 @@ def measure_capability(
     Raises:
         RunDirectoryError: The finished groups are of other items.
     """
-    answered = dict(finished or {})
+    answered: dict[int, Sequence[Graded]] = dict(finished or {})
     for index, group in enumerate(plan_groups(items, group_size)):
         if index not in answered:
             answered[index] = ask_group(
@@ -93,7 +90,7 @@ def ask_group(
     system_prompt: str | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
     answer_of: Callable[[Output], str | None] | None = None,
-) -> Rows:
+) -> list[Graded]:
     """Ask the items of one group, and grade the answers. Arguments as of `measure_capability`."""
     replies: dict[str, str | None] = {}
     likelihoods: dict[str, list[float]] = {}
@@ -106,16 +103,16 @@ def ask_group(
             replies[item.item_id] = (
                 output.generated_text if answer_of is None else answer_of(output)
             )
-    return [asdict(grade) for grade in score_items(group, replies, likelihoods)]
+    return score_items(group, replies, likelihoods)
 
 
-def capability_table(items: Sequence[Item], groups: Iterable[Rows]) -> pd.DataFrame:
+def capability_table(items: Sequence[Item], groups: Iterable[Sequence[Graded]]) -> pd.DataFrame:
     """The rows of all groups as one table, in the items' order.
 
     Raises:
         RunDirectoryError: They are not the rows of these items.
     """
-    rows = {row["item_id"]: row for group in groups for row in group}
+    rows = {row.item_id: asdict(row) for group in groups for row in group}
     if set(rows) != {item.item_id for item in items}:
         raise RunDirectoryError(
             f"the stored answers are of {len(rows)} capability items, and not of the {len(items)} there are; "

@@ -15,7 +15,7 @@ from steermoe.analysis import rates
 from steermoe.capability.checks import shown
 from steermoe.capability.items import BUILTIN_CAPABILITY, CHOICE, Item
 from steermoe.errors import RunDirectoryError, SteerMoEError
-from steermoe.records import MeasureRow
+from steermoe.metrics import MeasureRow
 
 ACCURACY = "capability"
 """Name of the measure: share of the items whose answer is right."""

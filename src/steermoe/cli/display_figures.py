@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from rich.table import Table
 
 from steermoe.measures import MEASURES
 from steermoe.measures.groups import parts_of_group_name
-from steermoe.records import MetricJson
+from steermoe.metrics import Comparison, Evaluation, MetricJson
 from steermoe.report.numbers import corrected
 
 
@@ -39,13 +38,13 @@ def figure(metric: MetricJson, unit: str) -> str:
     return " ".join(f"{metric['value']:.{digits}f}{interval} {unit} n={metric['n']}".split())
 
 
-def figure_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+def figure_rows(comparison: Comparison | Evaluation) -> Iterator[tuple[str, str, str, str]]:
     """The rows of a table of figures: title, before, after, and the p-value of the change where there is one."""
     for measure in MEASURES:
-        before, after, change = (
-            comparison[side].get(measure.name) for side in ("base", "hardened", "paired")
-        )
-        p_value = (change or {}).get("p_value")
+        before = comparison["base"].get(measure.name)
+        after = comparison["hardened"].get(measure.name)
+        change = comparison["paired"].get(measure.name)
+        p_value = change.get("p_value") if change else None
         shown = "" if p_value is None else f"{p_value:.2g}"
         if before and after:
             yield measure.title, figure(before, measure.unit), figure(after, measure.unit), shown
@@ -53,7 +52,7 @@ def figure_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str, str, 
             yield measure.title, "", figure(change, measure.unit), ""
 
 
-def set_tables(evaluation: Mapping[str, Any]) -> list[Table]:
+def set_tables(evaluation: Evaluation) -> list[Table]:
     """The figures on every set of its own, a table each."""
     tables = []
     for name, found in evaluation.get("sets", {}).items():
@@ -71,9 +70,9 @@ MOST_GROUPS = 12
 """Of a kind, such as styles, that are printed one by one; more of them are left to the page."""
 
 
-def group_tables(evaluation: Mapping[str, Any]) -> list[Table | str]:
+def group_tables(evaluation: Evaluation) -> list[Table | str]:
     """The rates by category and by style: a table each, or where they have many groups the line that says so."""
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
+    groups: dict[tuple[str, str], dict[str, Comparison]] = {}
     for name, found in evaluation.get("sets", {}).items():
         parts = parts_of_group_name(name)
         if parts is not None:
@@ -87,7 +86,7 @@ def group_tables(evaluation: Mapping[str, Any]) -> list[Table | str]:
     ]
 
 
-def _group_table(whole: str, by: str, groups: Mapping[str, Any]) -> Table:
+def _group_table(whole: str, by: str, groups: Mapping[str, Comparison]) -> Table:
     columns = f"{whole} prompts", by, "before", "after", "p"
     table = Table(*columns, title=f"refusal by {by}", title_justify="left", box=None)
     for value, found in groups.items():

@@ -24,62 +24,71 @@ TABLE_FORMATS = ("csv", "jsonl")
 FORMATS = (*TABLE_FORMATS, "delta", HUB, *TASK_FORMATS)
 
 
+FormatsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--format",
+        help="csv, jsonl (the tables), delta (the trained experts alone), hub (a repository of the model hub, "
+        "prepared on disk), lm-eval or inspect (the prompts as tasks of these tools). Repeatable.",
+    ),
+]
+OutputOption = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="DIR", help="Where to write.", show_default="<run>/export"
+    ),
+]
+PromptsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="SOURCE",
+        help="With lm-eval or inspect: these prompts, and no run.",
+        show_default="the run's",
+    ),
+]
+AsDeltaOption = Annotated[
+    bool,
+    typer.Option("--as-delta", help="With hub: the trained experts alone, not the whole weights."),
+]
+PushOption = Annotated[
+    str | None,
+    typer.Option(
+        "--push",
+        metavar="OWNER/NAME",
+        help="With hub: push to that repository. Without this, no network is touched.",
+    ),
+]
+PublicOption = Annotated[
+    bool,
+    typer.Option(
+        "--public",
+        help="With --push: a repository that is made can be read by everybody; otherwise it is private.",
+    ),
+]
+ApplyOption = Annotated[
+    str | None,
+    typer.Option("--apply", metavar="DELTA", hidden=True, help="The same as steermoe apply."),
+]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", hidden=True, help="With --apply: the base model.")
+]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", hidden=True, help="With --apply: of a hub model.")
+]
+
+
 def export(
     run_dir: RunOption = None,
-    formats: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--format",
-            help="csv, jsonl (the tables), delta (the trained experts alone), hub (a repository of the model hub, "
-            "prepared on disk), lm-eval or inspect (the prompts as tasks of these tools). Repeatable.",
-        ),
-    ] = None,
-    output: Annotated[
-        str | None,
-        typer.Option(
-            "--output", "-o", metavar="DIR", help="Where to write.", show_default="<run>/export"
-        ),
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            "--prompts",
-            metavar="SOURCE",
-            help="With lm-eval or inspect: these prompts, and no run.",
-            show_default="the run's",
-        ),
-    ] = None,
-    as_delta: Annotated[
-        bool,
-        typer.Option(
-            "--as-delta", help="With hub: the trained experts alone, not the whole weights."
-        ),
-    ] = False,
-    push: Annotated[
-        str | None,
-        typer.Option(
-            "--push",
-            metavar="OWNER/NAME",
-            help="With hub: push to that repository. Without this, no network is touched.",
-        ),
-    ] = None,
-    public: Annotated[
-        bool,
-        typer.Option(
-            "--public",
-            help="With --push: a repository that is made can be read by everybody; otherwise it is private.",
-        ),
-    ] = False,
-    apply: Annotated[
-        str | None,
-        typer.Option("--apply", metavar="DELTA", hidden=True, help="The same as steermoe apply."),
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", hidden=True, help="With --apply: the base model.")
-    ] = None,
-    revision: Annotated[
-        str | None, typer.Option("--revision", hidden=True, help="With --apply: of a hub model.")
-    ] = None,
+    formats: FormatsOption = None,
+    output: OutputOption = None,
+    prompts: PromptsOption = None,
+    as_delta: AsDeltaOption = False,
+    push: PushOption = None,
+    public: PublicOption = False,
+    apply: ApplyOption = None,
+    model: ModelOption = None,
+    revision: RevisionOption = None,
 ) -> None:
     """Write a run's tables and trained experts in other formats."""
     folder = expand(output) if output is not None else None
@@ -94,21 +103,26 @@ def export(
     elif model is not None or revision is not None:
         raise ConfigError("--model and --revision belong to --apply DELTA; a run knows its model")
     elif prompts is not None:
-        names = formats or [*TASK_FORMATS]
-        if others := sorted(set(names) - set(TASK_FORMATS)):
-            raise ConfigError(
-                f"--prompts {prompts} goes with --format {' or '.join(TASK_FORMATS)}, not {', '.join(others)}"
-            )
-        written = []
-        for name in names:
-            files, notes = tasks_of_source(prompts, name, folder or Path("export"))
-            written += _with_notes(files, notes)
+        written = _export_prompts(prompts, formats or [*TASK_FORMATS], folder)
     else:
         check_run_named(run_dir)
         run_path = expand(run_dir if run_dir is not None else DEFAULT_RUN)
         written = export_run(run_path, formats or ["csv"], folder, hub)
     for path in written:
         typer.echo(str(path))
+
+
+def _export_prompts(prompts: str, formats: Sequence[str], folder: Path | None) -> list[Path]:
+    """Prompts that belong to no run, as tasks of other tools."""
+    if others := sorted(set(formats) - set(TASK_FORMATS)):
+        raise ConfigError(
+            f"--prompts {prompts} goes with --format {' or '.join(TASK_FORMATS)}, not {', '.join(others)}"
+        )
+    written = []
+    for name in formats:
+        files, notes = tasks_of_source(prompts, name, folder or Path("export"))
+        written += _with_notes(files, notes)
+    return written
 
 
 def export_run(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from steermoe.config import Config
     from steermoe.costs.placement import Need, Placement
-    from steermoe.moe.layers import MoEDescription
+    from steermoe.moe.description import MoEDescription
     from steermoe.moe.shape import ModelShape
     from steermoe.records import Prompt
     from steermoe.reporter import Reporter
@@ -104,7 +104,6 @@ def plan_run(config: Config, reporter: Reporter, machine: Machine | None = None)
     from rich.table import Table
 
     from steermoe.loading import describe_named, shape_named
-    from steermoe.records import Label, Split
     from steermoe.stages.collect import plan_groups, prepare_prompts
     from steermoe.stages.doubts import doubts_about_routing, doubts_about_training
     from steermoe.stages.ready import check_ready, check_replies_are_fed
@@ -114,51 +113,57 @@ def plan_run(config: Config, reporter: Reporter, machine: Machine | None = None)
     description = describe_named(config.model)
     for doubt in (*doubts_about_routing(description), *doubts_about_training(config.train)):
         reporter.note(doubt)
-    if Path(
-        config.model.id, "tokenizer_config.json"
-    ).is_file():  # of others, the config alone is here
+    # Of a model that is not here, the config alone is.
+    if Path(config.model.id, "tokenizer_config.json").is_file():
         check_ready(config, prompts)
     else:
         check_replies_are_fed(config)
     planned = [one for group in groups for one in group]
     num_batches = 1 + max(one.batch_idx for one in planned)
-    held_out = [p for p in prompts if p.split == config.evaluate.split]
 
     table = Table(
         title=f"plan for {config.run_dir}", title_justify="left", show_header=False, box=None
     )
     table.add_row("model", f"{config.model.id} ({description.architecture})")
+    _add_prompts(table, config, prompts, groups, num_batches)
+    _add_training(table, config, description, num_batches)
+    _add_bytes(table, config, description, num_batches)
+    work = _Work(
+        [_tokens(one, config) for one in planned],
+        _most_selected(config, description, num_batches),
+        _rows_of_a_step(config, prompts, num_batches),
+    )
+    _add_placement(table, config, shape_named(config.model), work, machine or Machine())
+    return table
+
+
+def _add_prompts(
+    table: Table,
+    config: Config,
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[Planned]],
+    num_batches: int,
+) -> None:
+    """What is generated: prompts, batches, tokens, benchmarks."""
+    from steermoe.records import Label, Split
+
+    num_planned = sum(map(len, groups))
+    num_held_out = sum(p.split == config.evaluate.split for p in prompts)
     table.add_row(
         "prompts",
         ", ".join(f"{sum(p.label is label for p in prompts)} {label}" for label in Label)
-        + f"; {sum(p.split is Split.TRAIN for p in prompts)} to train, {len(held_out)} to evaluate",
+        + f"; {sum(p.split is Split.TRAIN for p in prompts)} to train, {num_held_out} to evaluate",
     )
     table.add_row("mixed batches", f"{num_batches} of {config.collect.batch_size}")
     table.add_row(
         "generated tokens",
-        f"at most {(len(planned) + len(held_out)) * config.collect.max_new_tokens:,}, in "
-        f"{len(groups)} groups and once more for the {len(held_out)} held-out prompts",
+        f"at most {(num_planned + num_held_out) * config.collect.max_new_tokens:,}, in "
+        f"{len(groups)} groups and once more for the {num_held_out} held-out prompts",
     )
     if config.evaluate.benchmarks:
         limit = config.evaluate.benchmark_limit
         most = "" if limit is None else f", at most {limit:,} samples of each"
         table.add_row("benchmarks", f"{', '.join(config.evaluate.benchmarks)} of both models{most}")
-    _add_training(table, config, description, num_batches)
-    lengths = [_tokens(one, config) for one in planned]
-    _add_bytes(table, config, description, num_batches)
-    shape = shape_named(config.model)
-    _add_placement(
-        table,
-        config,
-        shape,
-        _Work(
-            lengths,
-            _most_selected(config, description, num_batches),
-            _rows_of_a_step(config, prompts, num_batches),
-        ),
-        machine or Machine(),
-    )
-    return table
 
 
 def _add_training(

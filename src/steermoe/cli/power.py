@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Group
 
+    from steermoe.analysis.counts import Segment
+    from steermoe.analysis.power import PowerEstimate
     from steermoe.config import Config
     from steermoe.store.directory import RunDirectory
 
@@ -96,10 +99,58 @@ def power_table(
         prompts_needed,
         risk_diffs_to_find,
     )
-    from steermoe.analysis.selection import selectable_layers
     from steermoe.analysis.variance import cluster_kinds
     from steermoe.scores import RISK_DIFF
     from steermoe.stages.contrast import train_contrast
+
+    pilot, segment = _pilot(run)
+    is_usual = config.identify.rank_by == RISK_DIFF
+    threshold = config.identify.threshold if is_usual else USUAL_THRESHOLD
+    asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
+    variation = EFFECT_VARIATION if effect_variation is None else effect_variation
+    check_variation(variation)
+    for risk_diff in asked:
+        check_findable(risk_diff, threshold)
+    # The responses that the standard errors come from: the table's own estimator's, in its own segment.
+    used = train_contrast(run, config).seen_by(pilot["estimator"].iloc[0], segment)
+    num_unsafe = int(used.is_unsafe.sum())
+    has_unsafe, has_safe = cluster_kinds(used)
+    pilot = pilot.assign(n_unsafe=used.tokens[used.is_unsafe].sum())
+    needed = partial(
+        prompts_needed,
+        pilot,
+        min(num_unsafe, len(used) - num_unsafe),
+        max_q_value=config.identify.max_q_value,
+        threshold=threshold,
+        paired=bool((has_unsafe & has_safe).any()),
+        effect_variation=variation,
+    )
+    return pd.DataFrame([_row(risk_diff, needed) for risk_diff in asked])
+
+
+def _row(risk_diff: float, needed: Callable[..., PowerEstimate]) -> dict[str, object]:
+    """A row of the table; where no number of prompts is enough, with what is in the way."""
+    row: dict[str, object] = {
+        "risk_diff": risk_diff,
+        "num_prompts": None,
+        "power": None,
+        "num_unsafe": None,
+    }
+    try:
+        found = needed(risk_diff=risk_diff)
+    except RoutingError as error:
+        return row | {"note": str(error)}
+    return row | {
+        "num_prompts": found.num_prompts,
+        "power": found.power,
+        "num_unsafe": found.num_unsafe,
+        "note": "",
+    }
+
+
+def _pilot(run: RunDirectory) -> tuple[pd.DataFrame, Segment]:
+    """The risk table of the layers that can be selected in, and the segment that it is of."""
+    from steermoe.analysis.selection import selectable_layers
     from steermoe.store.names import RISK
 
     pilot = run.read_table(RISK)
@@ -109,38 +160,7 @@ def power_table(
         )
     rule = run.read_selection().rule
     layers = selectable_layers(pilot["layer"].unique(), rule["first_layer"], rule["last_layer"])
-    pilot = pilot[pilot["layer"].isin(layers)]
-    threshold = config.identify.threshold
-    if config.identify.rank_by != RISK_DIFF:
-        threshold = USUAL_THRESHOLD
-    asked = list(risk_diffs) or risk_diffs_to_find(pilot, threshold)
-    variation = EFFECT_VARIATION if effect_variation is None else effect_variation
-    check_variation(variation)
-    for risk_diff in asked:
-        check_findable(risk_diff, threshold)
-    # The responses that the standard errors come from: the table's own estimator's, in its own segment.
-    used = train_contrast(run, config).seen_by(pilot["estimator"].iloc[0], rule["segment"])
-    num_unsafe = int(used.is_unsafe.sum())
-    has_unsafe, has_safe = cluster_kinds(used)
-    pilot = pilot.assign(n_unsafe=used.tokens[used.is_unsafe].sum())
-    rows: list[dict[str, object]] = []
-    for risk_diff in asked:
-        row = {"risk_diff": risk_diff, "num_prompts": None, "power": None, "num_unsafe": None}
-        try:
-            found = prompts_needed(
-                pilot,
-                min(num_unsafe, len(used) - num_unsafe),
-                risk_diff=risk_diff,
-                max_q_value=config.identify.max_q_value,
-                threshold=threshold,
-                paired=bool((has_unsafe & has_safe).any()),
-                effect_variation=variation,
-            )
-            row |= {name: getattr(found, name) for name in ("num_prompts", "power", "num_unsafe")}
-            rows.append(row | {"note": ""})
-        except RoutingError as error:
-            rows.append(row | {"note": str(error)})
-    return pd.DataFrame(rows)
+    return pilot[pilot["layer"].isin(layers)], rule["segment"]
 
 
 def power_shown(found: pd.DataFrame, variation: float) -> Group:

@@ -53,13 +53,16 @@ def _check_read(step: str, options: Options, reporter: Reporter) -> None:
     Raises:
         ConfigError: There are such settings.
     """
+    from steermoe.pipeline.commands import settings_of
     from steermoe.pipeline.settings import not_read
-    from steermoe.pipeline.steps import settings_of
 
     stored, keys = options.run_as_stored(), settings_of(step)
-    given = not_read(stored, replace(options, config=None).stored_config(), keys)
-    if "model.id" in given and Path(given["model.id"]).resolve() == Path(stored.model.id).resolve():
-        del given["model.id"]  # the same one, spelt otherwise
+    asked = replace(options, config=None).stored_config()
+    given = {
+        name: value
+        for name, value in not_read(stored, asked, keys).items()
+        if name != "model.id" or not _are_one_place(asked.model.id, stored.model.id)
+    }
     if given:
         name, value = next(iter(given.items()))
         raise ConfigError(
@@ -71,6 +74,11 @@ def _check_read(step: str, options: Options, reporter: Reporter) -> None:
         reporter.note(
             f"{options.config}: {', '.join(in_file)} not read by steermoe {step}, and left as the run has it"
         )
+
+
+def _are_one_place(asked: str, stored: str) -> bool:
+    """Whether two names are of one model, spelt otherwise."""
+    return Path(asked).resolve() == Path(stored).resolve()
 
 
 def _reader_of(name: str) -> str:

@@ -9,7 +9,7 @@ Shape legend: T tokens, C tokens that one looks at on average, E experts, K top-
 
 from __future__ import annotations
 
-from steermoe.moe.layers import BYTES_PER_TRAINED_PARAMETER
+from steermoe.moe.description import BYTES_PER_TRAINED_PARAMETER
 from steermoe.moe.shape import ModelShape
 
 BYTES_OF_A_WEIGHT = 2

@@ -28,9 +28,8 @@ from transformers import (
     MixtralForCausalLM,
     PreTrainedTokenizerBase,
 )
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
+from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.mixtral.modeling_mixtral import (
-    MixtralDecoderLayer,
     MixtralExperts,
     MixtralRotaryEmbedding,
 )
@@ -85,26 +84,30 @@ def upcycle_dense_to_moe(
             are too few or too much alike to part.
     """
     check_recipe(dense_model, num_experts, top_k, keep_fraction)
-    if not calibration_prompts or not all(prompt.strip() for prompt in calibration_prompts):
-        raise ModelError("calibration prompts are missing or blank; give several one-line requests")
+    _check_prompts(calibration_prompts)
     dense_model.train(False)
     recorded = record_replies(dense_model, tokenizer, calibration_prompts, system_prompt)
     moe = copy_all_but_mlps(dense_model, num_experts, top_k)
     for index, inputs in enumerate(recorded):
-        dense_layer: LlamaDecoderLayer = dense_model.model.layers[index]
-        moe_layer: MixtralDecoderLayer = moe.model.layers[index]
+        dense_mlp = dense_model.model.layers[index].mlp
+        moe_mlp = moe.model.layers[index].mlp
         content_TD = inputs.content.float()
         weights_ED = router_weights(content_TD, inputs.exchange, num_experts, seed)
-        moe_layer.mlp.gate.weight.copy_(weights_ED)
+        moe_mlp.gate.weight.copy_(weights_ED)
         keep_EF = neurons_to_keep(
-            neurons(dense_layer.mlp, inputs.content),
+            neurons(dense_mlp, inputs.content),
             routed_to(content_TD @ weights_ED.T, top_k),
-            neurons(dense_layer.mlp, inputs.shared),
-            dense_layer.mlp.down_proj.weight.float().norm(dim=0),
+            neurons(dense_mlp, inputs.shared),
+            dense_mlp.down_proj.weight.float().norm(dim=0),
             keep_fraction,
         )
-        write_experts(dense_layer.mlp, moe_layer.mlp.experts, keep_EF)
+        write_experts(dense_mlp, moe_mlp.experts, keep_EF)
     return moe
+
+
+def _check_prompts(calibration_prompts: Sequence[str]) -> None:
+    if not calibration_prompts or not all(prompt.strip() for prompt in calibration_prompts):
+        raise ModelError("calibration prompts are missing or blank; give several one-line requests")
 
 
 def check_recipe(

@@ -13,7 +13,7 @@ import numpy as np
 
 from steermoe.chat import encode, ensure_chat_template, ids_that_stop, render
 from steermoe.errors import PromptError
-from steermoe.moe.layers import MoEDescription
+from steermoe.moe.description import MoEDescription
 from steermoe.reasoning import answer_of
 from steermoe.records import Float32Array, IntArray, Message, Output, Sampling
 

@@ -149,9 +149,9 @@ class ServerTexts:
 
     def _arguments_of(
         self, form: Form, prompt: Rendered, sampling: Sampling, place: int
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """What the client's call is given."""
-        arguments: dict[str, Any] = {
+        arguments: dict[str, object] = {
             "model": self._model,
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
@@ -159,7 +159,7 @@ class ServerTexts:
         }
         if sampling.temperature:
             arguments["seed"] = (sampling.seed * 1_000_003 + place) % 2**31
-        more: dict[str, Any] = {
+        more: dict[str, object] = {
             "return_token_ids": True,
             "stop_token_ids": self._stops,
             "top_k": 0,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steermoe.engines.chat_engine import smallest_type
 from steermoe.errors import RoutingError
-from steermoe.moe.layers import MoEDescription
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.routing import RoutingRecorder
 from steermoe.records import IntArray
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.finite import check_logits
-from steermoe.moe.layers import MoEDescription
 from steermoe.moe.partial_passes import only_positions
 from steermoe.moe.routing import RoutingRecorder
 from steermoe.records import Continuation

@@ -20,10 +20,11 @@ from steermoe.chat import configs_of
 from steermoe.engines.chat_engine import ChatEngine, Rendered, Reply, smallest_type
 from steermoe.engines.scoring import by_continuation, completion_logits, passes
 from steermoe.errors import RoutingError
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.expert_sums import ExpertSums
 from steermoe.moe.finite import check_logits
-from steermoe.moe.layers import MoEDescription, find_moe_layers
+from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.routing import RoutingRecorder
 from steermoe.records import NO_EXPERT, Continuation, FloatArray, IntArray, Sampling
 

@@ -14,7 +14,8 @@ from steermoe.engines.chat_engine import ChatEngine, Rendered, Reply
 from steermoe.engines.route_check import checked_routes
 from steermoe.engines.vllm_generator import VLLMGenerator
 from steermoe.moe.configs import read_config
-from steermoe.moe.layers import MoEDescription, load_description
+from steermoe.moe.description import MoEDescription
+from steermoe.moe.layers import load_description
 from steermoe.records import Sampling
 
 

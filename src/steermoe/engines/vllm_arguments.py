@@ -55,7 +55,7 @@ def check_arguments(engine_args: Mapping[str, Any]) -> None:
 
 def vllm_arguments(
     settings: ModelSection, source: str, dtype: str, engine_args: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the LLM of a run is made with.
 
     Args:
@@ -76,7 +76,7 @@ def vllm_arguments(
 
 def check_recording(
     arguments: Mapping[str, Any], environment: Mapping[str, str], on_processor: bool
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Refuse what vLLM returns no routes with, before it loads anything.
 
     Args:

@@ -156,14 +156,23 @@ class VLLMProcess:
         self._answers.close()
 
 
-def _packed(reply: Reply) -> dict[str, Any]:
+class PackedReply(TypedDict):
+    """A reply as one line of JSON: its routed experts in base64, with their shape and type."""
+
+    token_ids: list[int]
+    routes: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _packed(reply: Reply) -> PackedReply:
     routes = np.ascontiguousarray(reply.routes)
-    return {
-        "token_ids": reply.token_ids,
-        "routes": base64.b64encode(routes.tobytes()).decode("ascii"),
-        "shape": routes.shape,
-        "dtype": routes.dtype.str,
-    }
+    return PackedReply(
+        token_ids=reply.token_ids,
+        routes=base64.b64encode(routes.tobytes()).decode("ascii"),
+        shape=routes.shape,
+        dtype=routes.dtype.str,
+    )
 
 
 def _unpacked(heard: Mapping[str, Any]) -> Reply:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from scipy import stats
 
 from steermoe.analysis import rates
-from steermoe.records import IntervalArguments, MeasureRow, Metric
+from steermoe.metrics import IntervalArguments, MeasureRow, Metric
 
 Values = Mapping[str, float | None]
 """What one metric is of each sample, by the sample's id; None where it could not be scored."""

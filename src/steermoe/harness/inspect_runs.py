@@ -106,7 +106,7 @@ def inspect_command(target: Target, task: str, folder: Path) -> list[str]:
     return command
 
 
-def model_arguments(target: Target) -> dict[str, Any]:
+def model_arguments(target: Target) -> Mapping[str, object]:
     """What Inspect's provider for local models is given. Templates write their special tokens themselves.
 
     Raises:
@@ -117,7 +117,7 @@ def model_arguments(target: Target) -> dict[str, Any]:
             f"Inspect cannot pass {', '.join(others)} to the chat template (model.chat_template_kwargs); it passes "
             "enable_thinking alone"
         )
-    arguments: dict[str, Any] = {
+    arguments: dict[str, object] = {
         "model_path": target.checkpoint,
         "dtype": target.dtype,
         "do_sample": False,
@@ -154,7 +154,7 @@ def read_inspect(folder: Path) -> list[Figure]:
     return list(figures.values())
 
 
-def _finished_logs(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _finished_logs(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """Logs with their content, the newest last: their names begin with the time."""
     for path in sorted(folder.glob("*.json")):
         try:

@@ -75,7 +75,7 @@ def lm_eval_command(
     target: Target, tasks: str, folder: Path, include_path: Path | None = None
 ) -> list[str]:
     """The command line."""
-    model: dict[str, Any] = {"pretrained": target.checkpoint, "dtype": target.dtype}
+    model: dict[str, object] = {"pretrained": target.checkpoint, "dtype": target.dtype}
     if target.revision:
         model["revision"] = target.revision
     if target.trust_remote_code:

@@ -11,7 +11,7 @@ from steermoe.harness.prompt_tasks import UNSCORED, hits, task_named
 from steermoe.records import Verdict
 
 
-def read_prompts(path: Path) -> dict[str, Any]:
+def read_prompts(path: Path) -> Mapping[str, object]:
     """The prompts of one task, as a dataset with the split `test`."""
     import datasets
 

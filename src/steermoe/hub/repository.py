@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def prepare(run: Run, folder: Path, is_delta: bool) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def provenance(run: Run, folder: Path) -> dict[str, Any]:
+def provenance(run: Run, folder: Path) -> Mapping[str, object]:
     """What the repository was made of and how, with a hash of each file that is in it by now."""
     state, config = run.state, run.config
     prompts = Counter((str(prompt.label), str(prompt.split)) for prompt in run.prompts)

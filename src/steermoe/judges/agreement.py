@@ -234,12 +234,6 @@ def corrected_rate(
     return CorrectedRate(_inside(value), _inside(middle - z * error), _inside(middle + z * error))
 
 
-def corrected_by(count: int, n: int, judge: Accuracy, confidence: float = 0.95) -> CorrectedRate:
-    """A rate corrected by what labels say of the judge."""
-    se, sp = judge.sensitivity, judge.specificity
-    return corrected_rate(count, n, (se.count, se.n), (sp.count, sp.n), confidence)
-
-
 def compare_all(
     by_judge: Mapping[str, Mapping[_Reply, Verdict]], confidence: float = 0.95
 ) -> list[tuple[str, str, Agreement]]:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from steermoe.errors import JudgeError
 
@@ -27,7 +26,7 @@ class AnswerCache:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self._lock = Lock()
-        self._answers: dict[str, dict[str, Any]] = {}
+        self._answers: dict[str, Mapping[str, object]] = {}
         self._ends_with_a_line = True
         self.num_unreadable = 0
         if path is not None:
@@ -36,12 +35,12 @@ class AnswerCache:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def get(self, key: str) -> Mapping[str, Any] | None:
+    def get(self, key: str) -> Mapping[str, object] | None:
         """The answer that is kept under a key."""
         with self._lock:
             return self._answers.get(key)
 
-    def put(self, key: str, answer: Mapping[str, Any]) -> None:
+    def put(self, key: str, answer: Mapping[str, object]) -> None:
         """Keep an answer.
 
         Raises:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from threading import Lock
-from typing import Any
 
 from steermoe.judges.rubric import SCHEMA
 
@@ -27,9 +27,9 @@ class Form:
     tokens_field: str = "max_completion_tokens"
     temperature: bool = True
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> Mapping[str, object]:
         """For the client's call."""
-        arguments: dict[str, Any] = {self.tokens_field: self.answer_tokens}
+        arguments: dict[str, object] = {self.tokens_field: self.answer_tokens}
         if self.temperature:
             arguments["temperature"] = 0.0
         if self.answer_format == "schema":

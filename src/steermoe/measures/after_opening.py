@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from steermoe.judges.course import Course, course_of
 from steermoe.measures.evidence import Side, VariantEvidence
-from steermoe.records import Label, MeasureRow, Prompt
+from steermoe.metrics import MeasureRow
+from steermoe.records import Label, Prompt
 
 
 def _is_harmful(prompt: Prompt) -> bool:

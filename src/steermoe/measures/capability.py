@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steermoe.measures.evidence import VariantEvidence
-from steermoe.records import MeasureRow
+from steermoe.metrics import MeasureRow
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from steermoe.measures.rates import RATES
-from steermoe.records import MeasureRow, Verdict
+from steermoe.metrics import MeasureRow
+from steermoe.records import Verdict
 
 if TYPE_CHECKING:
     from steermoe.judges.agreement import Accuracy

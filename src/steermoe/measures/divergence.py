@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from steermoe.measures.evidence import VariantEvidence
-from steermoe.records import Label, MeasureRow
+from steermoe.metrics import MeasureRow
+from steermoe.records import Label
 
 BASE_MODEL = "base"
 

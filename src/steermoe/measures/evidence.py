@@ -8,8 +8,9 @@ from functools import reduce
 from operator import add
 from typing import TYPE_CHECKING
 
+from steermoe.metrics import IntervalArguments, MeasureRow, Metric
 from steermoe.prompts.goals import normalised_goal
-from steermoe.records import IntervalArguments, MeasureRow, Metric, Prompt, Verdict
+from steermoe.records import Prompt, Verdict
 
 if TYPE_CHECKING:
     import pandas as pd

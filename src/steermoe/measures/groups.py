@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from steermoe.measures.evidence import VariantEvidence
 from steermoe.measures.rates import RATES
-from steermoe.records import JAILBREAK_FORMAT, LOOK_ALIKE, PLAIN_GOAL, Label, MeasureRow, Prompt
+from steermoe.metrics import MeasureRow
+from steermoe.records import JAILBREAK_FORMAT, LOOK_ALIKE, PLAIN_GOAL, Label, Prompt
 
 OF_GROUPS = ("refusal_rate", "over_refusal_rate", "over_refusal_rate_look_alike")
 

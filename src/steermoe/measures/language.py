@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from steermoe.measures.evidence import VariantEvidence
-from steermoe.records import MeasureRow
+from steermoe.metrics import MeasureRow
 
 LEAST_CERTAIN = 0.5
 """Probability of the likeliest language, below which that of a text counts as unknown: code, names, a word or two."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from steermoe.measures.evidence import VariantEvidence
-from steermoe.records import Label, MeasureRow, Metric, Prompt
+from steermoe.metrics import MeasureRow, Metric
+from steermoe.records import Label, Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from steermoe.errors import PromptError
 from steermoe.measures.evidence import VariantEvidence
-from steermoe.records import Continuation, MeasureRow
+from steermoe.metrics import MeasureRow
+from steermoe.records import Continuation
 
 WINDOW = 512
 """Tokens of a window; half of them are context, but for the first."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from steermoe.measures.evidence import VariantEvidence
-from steermoe.records import Label, MeasureRow, Prompt, Verdict
+from steermoe.metrics import MeasureRow
+from steermoe.records import Label, Prompt, Verdict
 
 
 @dataclass(frozen=True, slots=True)

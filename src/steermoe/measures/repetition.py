@@ -6,7 +6,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from steermoe.measures.evidence import Side, VariantEvidence
-from steermoe.records import MeasureRow
+from steermoe.metrics import MeasureRow
 
 SEQUENCE = 4
 """Tokens of a sequence."""

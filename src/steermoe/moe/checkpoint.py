@@ -26,14 +26,16 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from steermoe.errors import TrainingError
-from steermoe.moe.layers import MoEDescription, auto_model_class, load_description
+from steermoe.moe.description import MoEDescription
+from steermoe.moe.layers import auto_model_class, load_description
 from steermoe.moe.quantization import (
     dequantization_arguments,
     forget_quantization,
     quantization_method,
 )
-from steermoe.moe.slices import STACK_NAME, ExpertId
+from steermoe.moe.slices import ExpertId
 from steermoe.moe.stored import StoredTensor, local_folder, stored_tensors
+from steermoe.moe.trained_stack import STACK_NAME
 from steermoe.moe.writing import write_weights
 
 SHARD_SIZE = "2GB"

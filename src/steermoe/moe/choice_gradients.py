@@ -10,7 +10,7 @@ Shape legend: T tokens, L MoE layers, K top-k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steermoe.moe.layers import MoEDescription
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.routing import eager, experts_argument, with_argument
 
 
@@ -64,7 +64,7 @@ def differentiable_choices(model: nn.Module, description: MoEDescription) -> Ite
     """
     found = Choices([], [])
 
-    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def hook(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Any:
         weights = experts_argument(2, args, kwargs).detach().requires_grad_()
         found.ids.append(experts_argument(1, args, kwargs))
         found.weights.append(weights)

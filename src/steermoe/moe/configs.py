@@ -11,6 +11,7 @@ import inspect
 import json
 import linecache
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from traceback import walk_tb
@@ -216,7 +217,7 @@ def _check_packing(settings: Any, model: str | Path) -> None:
         )
 
 
-def _settings(config: PretrainedConfig) -> dict[str, Any]:
+def _settings(config: PretrainedConfig) -> Mapping[str, object]:
     """Every setting of a config under each of its names.
 
     Attributes are not read: where layers differ in a setting, reading it raises.

@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from steermoe.moe.layers import MoEDescription, find_moe_layers
+from steermoe.moe.description import MoEDescription
+from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.routers import SPARE_SLOTS, replaced_forward
 from steermoe.moe.routing import eager
 

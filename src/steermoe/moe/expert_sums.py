@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from steermoe.errors import RoutingError
-from steermoe.moe.layers import MoEDescription
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.routers import replaced_forward
 from steermoe.moe.routing import NUM_SEGMENTS, PerResponseWatcher, eager, in_backward
 from steermoe.records import NO_EXPERT

@@ -12,10 +12,8 @@ architectures appear only in the table of refusals.
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,141 +30,15 @@ from steermoe.moe.configs import (
     reason_not_built,
     reason_without_experts,
 )
+from steermoe.moe.description import MoEDescription, MoELayer, decoder_layer
 from steermoe.moe.quantization import check_quantization, quantization_method
-from steermoe.moe.support import READS_PADDING, has_fused_experts, refusal
+from steermoe.moe.support import has_fused_experts, refusal
 
 EXPERTS_FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
 """What `use_experts_implementation` sets on every fused experts module, in every release."""
 
 ROUTER_NAMES = ("gate", "router")
 """Names under which the block that owns the experts keeps its router."""
-
-BYTES_PER_TRAINED_PARAMETER = 16
-"""fp32 master weight, fp32 gradient and the two fp32 moments of Adam."""
-
-
-@dataclass(frozen=True, slots=True)
-class MoELayer:
-    """One MoE layer: where its modules are and what shape its experts have.
-
-    Attributes:
-        index: Index of the decoder layer, counted with the dense ones.
-        block_name: Path of the module that owns the router and the experts.
-        experts_name: Path of the fused experts.
-        router_name: Path of the router.
-        num_experts: E, routed experts.
-        top_k: K, experts chosen for each token.
-        hidden_size: D, width of what an expert reads and writes.
-        expert_hidden_size: F, width inside an expert.
-        has_shared_experts: Whether every token also passes through an MLP beside the routed experts.
-        is_hash_routed: Whether the token's id decides which experts it gets, not what the router reads.
-        has_gate: Whether experts are gated (`gate_up_proj`) or plain (`up_proj`).
-        has_bias: Whether both projections carry a bias.
-        is_transposed: Whether tensors are `(E, in, out)` instead of `(E, out, in)`.
-        is_concatenated: Whether gate and up are two halves, or interleaved row by row.
-        has_post_expert_norm: Whether each expert's output is normalised before it is weighted.
-    """
-
-    index: int
-    block_name: str
-    experts_name: str
-    router_name: str
-    num_experts: int
-    top_k: int
-    hidden_size: int
-    expert_hidden_size: int
-    has_shared_experts: bool
-    is_hash_routed: bool
-    has_gate: bool
-    has_bias: bool
-    is_transposed: bool
-    is_concatenated: bool
-    has_post_expert_norm: bool
-
-    @property
-    def up_name(self) -> str:
-        """Name of the experts' first projection."""
-        return "gate_up_proj" if self.has_gate else "up_proj"
-
-    @property
-    def parameter_names(self) -> tuple[str, ...]:
-        """Names of the experts' stacked tensors; their first dimension is the expert."""
-        weights = (self.up_name, "down_proj")
-        return weights + tuple(f"{name}_bias" for name in weights) if self.has_bias else weights
-
-    @property
-    def parameters_per_expert(self) -> int:
-        """Numbers that one expert has of its own (a norm shared by all experts is not counted)."""
-        up_width = self.expert_hidden_size * (2 if self.has_gate else 1)
-        weights = self.hidden_size * (up_width + self.expert_hidden_size)
-        return weights + (up_width + self.hidden_size if self.has_bias else 0)
-
-
-@dataclass(frozen=True, slots=True)
-class MoEDescription:
-    """The MoE layers of a model, in decoder order.
-
-    Attributes:
-        model_type: The config's `model_type`.
-        architecture: Name of the model class.
-        layers: One entry for each MoE layer; dense layers are left out.
-        num_parameters: Parameters of the whole model, tied ones counted once.
-        quantization: What the checkpoint's weights are packed as; None for ordinary weights.
-    """
-
-    model_type: str
-    architecture: str
-    layers: tuple[MoELayer, ...]
-    num_parameters: int
-    quantization: str | None = None
-
-    @property
-    def num_layers(self) -> int:
-        """L, the number of MoE layers."""
-        return len(self.layers)
-
-    @property
-    def layer_indices(self) -> tuple[int, ...]:
-        """Decoder-layer index of each MoE layer."""
-        return tuple(layer.index for layer in self.layers)
-
-    @property
-    def reads_padding(self) -> bool:
-        """Whether padding before a prompt changes what becomes of it, attention mask or not."""
-        return self.model_type in READS_PADDING
-
-    @property
-    def decoder_layers_name(self) -> str:
-        """Path of the list of decoder layers."""
-        return _decoder_layer(self.layers[0].experts_name)[0].rpartition(".")[0]
-
-    @property
-    def num_experts(self) -> int:
-        """E, routed experts of each layer."""
-        return self.layers[0].num_experts
-
-    @property
-    def top_k(self) -> int:
-        """K, experts chosen for each token."""
-        return self.layers[0].top_k
-
-    @property
-    def parameters_per_expert(self) -> int:
-        """Numbers that one expert of one layer has."""
-        return self.layers[0].parameters_per_expert
-
-    @property
-    def bytes_in_bfloat16(self) -> int:
-        """Bytes that the whole model's weights take in bfloat16, once they are unpacked."""
-        return 2 * self.num_parameters
-
-    def bytes_to_train(self, num_selected: int) -> int:
-        """Bytes that training needs beside the weights: fp32 master, gradient and two Adam moments.
-
-        Args:
-            num_selected: How many (layer, expert) pairs are trained.
-        """
-        return num_selected * self.parameters_per_expert * BYTES_PER_TRAINED_PARAMETER
 
 
 def is_fused_experts(module: nn.Module) -> bool:
@@ -340,7 +212,7 @@ def _describe_layer(modules: dict[str, nn.Module], experts_name: str) -> MoELaye
     transposed = bool(experts.is_transposed)
     num_experts = up.shape[0]
     hidden, width = (up.shape[1], up.shape[2]) if transposed else (up.shape[2], up.shape[1])
-    decoder_layer_name, index = _decoder_layer(experts_name)
+    decoder_layer_name, index = decoder_layer(experts_name)
     return MoELayer(
         index=index,
         block_name=block_name,
@@ -380,14 +252,6 @@ def _is_shared(name: str, module: nn.Module, experts: nn.Module) -> bool:
         return False
     holds_experts = any(part is experts for part in module.modules())
     return not holds_experts and any(parameter.numel() for parameter in module.parameters())
-
-
-def _decoder_layer(name: str) -> tuple[str, int]:
-    """Path and index of the decoder layer in a module path: up to the integer in it."""
-    numbers = list(re.finditer(r"(?:^|\.)(\d+)(?=\.|$)", name))
-    if len(numbers) != 1:
-        raise ModelError(f"{name} does not name one decoder layer; this layout is not understood")
-    return name[: numbers[0].end()], int(numbers[0][1])
 
 
 def _top_k(router: nn.Module, block: nn.Module) -> int:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from steermoe.errors import ModelError, TrainingError
-from steermoe.moe.layers import MoEDescription, MoELayer, find_moe_layers
+from steermoe.moe.description import MoEDescription, MoELayer
+from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.routers import LOGIT_FUNCTIONS, SPARE_SLOTS, num_classes, replaced_forward
 from steermoe.moe.routing import eager, in_backward
 from steermoe.records import BoolArray

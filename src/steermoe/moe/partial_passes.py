@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from steermoe.errors import ModelError
-from steermoe.moe.layers import MoEDescription
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.routers import replaced_forward
 
 

@@ -9,6 +9,7 @@ quantised again, the trained experts would change and so would all others.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def quantization_method(config: PretrainedConfig) -> str | None:
     return str(getattr(method, "value", method) or "an unnamed method")
 
 
-def _quantization_settings(config: PretrainedConfig) -> dict[str, Any] | None:
+def _quantization_settings(config: PretrainedConfig) -> Mapping[str, Any] | None:
     """The settings that a checkpoint was packed with, of the whole model or of its text part."""
     settings = getattr(config, "quantization_config", None)
     if settings is None:

@@ -13,7 +13,7 @@ A pass that gradient checkpointing runs again during the backward pass is the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from steermoe.errors import RoutingError
-from steermoe.moe.layers import MoEDescription, find_moe_layers
+from steermoe.moe.description import MoEDescription
+from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.routers import SPARE_SLOTS, CaptureLogits, num_classes, replaced_forward
 from steermoe.records import NO_EXPERT
 
@@ -36,18 +37,16 @@ _ARGUMENT_NAMES = {1: ("top_k_index", "router_indices"), 2: ("top_k_weights", "r
 """What the experts' second and third argument are called when a block passes them by name."""
 
 
-def experts_argument(place: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def experts_argument(place: int, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
     """What an experts module is given: the chosen experts `(T, K)` (place 1), or their weights (place 2)."""
     if len(args) > place:
-        found: Tensor = args[place]
-        return found
-    named: Tensor = next(kwargs[name] for name in _ARGUMENT_NAMES[place] if name in kwargs)
-    return named
+        return args[place]
+    return next(kwargs[name] for name in _ARGUMENT_NAMES[place] if name in kwargs)
 
 
 def with_argument(
-    place: int, value: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    place: int, value: Tensor, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]
+) -> tuple[tuple[Tensor, ...], Mapping[str, Tensor]]:
     """What an experts module is given, with another value in that place."""
     if len(args) > place:
         return (*args[:place], value, *args[place + 1 :]), kwargs
@@ -92,8 +91,10 @@ class ExpertsWatcher:
     ) -> None:
         self._stack.close()
 
-    def _hook(self, position: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _hook(
+        self, position: int
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], Mapping[str, Tensor]], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
             if in_backward():
                 return
             top_k_index = experts_argument(1, args, kwargs).detach()
@@ -277,7 +278,7 @@ class PerResponseWatcher(ExpertsWatcher):
         passes = _PassesOfGenerate(attention_mask, stop_token_ids)
         of_prompt = torch.arange(len(attention_mask)) if response is None else response
 
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             fed_BS = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
             segment, valid_BS = passes.next(fed_BS)
             self._announce(

@@ -11,7 +11,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from steermoe.moe.configs import language_config
-from steermoe.moe.layers import MoEDescription, find_moe_layers, model_of_config
+from steermoe.moe.description import MoEDescription
+from steermoe.moe.layers import find_moe_layers, model_of_config
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Training only some experts of fused tensors: attach, switch off, fold back, detach.
 
 `attach_expert_slices` freezes a model and gives each affected layer a small trainable stack: fp32 masters of
-the selected experts, computed in the weights' dtype (`split.py`). The fused tensors keep the base model's
-weights, so the base model's logits are the same model with the stacks switched off: no second copy.
+the selected experts, computed in the weights' dtype (`trained_stack.py`, `split.py`). The fused tensors keep the
+base model's weights, so the base model's logits are the same model with the stacks switched off: no second copy.
 
 The masters are parameters of the model, named `<experts module>.trained_experts.<fused tensor>`, for
 example `model.layers.3.mlp.experts.trained_experts.gate_up_proj`; along the first axis they hold the layer's
@@ -15,129 +15,28 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from steermoe.errors import ModelError, SelectionError, TrainingError
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.distinct_tokens import DistinctTokens
-from steermoe.moe.freed_memory import give_back_freed_memory
-from steermoe.moe.layers import MoEDescription, find_moe_layers, post_expert_norm
-from steermoe.moe.split import Layout, Plan, split_experts
+from steermoe.moe.layers import find_moe_layers
+from steermoe.moe.sharded import assign, gathered
+from steermoe.moe.trained_stack import (
+    STACK_NAME,
+    SWITCH_NAME,
+    Switch,
+    TrainedStack,
+    fused_parameters,
+    split_experts_forward,
+)
 
 ExpertId = tuple[int, int]
 """`(layer, expert)`; the layer is the index of the decoder layer."""
-
-CHOICE_BIAS = "e_score_correction_bias"
-"""How the name of a bias ends that only chooses experts: a parameter in some architectures, a buffer in most."""
-
-STACK_NAME = "trained_experts"
-"""Attribute of an experts module that holds its `TrainedStack`."""
-
-SWITCH_NAME = "expert_slices_switch"
-"""Attribute of an experts module that holds the model's `Switch`."""
-
-
-@dataclass(slots=True)
-class Switch:
-    """Whether forward passes use the trained experts; one object, shared by the model's layers.
-
-    Attributes:
-        enabled: Whether they do.
-        gives_memory_back: The experts module before which freed memory is given back, three quarters up the model.
-        distinct: Which tokens the experts compute, where some stand in for others.
-    """
-
-    enabled: bool = True
-    gives_memory_back: nn.Module | None = None
-    distinct: DistinctTokens | None = None
-
-
-class TrainedStack(nn.Module):
-    """The experts of one layer that train: fp32 masters `(N, ...)`, named as the fused tensors are.
-
-    Attributes:
-        expert_ids: `(N,)` ascending ids of the trained experts.
-        group_of_expert: `(E,)` where the split execution computes each expert: in group `expert` if it is
-            frozen, in group `E + row` if it is a row of this stack.
-    """
-
-    expert_ids: Tensor
-    group_of_expert: Tensor
-
-    def __init__(self, experts: nn.Module, expert_ids: list[int]) -> None:
-        super().__init__()
-        weight = experts.get_parameter("down_proj")
-        num_experts = weight.shape[0]
-        ids = torch.tensor(sorted(expert_ids), dtype=torch.long, device=weight.device)
-        groups = torch.arange(num_experts, device=weight.device)
-        groups[ids] = num_experts + torch.arange(len(ids), device=weight.device)
-        self.register_buffer("expert_ids", ids, persistent=False)
-        self.register_buffer("group_of_expert", groups, persistent=False)
-        for name, fused in fused_parameters(experts).items():
-            master = fused.detach()[ids].to(torch.float32, copy=True)
-            self.register_parameter(name, nn.Parameter(master))
-
-
-def fused_parameters(experts: Any) -> dict[str, nn.Parameter]:
-    """The per-expert parameters of one experts module, by name; the first axis is the expert."""
-    up = "gate_up_proj" if experts.has_gate else "up_proj"
-    names = [up, "down_proj"]
-    if experts.has_bias:
-        names += [up + "_bias", "down_proj_bias"]
-    return {name: experts.get_parameter(name) for name in names}
-
-
-def split_experts_forward(
-    experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor
-) -> Tensor:
-    """The experts' output `(T, D)`, with the trained experts taken from their own stack.
-
-    Stands in for the forward pass of a fused experts module. The stock one still runs where it does as
-    well: switched off, and in layers without trained experts when nothing is differentiated.
-    """
-    stack: TrainedStack | None = getattr(experts, STACK_NAME, None)
-    differentiated = torch.is_grad_enabled() and hidden_states.requires_grad
-    switch: Switch = getattr(experts, SWITCH_NAME)
-    if not switch.enabled or (stack is None and not differentiated):
-        stock: Tensor = type(experts).forward(experts, hidden_states, top_k_index, top_k_weights)
-        return stock
-    if differentiated and experts is switch.gives_memory_back:
-        give_back_freed_memory()
-    if switch.distinct is None:
-        return _both_stacks(experts, stack, hidden_states, top_k_index, top_k_weights)
-    both_stacks = partial(_both_stacks, experts, stack)
-    return switch.distinct.through(both_stacks, hidden_states, top_k_index, top_k_weights)
-
-
-def _both_stacks(
-    experts: Any,
-    stack: TrainedStack | None,
-    hidden_states: Tensor,
-    top_k_index: Tensor,
-    top_k_weights: Tensor,
-) -> Tensor:
-    """The output of the frozen experts and of the trained ones, if the layer has any."""
-    fused = fused_parameters(experts)
-    num_experts = fused["down_proj"].shape[0]
-    masters: list[Tensor] = []
-    if stack is None:
-        plan = Plan.make(top_k_index, num_experts, 0)
-    else:
-        plan = Plan.make(stack.group_of_expert[top_k_index], num_experts, len(stack.expert_ids))
-        masters = [stack.get_parameter(name) for name in fused]
-    layout = Layout(
-        has_bias=experts.has_bias,
-        is_transposed=experts.is_transposed,
-        activation=experts._apply_gate if experts.has_gate else experts.act_fn,
-        post_norm=post_expert_norm(experts),
-    )
-    return split_experts(layout, plan, hidden_states, top_k_weights, list(fused.values()), masters)
 
 
 class ExpertSlices:
@@ -267,8 +166,8 @@ class ExpertSlices:
         """
         for module, stack in self._stacks.values():
             for name, fused in fused_parameters(module).items():
-                weights = _whole(fused)
-                trained = _whole(stack.get_parameter(name))
+                weights = gathered(fused)
+                trained = gathered(stack.get_parameter(name))
                 if kept_change != 1:
                     trained = weights[stack.expert_ids].to(trained.dtype).lerp(trained, kept_change)
                 weights[stack.expert_ids] = trained.to(weights.dtype)
@@ -289,7 +188,7 @@ class ExpertSlices:
     @torch.no_grad()
     def state_dict(self) -> dict[str, Tensor]:
         """The masters alone, by their name in the model; gathered if they are sharded."""
-        return {name: _whole(parameter).detach() for name, parameter in self.named_parameters()}
+        return {name: gathered(parameter).detach() for name, parameter in self.named_parameters()}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -347,30 +246,6 @@ def attach_expert_slices(model: nn.Module, experts: Iterable[ExpertId]) -> Exper
     return slices
 
 
-def train_routers_only(model: nn.Module) -> int:
-    """Freeze all but the routers, a baseline; returns how many numbers train.
-
-    Raises:
-        ModelError: If the model has no routed experts.
-    """
-    routers = [model.get_submodule(x.router_name) for x in find_moe_layers(model).layers]
-    model.requires_grad_(False)
-    return _unfreeze(named for router in routers for named in router.named_parameters())
-
-
-def train_everything(model: nn.Module) -> int:
-    """Make every parameter trainable, a baseline; returns how many numbers train."""
-    return _unfreeze(model.named_parameters())
-
-
-def _unfreeze(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> int:
-    """Make parameters trainable but for the biases that only choose experts, which no gradient reaches."""
-    chosen = [p for name, p in named_parameters if not name.endswith(CHOICE_BIAS)]
-    for parameter in chosen:
-        parameter.requires_grad_(True)
-    return sum(parameter.numel() for parameter in chosen)
-
-
 def _check_selection(
     description: MoEDescription, experts: Iterable[ExpertId]
 ) -> dict[int, list[int]]:
@@ -423,21 +298,3 @@ def _refuse_copies(master: Tensor) -> None:
             f"step_during_backward does not average gradients, and the copies of {dist.get_world_size()} processes "
             "would drift apart; step an optimizer after the backward pass"
         )
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """A tensor, gathered from all ranks if it is sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """What of a tensor lies in this process: all of it, if it is not sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def assign(target: Tensor, whole: Tensor) -> None:
-    """Copy a whole tensor into a parameter that may be sharded."""
-    if isinstance(target, DTensor):
-        target.copy_(distribute_tensor(whole, target.device_mesh, target.placements))
-    elif target is not whole:
-        target.copy_(whole)

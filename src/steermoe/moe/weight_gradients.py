@@ -17,7 +17,7 @@ expert's input, I and O widths of what enters and leaves a projection.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from steermoe.errors import RoutingError
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.expert_sums import choice_weights
-from steermoe.moe.layers import MoEDescription, post_expert_norm
+from steermoe.moe.layers import post_expert_norm
 from steermoe.moe.routing import eager, experts_argument
 
 
@@ -76,7 +77,7 @@ def captured_tokens(model: nn.Module, description: MoEDescription) -> Iterator[l
     """
     found: list[LayerTokens] = []
 
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(_: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         ids = experts_argument(1, args, kwargs)
         weights = choice_weights(experts_argument(2, args, kwargs), ids)

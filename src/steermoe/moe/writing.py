@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from steermoe.errors import TrainingError
+from steermoe.moe.sharded import gathered
 from steermoe.moe.stored import INDEX_NAME
 
 PATTERN = "model{suffix}.safetensors"
@@ -94,7 +94,7 @@ def write_weights(model: Any, folder: Path, shard_size: str) -> None:
     for file, names in split.filename_to_tensors.items():
         places |= _reserve(folder / file, {name: saved[name] for name in names})
     for group in _by_layer(tensors):
-        whole = {name: _whole(tensor) for name, tensor in group.items()}
+        whole = {name: gathered(tensor) for name, tensor in group.items()}
         for name, tensor in revert_weight_conversion(model, whole).items():
             _write(places.pop(name), tensor)
     if places:
@@ -128,16 +128,12 @@ def _by_layer(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     yield from groups.values()
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def _reserve(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Place]:
     """Write the header of a file, make it as long as it will be, and return the tensors' places.
 
     Tensors lie in the order of the library: by dtype, larger ones first so that each is aligned, then by name.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     sizes, end = {}, 0
     order = {dtype: rank for rank, dtype in enumerate(_DTYPES)}
     for name in sorted(tensors, key=lambda name: (order[tensors[name].dtype], name)):

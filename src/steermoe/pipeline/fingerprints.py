@@ -9,7 +9,7 @@ from typing import Any
 
 from steermoe.pipeline.inputs import Ledger
 from steermoe.pipeline.settings import values_of
-from steermoe.pipeline.steps import Step
+from steermoe.pipeline.step import Step
 from steermoe.store.state import StepRecord
 
 MAX_NAMED = 5

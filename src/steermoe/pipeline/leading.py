@@ -9,10 +9,11 @@ from typing import Any
 
 from steermoe.config import Config, validate
 from steermoe.errors import ConfigError, RunDirectoryError
+from steermoe.pipeline.commands import COMMANDS
 from steermoe.pipeline.memory import release_memory
 from steermoe.pipeline.own_steps import with_own_steps
 from steermoe.pipeline.settings import restricted
-from steermoe.pipeline.steps import COMMANDS, Step
+from steermoe.pipeline.step import Step
 from steermoe.processes import Processes, together
 from steermoe.reporter import Reporter, silent
 from steermoe.store.directory import RunDirectory

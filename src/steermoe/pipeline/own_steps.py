@@ -14,7 +14,10 @@ from pathlib import Path
 from steermoe.config import Config, SetSection
 from steermoe.hashes import sha256_of
 from steermoe.pipeline import inputs
+from steermoe.pipeline.checks import check_judge
 from steermoe.pipeline.inputs import Input, Ledger
+from steermoe.pipeline.judged import is_judged
+from steermoe.pipeline.step import Step, StepFunction, stage
 from steermoe.pipeline.steps import (
     EVALUATE,
     GENERATION,
@@ -23,11 +26,6 @@ from steermoe.pipeline.steps import (
     PROMPTS,
     REPLY,
     REPORT,
-    Step,
-    StepFunction,
-    check_judge,
-    is_judged,
-    stage,
 )
 from steermoe.reporter import Reporter
 from steermoe.store import names
@@ -45,7 +43,7 @@ def with_own_steps(steps: tuple[Step, ...], config: Config) -> tuple[Step, ...]:
     that judge come last. An evaluation reads what they leave, whichever command it is part of.
 
     Args:
-        steps: As `pipeline.steps.COMMANDS` has them.
+        steps: As `pipeline.commands.COMMANDS` has them.
         config: All settings.
     """
     own, known = own_steps(config), {step.name for step in steps}

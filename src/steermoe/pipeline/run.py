@@ -13,6 +13,7 @@ from pathlib import Path
 
 from steermoe.config import Config, validate
 from steermoe.errors import RunDirectoryError, SteerMoEError
+from steermoe.pipeline.commands import COMMANDS, settings_of
 from steermoe.pipeline.fingerprints import difference, fingerprint_of, inputs_of
 from steermoe.pipeline.inputs import Ledger, check_undamaged, record_of
 from steermoe.pipeline.leading import begin, do_step, end, follow
@@ -20,7 +21,8 @@ from steermoe.pipeline.memory import PeakMemory, release_memory
 from steermoe.pipeline.model import check_layers, check_same_model, identify_model
 from steermoe.pipeline.own_steps import with_own_steps
 from steermoe.pipeline.settings import keeping, not_read, values_of
-from steermoe.pipeline.steps import COLLECT, COMMANDS, TRAIN, Step, settings_of
+from steermoe.pipeline.step import Step
+from steermoe.pipeline.steps import COLLECT, TRAIN
 from steermoe.pipeline.versions import package_versions
 from steermoe.processes import Processes, joined
 from steermoe.reporter import Reporter, silent

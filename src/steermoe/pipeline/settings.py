@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from steermoe.config import Config, Section, Values
@@ -35,7 +35,7 @@ def values_of(config: Config, keys: Sequence[str], aside: Sequence[str] = ()) ->
     }
 
 
-def not_read(before: Config, now: Config, keys: Sequence[str]) -> dict[str, Any]:
+def not_read(before: Config, now: Config, keys: Sequence[str]) -> Mapping[str, object]:
     """The settings that differ and that none of the keys covers, with the values they have now."""
     old, new = (values_of(config, tuple(Config.model_fields)) for config in (before, now))
     names = dict.fromkeys([*new, *old])
@@ -52,7 +52,7 @@ def keeping(before: Config, now: Config, keys: Sequence[str]) -> Config:
 
 
 def _mixed(before: _S, now: _S, prefix: str, keys: set[str]) -> _S:
-    taken: dict[str, Any] = {}
+    taken: dict[str, object] = {}
     for name in type(now).model_fields:
         dotted = f"{prefix}{name}"
         old, new = getattr(before, name), getattr(now, name)

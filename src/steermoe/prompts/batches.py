@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from steermoe.errors import ConfigError, PromptError
 from steermoe.prompts.conversations import parse_conversation
 from steermoe.prompts.goals import seeded_rank
-from steermoe.records import Label, Message, Prompt, PromptLike, Split
+from steermoe.records import Label, Prompt, PromptLike, Split
 
 Pair = tuple[Prompt, Prompt]
 """A safe prompt and its unsafe partner."""
@@ -128,20 +128,6 @@ def plan_batches(
     outside = {prompt.prompt_id for prompt in leftovers}
     torn = sum(any(prompt.prompt_id not in outside for prompt in pair) for pair in broken)
     return BatchPlan(tuple(batches), leftovers, torn)
-
-
-def as_messages(prompt: PromptLike) -> tuple[Message, ...]:
-    """The chat turns of a prompt: a text is one user turn.
-
-    Raises:
-        PromptError: It is empty, or its messages are malformed.
-    """
-    if isinstance(prompt, Prompt):
-        return prompt.messages
-    try:
-        return parse_conversation(prompt)
-    except PromptError as error:
-        raise PromptError(f"prompt: {error}") from None
 
 
 def as_prompt(prompt: PromptLike, label: Label, index: int) -> Prompt:

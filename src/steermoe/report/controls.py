@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def _difference(found: Difference, is_rate: bool) -> str:
     return f"{shown(found.value)} ({shown(found.ci_low)} to {shown(found.ci_high)})"
 
 
-def controls_part(found: ControlFigures | None) -> dict[str, Any]:
+def controls_part(found: ControlFigures | None) -> Mapping[str, object]:
     """What the template shows of controls."""
     if found is None:
         return {"controls": [], "control_sets": "", "num_control_experts": 0, "few_controls": ""}

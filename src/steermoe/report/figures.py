@@ -1,7 +1,4 @@
-"""The report's figures, as plotly specifications in plain dicts.
-
-Colours are written as `var(--name)`: the page's script replaces them with those of its style sheet, so that figures
-follow light, dark and print.
+"""The report's figures: the map of experts, the differences in each batch, the course of training.
 
 Shape legend: L MoE layers, E experts, B mixed batches.
 """
@@ -9,7 +6,6 @@ Shape legend: L MoE layers, E experts, B mixed batches.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -17,53 +13,20 @@ import pandas as pd
 from steermoe.analysis.risk import expert_label
 from steermoe.records import Expert
 from steermoe.report.numbers import counted, is_number, signed
+from steermoe.report.plotly_parts import (
+    DIVERGING,
+    WIDTH,
+    Figure,
+    Plotly,
+    axis,
+    figure_layout,
+    font,
+    rounded,
+    ticks,
+)
 
 MAX_EXPERTS_SHOWN = 50
 """Rows of the figure of differences per batch."""
-
-WIDTH = 1000
-"""Pixels a figure may take; the page's column is as wide."""
-
-DIVERGING = [
-    [0.0, "var(--negative)"],
-    [0.25, "var(--negative-half)"],
-    [0.5, "var(--neutral)"],
-    [0.75, "var(--positive-half)"],
-    [1.0, "var(--positive)"],
-]
-"""Blue to orange-red through neutral: told apart with every common kind of colour blindness."""
-
-
-Plotly = dict[str, Any]
-"""A part of a figure, in the words of Plotly's own schema."""
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One figure of the page.
-
-    Attributes:
-        name: Fixed, the end of its element's id.
-        description: What it shows, for those who do not see it.
-        data: Plotly traces.
-        layout: Plotly layout; its height is fixed.
-        min_width: Pixels below which it scrolls inside its frame instead of shrinking.
-        max_width: Pixels above which it does not grow.
-        zoom: Whether dragging zooms.
-    """
-
-    name: str
-    description: str
-    data: list[Plotly]
-    layout: Plotly
-    min_width: int
-    max_width: int = WIDTH
-    zoom: bool = False
-
-    @property
-    def height(self) -> int:
-        """Pixels."""
-        return int(self.layout["height"])
 
 
 def risk_map(risk: pd.DataFrame, selected: Collection[Expert]) -> Figure:
@@ -91,7 +54,7 @@ def risk_map(risk: pd.DataFrame, selected: Collection[Expert]) -> Figure:
     for record in risk.to_dict("records"):
         expert = (int(record["layer"]), int(record["expert"]))
         column, row = cell(*expert)
-        z[row][column] = _rounded(record["risk_diff"])
+        z[row][column] = rounded(record["risk_diff"])
         details[row][column] = _details(record, expert in selected)
     limit = max((abs(v) for values in z for v in values if v is not None), default=0.0) or 1.0
     outlined = sorted(expert for expert in selected if expert[0] in place)
@@ -111,10 +74,10 @@ def risk_map(risk: pd.DataFrame, selected: Collection[Expert]) -> Figure:
                 titles[0],
                 range=[-0.5, len(across) - 0.5],
                 showgrid=False,
-                **_ticks(across, width, 30),
+                **ticks(across, width, 30),
             ),
             yaxis=axis(
-                titles[1], range=[len(down) - 0.5, -0.5], showgrid=False, **_ticks(down, height, 18)
+                titles[1], range=[len(down) - 0.5, -0.5], showgrid=False, **ticks(down, height, 18)
             ),
         ),
         min_width=round(64 + max(4.6 * len(across), 200)),
@@ -156,7 +119,7 @@ def _heat(z: Any, details: Any, limit: float) -> Plotly:
             "thickness": 10,
             "tickvals": [-limit, 0, limit],
             "ticktext": [signed(-limit, 2), "0", signed(limit, 2)],
-            "tickfont": _font(11, "var(--muted)"),
+            "tickfont": font(11, "var(--muted)"),
             "outlinewidth": 0,
         },
     }
@@ -168,8 +131,8 @@ def _details(record: Mapping[Any, Any], is_selected: bool) -> list[Any]:
         expert_label(int(record["layer"]), int(record["expert"])),
         "selected" if is_selected else "",
         signed(record["risk_diff"], 4),
-        _rounded(record["a_unsafe_n"]),
-        _rounded(record["a_safe_n"]),
+        rounded(record["a_unsafe_n"]),
+        rounded(record["a_safe_n"]),
         f"{int(record['a_unsafe']):,} of {int(record['n_unsafe']):,} tokens",
         f"{int(record['a_safe']):,} of {int(record['n_safe']):,} tokens",
         signed(record["risk_diff_pooled"], 4),
@@ -216,7 +179,7 @@ def differences_per_batch(per_batch: pd.DataFrame, selected: Sequence[Expert]) -
                 "type": "scatter",
                 "mode": "markers",
                 "name": "one batch",
-                "x": [_rounded(value) for *_, value in dots],
+                "x": [rounded(value) for *_, value in dots],
                 "y": [row for row, *_ in dots],
                 "customdata": [[name, batch_idx, signed(x, 4)] for _, name, batch_idx, x in dots],
                 "marker": {"size": 7, "color": "var(--after)", "opacity": 0.55},
@@ -226,7 +189,7 @@ def differences_per_batch(per_batch: pd.DataFrame, selected: Sequence[Expert]) -
                 "type": "scatter",
                 "mode": "markers",
                 "name": "mean of the batches",
-                "x": [_rounded(mean) for mean in means],
+                "x": [rounded(mean) for mean in means],
                 "y": list(range(len(found))),
                 "customdata": [[n, signed(m, 4)] for n, m in zip(names, means, strict=True)],
                 "marker": {
@@ -241,9 +204,9 @@ def differences_per_batch(per_batch: pd.DataFrame, selected: Sequence[Expert]) -
             height=(18 if len(found) <= 30 else 14) * len(found) + 90,
             margin={"l": 76, "r": 16, "t": 36, "b": 44},
             xaxis=axis("risk difference", zeroline=True, rangemode="tozero", nticks=7),
-            yaxis=axis("", range=[len(found) - 0.4, -0.6], **_ticks(names, 18 * len(found), 1)),
+            yaxis=axis("", range=[len(found) - 0.4, -0.6], **ticks(names, 18 * len(found), 1)),
             showlegend=True,
-            legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": _font(12)},
+            legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "font": font(12)},
         ),
         min_width=300,
         max_width=760,
@@ -330,7 +293,7 @@ def _curve(panel: int, name: str, colour: str, points: Sequence[tuple[int, float
         "mode": "lines" if len(points) > 1 else "markers",
         "name": name,
         "x": [step for step, _ in points],
-        "y": [_rounded(value) for _, value in points],
+        "y": [rounded(value) for _, value in points],
         "xaxis": f"x{_suffix(panel)}",
         "yaxis": f"y{_suffix(panel)}",
         "line": {"color": colour, "width": 2},
@@ -349,7 +312,7 @@ def _panel_name(name: str, top: float) -> Plotly:
         "y": top,
         "yanchor": "bottom",
         "showarrow": False,
-        "font": _font(12),
+        "font": font(12),
     }
 
 
@@ -374,59 +337,3 @@ def _describe_map(
     return text + (
         f"{counted(len(outlined), 'selected expert')} outlined, in layers {first} to {last}."
     )
-
-
-def _ticks(labels: Sequence[int | str], pixels: float, spacing: float) -> Plotly:
-    """Labels at regular places, so that no two come nearer than `spacing` pixels."""
-    step = next(
-        (
-            s
-            for s in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128)
-            if pixels / len(labels) * s >= spacing
-        ),
-        256,
-    )
-    places = list(range(0, len(labels), step))
-    return {"tickvals": places, "ticktext": [str(labels[place]) for place in places]}
-
-
-def axis(title: str, **more: Any) -> Plotly:
-    """One axis as all figures have it."""
-    return {
-        "title": {"text": title, "font": _font(12, "var(--muted)")},
-        "tickfont": _font(11, "var(--muted)"),
-        "gridcolor": "var(--line)",
-        "zeroline": False,
-        "zerolinecolor": "var(--muted)",
-        "zerolinewidth": 1,
-        "ticks": "",
-        "tickangle": 0,
-        **more,
-    }
-
-
-def figure_layout(**more: Any) -> Plotly:
-    """What the layouts of all figures share."""
-    return {
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": _font(12, "var(--ink)"),
-        "hoverlabel": {
-            "bgcolor": "var(--surface)",
-            "bordercolor": "var(--line)",
-            "font": _font(13, "var(--ink)"),
-            "align": "left",
-        },
-        "showlegend": False,
-        "autosize": True,
-        **more,
-    }
-
-
-def _font(size: int, colour: str = "var(--ink)") -> Plotly:
-    family = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
-    return {"family": family, "size": size, "color": colour}
-
-
-def _rounded(value: Any) -> float | None:
-    return round(float(value), 6) if is_number(float(value)) else None

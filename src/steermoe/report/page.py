@@ -22,10 +22,10 @@ from steermoe.config import Config
 from steermoe.records import Expert
 from steermoe.report import numbers, text
 from steermoe.report.card import write_card_figures
+from steermoe.report.cautions import cautions
 from steermoe.report.controls import controls_part
 from steermoe.report.figures import (
     MAX_EXPERTS_SHOWN,
-    Figure,
     differences_per_batch,
     risk_map,
     training_curve,
@@ -35,6 +35,7 @@ from steermoe.report.material import (
     provenance,
     read_material,
 )
+from steermoe.report.plotly_parts import Figure
 from steermoe.report.replies import replies
 from steermoe.report.scoring import correlation_map, correlations_of, scores_part
 from steermoe.report.side_by_side import benchmark_lines
@@ -137,7 +138,7 @@ def _opening(material: Material) -> dict[str, object]:
     return {
         "title": text.title(subject, evaluation),
         "headline": text.headline(subject, evaluation),
-        "cautions": text.cautions(evaluation, config.judge.main, material.split),
+        "cautions": cautions(evaluation, config.judge.main, material.split),
         "metrics": text.metric_rows(evaluation) if evaluation else [],
         "sets": text.set_tables(evaluation) if evaluation else [],
         "groups": text.group_tables(evaluation) if evaluation else [],

@@ -10,8 +10,8 @@ import pandas as pd
 
 from steermoe.analysis.forecast import Interval, KindForecast
 from steermoe.analysis.rank_correlation import rank_correlations
-from steermoe.report.figures import DIVERGING, Figure, axis, figure_layout
 from steermoe.report.numbers import MISSING, is_number, number, points
+from steermoe.report.plotly_parts import DIVERGING, Figure, axis, figure_layout
 from steermoe.scores import KNOWN, title_of
 from steermoe.store.forecast_file import KINDS, Forecast
 
@@ -169,7 +169,7 @@ def scores_part(
     layers: Collection[int],
     found: Forecast | None,
     evaluation: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+) -> Mapping[str, object]:
     """What the template shows of scores and forecast."""
     correlations = correlations_of(scores, layers)
     names: Sequence[str] = [] if correlations is None else list(correlations.columns)

@@ -9,7 +9,6 @@ from typing import Any
 from steermoe.analysis.selection import how_to_select_more
 from steermoe.measures import BY_NAME
 from steermoe.measures.groups import parts_of_group_name
-from steermoe.measures.rates import RATES
 from steermoe.report.numbers import (
     MISSING,
     NBSP,
@@ -27,14 +26,8 @@ from steermoe.report.numbers import (
     words,
 )
 
-SIGNIFICANT = 0.05
-"""Largest p-value of a change that the page does not put down to chance."""
-
 RULES_BY_RISK = ("threshold", "fdr", "stability", "combined")
 """Selection rules that take the largest risk differences."""
-
-OF_VERDICTS = tuple(rate.name for rate in RATES)
-"""The rates that the run's judge decides."""
 
 TILES = ("refusal_rate", "over_refusal_rate", "over_refusal_rate_look_alike")
 """The rates that are shown large."""
@@ -197,75 +190,6 @@ def _movement(evaluation: Mapping[str, Any], name: str) -> str:
     if before == after:
         return f"stayed at {percent(after)}"
     return f"{'rose' if after > before else 'fell'} from {percent(before)} to {percent(after)}"
-
-
-def cautions(evaluation: Mapping[str, Any] | None, judge: str, split: str) -> list[str]:
-    """What somebody who is about to host the model should know about the figures."""
-    if evaluation is None:
-        return []
-    said = []
-    after = evaluation.get("hardened", {}).get("attack_success_rate") or {}
-    if is_number(after.get("value")) and after["value"] > 0:
-        answered = round(after["value"] * after["n"])
-        said.append(
-            f"{answered} of {after['n']} held-out harmful requests are still answered; they are listed below."
-        )
-    for name, spoken in (
-        ("over_refusal_rate", "Refusal of benign prompts"),
-        ("over_refusal_rate_look_alike", "Refusal of look-alikes"),
-    ):
-        paired = evaluation.get("paired", {}).get(name) or {}
-        if is_number(paired.get("value")) and paired["value"] > 0:
-            p = paired.get("p_value")
-            chance = (
-                "more than chance explains"
-                if is_number(p) and p <= SIGNIFICANT
-                else "which could be chance"
-            )
-            rise = points(paired["value"]).lstrip("+")
-            said.append(f"{spoken} rose by {rise}, {chance} ({_p_is(p)}).")
-    lost = evaluation.get("paired", {}).get("capability") or {}
-    if (
-        is_number(lost.get("value"))
-        and lost["value"] < 0
-        and (lost.get("p_value") or 1) <= SIGNIFICANT
-    ):
-        said.append(
-            f"It solves fewer tasks than before, more than chance explains ({_p_is(lost['p_value'])})."
-        )
-    paired = evaluation.get("paired", {}).get("refusal_rate") or {}
-    p = paired.get("p_value")
-    if is_number(p) and p > SIGNIFICANT and paired.get("value"):
-        said.append(f"The change in refusal of harmful requests could be chance ({_p_is(p)}).")
-    if any(
-        "worst_case" in (metric or {})
-        for side in ("base", "hardened")
-        for name, metric in evaluation.get(side, {}).items()
-        if name in OF_VERDICTS
-    ):
-        said.append(
-            "Of some kinds of prompts more than 2 % of the replies could not be scored; the table shows the worst case "
-            "beside those rates."
-        )
-    if split == "dev":
-        said.append(
-            "These are dev prompts, on which settings are chosen; final figures come from evaluate.split = test."
-        )
-    judged = (
-        "by a judge that looks for refusing words at the start of a reply"
-        if judge == "keyword"
-        else f"by the judge {judge}"
-    )
-    said.append(
-        f"Refusal is measured {judged}. It says nothing of other risks, of other languages, or of attacks that are "
-        "not among the prompts."
-    )
-    return said
-
-
-def _p_is(value: Any) -> str:
-    text = p_value(value)
-    return f"p {text}" if text.startswith("<") else f"p = {text}"
 
 
 # ---- metrics ------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ from steermoe.store.names import (
 )
 from steermoe.store.response_tables import shard_row
 from steermoe.store.state import Figures
-from steermoe.training.dataset import resolve_target
+from steermoe.training.targets import resolve_target
 from steermoe.turns import assistant_turn
 from steermoe.variants import Variant
 

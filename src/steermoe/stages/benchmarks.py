@@ -21,10 +21,10 @@ from steermoe.harness.processes import Target
 from steermoe.hashes import sha256_of
 from steermoe.loading import computed_in, model_source
 from steermoe.measures.evidence import Intervals
+from steermoe.metrics import MeasureRow
 from steermoe.moe.configs import read_config
-from steermoe.records import MeasureRow
 from steermoe.reporter import Reporter
-from steermoe.store.benchmark_table import read_benchmarks, write_benchmarks
+from steermoe.store.benchmark_table import BenchmarkRow, read_benchmarks, write_benchmarks
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import BASE, BENCHMARKS, HARDENED, MODEL, MODEL_CARD, RUN_JSON
 from steermoe.store.state import Figures
@@ -79,24 +79,24 @@ def _run_all(
             "stored, on one device"
         )
     target = target_of(config, variant, checkpoint)
-    rows: list[dict[str, object]] = []
+    rows: list[BenchmarkRow] = []
     for benchmark in benchmarks_of_others(config):
         folder = run.file(f"{BENCHMARKS}/{variant}") / _folder_name(run, variant, benchmark, target)
         reporter.line(f"{benchmark.name} on the {variant} model, its output in {folder}")
         source = benchmark.version(target)
         rows += [
-            {
-                "benchmark": benchmark.name,
-                "source": source,
-                "task": figure.task,
-                "metric": figure.metric,
-                "value": figure.value,
-                "stderr": figure.stderr,
-                "n": figure.n,
-                "num_unscored": figure.num_unscored,
-                "sample_ids": list(figure.values),
-                "sample_values": list(figure.values.values()),
-            }
+            BenchmarkRow(
+                benchmark.name,
+                source,
+                figure.task,
+                figure.metric,
+                figure.value,
+                figure.stderr,
+                figure.n,
+                figure.num_unscored,
+                list(figure.values),
+                list(figure.values.values()),
+            )
             for figure in benchmark.run(target, folder)
         ]
     write_benchmarks(run, variant, rows)
@@ -143,19 +143,19 @@ def _figures(run: RunDirectory, variant: str, benchmark: str) -> dict[str, Seque
     tool = benchmark.partition(":")[0]
     found: dict[str, list[Figure]] = {}
     for row in read_benchmarks(run, variant):
-        if row["benchmark"] != benchmark:
+        if row.benchmark != benchmark:
             continue
-        values = dict(zip(row["sample_ids"], row["sample_values"], strict=True))
+        values = dict(zip(row.sample_ids, row.sample_values, strict=True))
         figure = Figure(
-            f"{tool}:{row['task']}",
-            row["metric"],
-            row["value"],
-            row["stderr"],
-            row["n"],
-            row["num_unscored"],
+            f"{tool}:{row.task}",
+            row.metric,
+            row.value,
+            row.stderr,
+            row.n,
+            row.num_unscored,
             values,
         )
-        found.setdefault(row["source"], []).append(figure)
+        found.setdefault(row.source, []).append(figure)
     return dict(found)
 
 

@@ -5,9 +5,10 @@ The answers of the base model hang on it alone, so training again asks only the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from steermoe.capability.asking import Rows, measure_capability, plan_groups
+from steermoe.capability.asking import measure_capability, plan_groups
+from steermoe.capability.grading import Graded
 from steermoe.capability.items import builtin_items, chosen_items
 from steermoe.config import Config
 from steermoe.loading import LoadedModel, load_model, model_source
@@ -59,7 +60,7 @@ def ask(
     loaded = load()
     with reporter.bar(len(items), f"capability of the {variant} model", num_answered) as bar:
 
-        def keep(group: int, rows: Rows) -> None:
+        def keep(group: int, rows: Sequence[Graded]) -> None:
             write_answers(run, variant, group, rows)
             bar.advance(len(rows))
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from steermoe.config import TrainSection
-from steermoe.moe.layers import MoEDescription
+from steermoe.moe.description import MoEDescription
 from steermoe.records import Label, Prompt, Split, Verdict
 
 NEARLY_ALL = 0.95

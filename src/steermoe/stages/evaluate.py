@@ -18,15 +18,8 @@ from steermoe.measures import MEASURES
 from steermoe.measures.corrected import with_corrections
 from steermoe.measures.evidence import Intervals, Side, VariantEvidence
 from steermoe.measures.groups import BY_GROUP
-from steermoe.records import (
-    Comparison,
-    Evaluation,
-    MeasureRow,
-    Prompt,
-    SidesOfSet,
-    Split,
-    Verdict,
-)
+from steermoe.metrics import Comparison, Evaluation, MeasureRow, SidesOfSet
+from steermoe.records import Prompt, Split, Verdict
 from steermoe.reporter import Reporter
 from steermoe.stages.ablate import ablated_variants, intact_variant
 from steermoe.stages.benchmarks import benchmark_rows

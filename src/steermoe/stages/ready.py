@@ -19,7 +19,8 @@ from steermoe.loading import load_tokenizer, model_source
 from steermoe.moe.checkpoint import save_generation_config
 from steermoe.moe.configs import language_config, read_config
 from steermoe.records import Prompt, Split, Verdict
-from steermoe.training.dataset import needs_refusal, resolve_target
+from steermoe.training.dataset import needs_refusal
+from steermoe.training.targets import resolve_target
 from steermoe.turns import assistant_turn
 
 TOGETHER = 256

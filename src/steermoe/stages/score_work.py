@@ -23,7 +23,7 @@ from steermoe.reporter import Bar
 from steermoe.stages.contrast import contrast_of, train_contrast
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import score_shard_of
-from steermoe.training.dataset import resolve_target
+from steermoe.training.targets import resolve_target
 from steermoe.turns import assistant_turn
 
 TOGETHER = 8

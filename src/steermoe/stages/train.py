@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from steermoe.analysis.selection import create_expert_mask
-from steermoe.chat import stop_token_ids
 from steermoe.config import Config
-from steermoe.contracts import Objective
 from steermoe.errors import RunDirectoryError, SteerMoEError
 from steermoe.judges.kinds import judge_named, not_refusals
 from steermoe.loading import LoadedModel, load_model, model_source, read_tokenizer
@@ -23,20 +19,22 @@ from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
 from steermoe.moe.finite import first_not_finite, is_finite
 from steermoe.moe.slices import attach_expert_slices
 from steermoe.processes import current
-from steermoe.records import NO_BATCH, Expert, Label, Split, Verdict
+from steermoe.records import Expert, Label, Split
 from steermoe.reporter import Reporter
 from steermoe.stages.model_card import model_card
+from steermoe.stages.training_rows import all_rows, rows_for
 from steermoe.stages.training_words import say_phase, say_turn
 from steermoe.store.directory import RunDirectory
 from steermoe.store.files import disk_error
-from steermoe.store.names import BASE, CHECKPOINTS, MODEL, SFT_DATASET
+from steermoe.store.names import CHECKPOINTS, MODEL, SFT_DATASET
 from steermoe.store.state import Figures
-from steermoe.training.dataset import Example, TrainingRow, resolve_target
+from steermoe.training.dataset import TrainingRow
 from steermoe.training.fit import Fit, History
 from steermoe.training.forward_plan import ExpertMasks
 from steermoe.training.objectives import objectives_of
 from steermoe.training.phases import Phase
 from steermoe.training.spread import Spread, spread_over
+from steermoe.training.targets import resolve_target
 from steermoe.training.trainables import Experts, Trainable, trainables_of
 from steermoe.training.trainer import diverged
 
@@ -76,7 +74,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     trained.fold(settings.kept_change if settings.trains_experts else 1.0)
     made.check_sound()
     # Only now: settings that the trainer refuses, or that spoil the model, must leave the finished run as it is.
-    run.write_json_lines(SFT_DATASET, (row.as_sft() for row in _all_rows(made.phases)))
+    run.write_json_lines(SFT_DATASET, (row.as_sft() for row in all_rows(made.phases)))
     _save(run, config, reporter, made.loaded, trained, experts)
     return {
         "num_trained_experts": len(experts) if settings.trains_experts else None,
@@ -109,7 +107,7 @@ class Trained:
         Raises:
             TrainingError: It does not.
         """
-        _check_sound(self.loaded, next(_all_rows(self.phases)))
+        _check_sound(self.loaded, next(all_rows(self.phases)))
 
 
 def train_experts(
@@ -156,7 +154,7 @@ def _train(
     trained, phases = _phases(run, config, reporter, loaded, experts)
     if spread is not None and is_sharded:
         spread.shard(loaded.model, loaded.description)
-    say_turn(reporter, loaded.tokenizer, list(_all_rows(phases)))
+    say_turn(reporter, loaded.tokenizer, list(all_rows(phases)))
     fit = Fit(
         loaded.model,
         loaded.description,
@@ -217,7 +215,7 @@ def _phases(
     """All that is trained, and the phases of training it."""
     wanted = config.train.all_phases()
     rows_of = {
-        names: _rows_of(run, config, loaded, names, reporter)
+        names: rows_for(run, config, loaded, names, reporter)
         for names in dict.fromkeys(phase.objectives for phase in wanted)
     }
     trained, of_phases = trainables_of(loaded.model, loaded.description, wanted, experts)
@@ -278,92 +276,6 @@ def _save(
         reporter.line(
             f"checked: {report.num_compared} tensors compared, only {what} differ from the base"
         )
-
-
-def training_rows(
-    run: RunDirectory,
-    config: Config,
-    tokenizer: Any,
-    objectives: Sequence[Objective] | None = None,
-    stops: Sequence[int] = (),
-) -> tuple[list[TrainingRow], list[TrainingRow], Counter[str]]:
-    """Rows of the train split: those of mixed batches, the benign ones to spread, and how many were left out why.
-
-    Micro-batches are the mixed batches of the analysis, so prompts that filled none are left out. A prompt's row is
-    made by the first of the objectives that it belongs to; by default those of `train.objectives`. `stops` are the
-    tokens at which generation ends.
-    """
-    if objectives is None:
-        objectives = objectives_of(config.train, config.train.objectives)
-    prompts = {prompt.prompt_id: prompt for prompt in run.read_prompts()}
-    train_ids = {p.prompt_id for p in prompts.values() if p.split is Split.TRAIN}
-    rows: list[TrainingRow] = []
-    benign: list[TrainingRow] = []
-    left_out: Counter[str] = Counter()
-    num_made: Counter[str] = Counter()
-    verdicts = run.read_verdicts(BASE, config.judge.main)
-    for row, output in run.iter_outputs(train_ids):
-        prompt = prompts[row["prompt_id"]]
-        batch_idx = int(row["batch_idx"])
-        if batch_idx == NO_BATCH and prompt.label is not Label.BENIGN:
-            left_out["are in no mixed batch"] += 1
-            continue
-        example = Example(
-            prompt,
-            Verdict(verdicts[prompt.prompt_id]),
-            output,
-            batch_idx,
-            tokenizer,
-            config.model.chat_template_kwargs,
-            tuple(stops),
-        )
-        made = _first_row(objectives, example, num_made)
-        if made is None:
-            left_out["belong to no objective"] += 1
-        elif not made.completion_token_ids:
-            left_out["have an empty reply"] += 1
-        elif prompt.label is Label.BENIGN:
-            benign.append(made)
-        else:
-            rows.append(replace(made, pair_id=prompt.pair_id))
-            num_made[made.objective] += 1
-    return rows, benign, left_out
-
-
-def _first_row(
-    objectives: Sequence[Objective], example: Example, num_made: Counter[str]
-) -> TrainingRow | None:
-    for objective in objectives:
-        made: TrainingRow | None = objective.row(example, num_made[objective.name])
-        if made is not None:
-            return made
-    return None
-
-
-def _rows_of(
-    run: RunDirectory,
-    config: Config,
-    loaded: LoadedModel,
-    objectives: Sequence[str],
-    reporter: Reporter,
-) -> tuple[list[TrainingRow], list[TrainingRow]]:
-    made = objectives_of(config.train, objectives)
-    stops = stop_token_ids(loaded.model, loaded.tokenizer)
-    rows, benign, left_out = training_rows(run, config, loaded.tokenizer, made, stops)
-    for reason, count in sorted(left_out.items()):
-        reporter.note(f"{count} prompts {reason} and are not trained on")
-    return rows, benign
-
-
-def _all_rows(phases: Sequence[Phase]) -> Iterator[TrainingRow]:
-    """What any phase trains on, each row once."""
-    seen = set()
-    for phase in phases:
-        for row in [*phase.rows, *phase.benign]:
-            key = (row.objective, row.prompt_id, row.completion_token_ids)
-            if key not in seen:
-                seen.add(key)
-                yield row
 
 
 @contextmanager

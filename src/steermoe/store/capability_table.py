@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steermoe.capability.grading import COLUMNS
+from steermoe.capability.grading import COLUMNS, Graded
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import capability_of, shard_of
 
@@ -21,18 +22,19 @@ def shard_prefix(variant: str) -> str:
     return f"{variant}_capability"
 
 
-def write_answers(
-    run: RunDirectory, variant: str, group: int, rows: Sequence[Mapping[str, Any]]
-) -> None:
+def write_answers(run: RunDirectory, variant: str, group: int, rows: Sequence[Graded]) -> None:
     """Keep the graded answers to one group of items."""
-    _write(run, shard_of(shard_prefix(variant), group), rows)
+    _write(run, shard_of(shard_prefix(variant), group), [asdict(row) for row in rows])
 
 
-def read_answers(run: RunDirectory, variant: str, num_groups: int) -> dict[int, list[Any]]:
+def read_answers(run: RunDirectory, variant: str, num_groups: int) -> dict[int, list[Graded]]:
     """The graded answers to the groups that an interrupted measurement has finished, by group."""
     shards = {group: shard_of(shard_prefix(variant), group) for group in range(num_groups)}
     return {
-        group: run.read_table(shard).to_dict("records")
+        group: [
+            Graded(**{str(name): value for name, value in row.items()})
+            for row in run.read_table(shard).to_dict("records")
+        ]
         for group, shard in shards.items()
         if run.has(shard)
     }

@@ -34,7 +34,7 @@ class ControlFigures:
     sets: tuple[ControlSet, ...]
     measures: Mapping[str, ControlMeasure]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Mapping[str, object]:
         """As the file holds it."""
         return asdict(self)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from steermoe.records import MeasureRow, Metric
+from steermoe.metrics import MeasureRow, Metric
 
 _FIXED = [
     ("variant", pa.string()),

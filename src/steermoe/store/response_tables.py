@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from steermoe.records import NO_BATCH, RECORDED_SUMS, IntArray, Output, Prompt
+from steermoe.records import NO_BATCH, RECORDED_SUMS, Float32Array, IntArray, Output, Prompt
 
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -119,7 +119,9 @@ def unpack_routed_experts(row: Mapping[str, Any], num_layers: int, top_k: int) -
     return flat.reshape(-1, num_layers, top_k)
 
 
-def unpack_sums(row: Mapping[str, Any], num_layers: int, num_experts: int) -> dict[str, Any]:
+def unpack_sums(
+    row: Mapping[str, Any], num_layers: int, num_experts: int
+) -> dict[str, Float32Array]:
     """The sums of recorded scores `(2, L, E)` of a row of a shard, by score; none where they were not recorded."""
     return {
         name: np.frombuffer(row[name], dtype="<f4").reshape(2, num_layers, num_experts)

@@ -12,17 +12,8 @@ import pandas as pd
 from steermoe.analysis.counts import RoutingCounts, separate_prompt_and_generation_routings
 from steermoe.config import Config, validate
 from steermoe.errors import RunDirectoryError
-from steermoe.records import (
-    Evaluation,
-    Expert,
-    IntArray,
-    Label,
-    MeasureRow,
-    MixedBatch,
-    Output,
-    Prompt,
-    Verdict,
-)
+from steermoe.metrics import Evaluation, MeasureRow
+from steermoe.records import Expert, IntArray, Label, MixedBatch, Output, Prompt, Verdict
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import BASE, RISK, RISK_PER_BATCH, VERDICTS
 from steermoe.store.old_layout import open_state

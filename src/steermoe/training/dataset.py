@@ -9,21 +9,20 @@ Shape legend: B rows of a micro-batch, T tokens of its longest row, padded on th
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from steermoe.config import DEFAULT_REFUSALS
-from steermoe.errors import ConfigError, TrainingError, on_one_line
+from steermoe.errors import TrainingError
 from steermoe.records import Label, Message, Output, Prompt, Verdict
+from steermoe.training.targets import TargetResponse, resolve_target
 from steermoe.turns import assistant_turn
-
-TargetResponse = str | Sequence[str] | Callable[[Prompt], str]
 
 IGNORED = -100
 """Label of a token without loss."""
@@ -95,31 +94,6 @@ class Example:
     tokenizer: Any
     template_kwargs: Mapping[str, Any]
     stop_token_ids: tuple[int, ...] = ()
-
-
-def resolve_target(target: TargetResponse) -> Callable[[Prompt, int], str]:
-    """Turn a target response into a function of the prompt and its position.
-
-    Args:
-        target: A text; several, which the rows take in turn; a callable of the prompt; or the name of one
-            as `package.module:callable`.
-
-    Returns:
-        A function that raises `ConfigError` where a user's callable fails or returns no text.
-
-    Raises:
-        ConfigError: It is empty, or names nothing that can be called.
-    """
-    if isinstance(target, str) and _names_callable(target):
-        return _checked(_import_callable(target), f" {target!r}")
-    if callable(target):
-        return _checked(target, "")
-    texts = [target] if isinstance(target, str) else list(target)
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ConfigError(
-            "train.target_response is empty: give a refusal, a list of them, or a callable"
-        )
-    return lambda _, position: texts[position % len(texts)]
 
 
 def refusal_row(
@@ -237,14 +211,34 @@ class MicroBatches(Dataset[list[TrainingRow]]):
         return self._parts[index] + self._chosen[index]
 
 
-def collate(items: Sequence[Sequence[TrainingRow]], pad_token_id: int) -> dict[str, Any]:
-    """Pad one micro-batch on the right.
+class MicroBatch(TypedDict):
+    """The rows of one micro-batch as tensors.
 
-    Returns:
-        `input_ids`, `attention_mask` `(B, T)`; `labels` `(B, T)`: at each position the id of the *next* token
-        if that is a completion token, else -100; `token_position` `(B, T)`: which completion token that is;
-        `is_unsafe`, `batch_idx` `(B,)`; `objective`, `prompt_id`, lists of B.
+    Attributes:
+        input_ids: `(B, T)`.
+        attention_mask: `(B, T)`.
+        labels: `(B, T)`: at each position the id of the *next* token if that is a completion token, else -100.
+        token_position: `(B, T)`: which completion token that is.
+        is_unsafe: `(B,)`.
+        batch_idx: `(B,)`.
+        objective: B names.
+        prompt_id: B ids.
+        shares: Where several processes train: the factor of each objective's loss in this one, by name.
     """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    token_position: Tensor
+    is_unsafe: Tensor
+    batch_idx: Tensor
+    objective: list[str]
+    prompt_id: list[str]
+    shares: NotRequired[dict[str, float]]
+
+
+def collate(items: Sequence[Sequence[TrainingRow]], pad_token_id: int) -> MicroBatch:
+    """Pad one micro-batch on the right."""
     rows = [row for item in items for row in item]
     lengths = [row.num_tokens for row in rows]
     # The last token predicts nothing, so it need not be fed.
@@ -372,41 +366,3 @@ def _dealt(
             return None
         part += unit
     return parts
-
-
-def _names_callable(text: str) -> bool:
-    module, colon, name = text.partition(":")
-    return bool(colon) and name.isidentifier() and all(p.isidentifier() for p in module.split("."))
-
-
-def _import_callable(text: str) -> Callable[[Prompt], str]:
-    module, _, name = text.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # the user's module raises whatever is wrong with it
-        raise ConfigError(
-            f"train.target_response = {text!r} cannot be imported: {on_one_line(error)}"
-        ) from error
-    if not callable(found):
-        raise ConfigError(f"train.target_response = {text!r} is not callable")
-    return found  # type: ignore[no-any-return]  # imported by name: its type cannot be known
-
-
-def _checked(function: Callable[[Prompt], str], name: str) -> Callable[[Prompt, int], str]:
-    """A user's callable, whose failures and returned values are the user's errors."""
-
-    def target(prompt: Prompt, _: int) -> str:
-        try:
-            text: object = function(prompt)
-        except Exception as error:
-            raise ConfigError(
-                f"the target response callable{name} failed with {type(error).__name__}: {on_one_line(error)}; it is "
-                "given the prompt record and must return a text"
-            ) from error
-        if not isinstance(text, str) or not text.strip():
-            raise ConfigError(
-                f"the target response callable{name} returned {text!r}; it must return a text"
-            )
-        return text
-
-    return target

@@ -12,16 +12,16 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from steermoe.config import TrainSection
-from steermoe.moe.layers import MoEDescription
+from steermoe.moe.description import MoEDescription
 from steermoe.processes import ALONE, Processes
 from steermoe.reporter import Bar, Reporter
 from steermoe.training.arguments import training_arguments
 from steermoe.training.checkpoints import PhaseCheckpoints, state_of
-from steermoe.training.dataset import MicroBatches, TrainingRow, collate
+from steermoe.training.dataset import MicroBatch, MicroBatches, TrainingRow, collate
 from steermoe.training.forward_plan import ExpertMasks
 from steermoe.training.phases import Phase
 from steermoe.training.planner import Planner
-from steermoe.training.shares import SHARES, own_share
+from steermoe.training.shares import own_share
 from steermoe.training.spread import Spread
 from steermoe.training.trainables import Trainable, train_only
 from steermoe.training.trainer import ExpertMaskingTrainer, checkpoint_metadata, load_trained
@@ -32,7 +32,8 @@ FEW_STEPS = 20
 SEEDS = 2**32
 """Seeds are below it: numpy takes none from there on."""
 
-History = list[dict[str, Any]]
+History = list[dict[str, float]]
+"""What the trainer logged of each step, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,16 +132,16 @@ class Fit:
         """Those that train."""
         return ALONE if self.spread is None else self.spread.processes
 
-    def collate(self, phase: Phase) -> Callable[[Sequence[Sequence[TrainingRow]]], dict[str, Any]]:
+    def collate(self, phase: Phase) -> Callable[[Sequence[Sequence[TrainingRow]]], MicroBatch]:
         """How the rows of a micro-batch become tensors: all of them, or this process's share."""
         processes, pad = self.processes, self.pad_token_id
         if processes.count == 1:
             return partial(collate, pad_token_id=pad)
 
-        def collate_share(items: Sequence[Sequence[TrainingRow]]) -> dict[str, Any]:
+        def collate_share(items: Sequence[Sequence[TrainingRow]]) -> MicroBatch:
             rows = [row for item in items for row in item]
             own, factors = own_share(rows, phase.objectives, processes.rank, processes.count)
-            return {**collate([own], pad), SHARES: factors}
+            return {**collate([own], pad), "shares": factors}
 
         return collate_share
 

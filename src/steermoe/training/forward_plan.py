@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from steermoe.errors import TrainingError
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.distinct_tokens import DistinctTokens, has_dropout
-from steermoe.moe.layers import MoEDescription, find_moe_layers
+from steermoe.moe.layers import find_moe_layers
 from steermoe.moe.masking import masked_experts, masks_of_samples
 from steermoe.moe.partial_passes import only_positions
 from steermoe.records import BoolArray

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from steermoe.contracts import Objective
-from steermoe.moe.layers import MoEDescription
+from steermoe.moe.description import MoEDescription
 from steermoe.moe.partial_passes import LowerLayers
 from steermoe.training.base_replies import BaseReplies
 from steermoe.training.dataset import TrainingRow

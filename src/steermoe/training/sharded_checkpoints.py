@@ -45,7 +45,7 @@ def save_shards(
     folder = Path(checkpoint) / SHARDS
     folder.mkdir(parents=True, exist_ok=True)
     trained = _trained(model)
-    state: dict[str, Any] = {name: parameter.detach() for name, parameter in trained.items()}
+    state: dict[str, Tensor] = {name: parameter.detach() for name, parameter in trained.items()}
     kept = _plain(optimizer).state
     for name, parameter in trained.items():
         for key, value in kept[parameter].items():
@@ -70,7 +70,7 @@ def load_optimizer(checkpoint: str | Path, model: nn.Module, optimizer: Any) -> 
     """Read the optimizer's state, of a model that is sharded or not; the settings of its groups stay as they are."""
     folder = Path(checkpoint) / SHARDS
     trained = _trained(model)
-    tensors: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
     for name, shape, dtype in _stored(folder):
         kind, _, rest = name.partition(":")
         if kind == OPTIMIZER:
@@ -113,7 +113,7 @@ def _stored(folder: Path) -> Iterator[tuple[str, torch.Size, torch.dtype]]:
 
 
 @torch.no_grad()
-def _load(folder: Path, into: dict[str, Any]) -> None:
+def _load(folder: Path, into: dict[str, Tensor]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*load in a single process")
         load(into, storage_reader=HuggingFaceStorageReader(str(folder)))

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from steermoe.config import TrainSection
 from steermoe.errors import ConfigError
-from steermoe.moe.layers import MoEDescription
+from steermoe.moe.description import MoEDescription
 from steermoe.processes import NO_LIMIT, Processes, current
 
 SHARDED = "fsdp2"

@@ -17,8 +17,11 @@ from torch import nn
 from steermoe.config import PhaseSettings
 from steermoe.errors import TrainingError
 from steermoe.moe.checkpoint import saved_names
-from steermoe.moe.layers import MoEDescription
-from steermoe.moe.slices import CHOICE_BIAS, ExpertId, ExpertSlices, attach_expert_slices
+from steermoe.moe.description import MoEDescription
+from steermoe.moe.slices import ExpertId, ExpertSlices, attach_expert_slices
+
+CHOICE_BIAS = "e_score_correction_bias"
+"""How the name of a bias ends that only chooses experts: a parameter in some architectures, a buffer in most."""
 
 NamedParameters = Iterator[tuple[str, nn.Parameter]]
 

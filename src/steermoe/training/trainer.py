@@ -30,7 +30,7 @@ from steermoe.contracts import Objective
 from steermoe.errors import TrainingError
 from steermoe.moe.finite import is_finite
 from steermoe.moe.masking import router_noise_off
-from steermoe.moe.slices import assign, local_part
+from steermoe.moe.sharded import assign, local_part
 from steermoe.records import BoolArray
 from steermoe.training.forward_plan import ExpertMasks, ForwardPlan, MaskScope
 from steermoe.training.objectives.refusal import Refusal

@@ -11,15 +11,10 @@ from torch import Tensor
 
 from steermoe.config import DEFAULT_REFUSALS, TrainSection
 from steermoe.records import Prompt
-from steermoe.training.dataset import (
-    Example,
-    TrainingRow,
-    needs_refusal,
-    refusal_row,
-    resolve_target,
-)
+from steermoe.training.dataset import Example, TrainingRow, needs_refusal, refusal_row
 from steermoe.training.forward_plan import Forward
 from steermoe.training.objectives.token_weights import EVENLY, FirstTokens
+from steermoe.training.targets import resolve_target
 
 
 @dataclass(frozen=True, slots=True)

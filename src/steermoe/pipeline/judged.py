@@ -1,0 +1,33 @@
+"""Whether the judges of a run have judged what a step would have them judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from steermoe.config import Config
+from steermoe.store import names
+from steermoe.store.directory import RunDirectory
+
+
+def are_controls_judged(run: RunDirectory, config: Config) -> bool:
+    """Whether they have judged the replies of every control."""
+    variants = [path.stem for path in run.file(names.REPLIES).glob(f"{names.CONTROL}*.parquet")]
+    return all(is_judged(variant)(run, config) for variant in variants)
+
+
+def is_judged(variant: str) -> Callable[[RunDirectory, Config], bool]:
+    """Whether all judges of a run have judged a variant's replies, as a function."""
+
+    def judged(run: RunDirectory, config: Config) -> bool:
+        return all(
+            run.has_verdicts(variant, judge) for judge in (config.judge.main, *config.judge.others)
+        )
+
+    return judged
+
+
+def are_ablated_judged(run: RunDirectory, config: Config) -> bool:
+    """Whether they have judged the replies of every ablated variant."""
+    from steermoe.stages.ablate import ablated_variants
+
+    return all(is_judged(variant)(run, config) for variant in ablated_variants(run, names.REPLIES))
