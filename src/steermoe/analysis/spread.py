@@ -45,6 +45,14 @@ class ClassSpread:
         """Whether p-values are not to be trusted."""
         return abs(self.skewness) >= TOO_SKEWED
 
+    def as_json(self) -> dict[str, float | int | bool]:
+        """As `run.json` holds it."""
+        return {
+            "variance_ratio": float(f"{self.variance_ratio:.4g}"),
+            "skewness": float(f"{self.skewness:.4g}"),
+            "is_too_skewed": self.is_too_skewed,
+        }
+
     def warning(self) -> str | None:
         """What to say of it, if anything."""
         if not self.is_too_skewed:

@@ -40,13 +40,17 @@ def figure(metric: MetricJson, unit: str) -> str:
 
 
 def figure_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """The rows of a table of figures: title, before, after, and the p-value of the change where there is one."""
+    """The rows of a table of figures: title, before, after, and the p-value of the change where there is one.
+
+    Where too many answers are unscored, also what it is if all of them had gone against the change.
+    """
     for measure in MEASURES:
         before, after, change = (
             comparison[side].get(measure.name) for side in ("base", "hardened", "paired")
         )
-        p_value = (change or {}).get("p_value")
+        p_value, worst = ((change or {}).get(f"{which}p_value") for which in ("", "worst_case_"))
         shown = "" if p_value is None else f"{p_value:.2g}"
+        shown += "" if worst is None else f", at worst {worst:.2g}"
         if before and after:
             yield measure.title, figure(before, measure.unit), figure(after, measure.unit), shown
         elif change and change["value"] is not None:  # a comparison by itself
