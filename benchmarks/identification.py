@@ -1,7 +1,7 @@
 """What identification costs, against another version of the code: time and memory, in turns.
 
     git worktree add --detach ../before a6b67e1
-    python -m benchmarks.identification --before ../before [--turns 5]
+    python -m benchmarks.identification [uncertainty] [whole] --before ../before [--turns 5]
 
 2,000 replies in 125 batches of 8 + 8, 48 layers of 128 experts, 2,000 relabellings and 2,000 bootstrap draws. Every
 turn runs both versions, each in a process of its own, and gives one ratio of processor seconds and one of peak memory.
@@ -22,7 +22,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -149,11 +149,11 @@ def in_a_process(checkout: Path, what: str, goals: str) -> dict[str, float]:
     return dict(result)
 
 
-def compare(before: Path, turns: int) -> None:
+def compare(before: Path, turns: int, works: Sequence[str]) -> None:
     """Print the table."""
     print("| what | goals | before | now | ratio of processor seconds | ratio of peak memory |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for what in WORK:
+    for what in works:
         for goals in ("paired", "unpaired"):
             sides: dict[Path, list[dict[str, float]]] = {before: [], HERE: []}
             for turn in range(turns):
@@ -178,6 +178,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("what", nargs="*", choices=[[], *WORK], default=list(WORK))
     parser.add_argument("--before", type=Path, help="a checkout of the code to compare with")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
@@ -187,7 +188,7 @@ def main() -> None:
     elif given.before is None:
         parser.error("give --before, a checkout of the code to compare with")
     else:
-        compare(given.before.resolve(), given.turns)
+        compare(given.before.resolve(), given.turns, given.what)
 
 
 if __name__ == "__main__":
