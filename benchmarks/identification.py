@@ -178,7 +178,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", nargs="*", choices=[[], *WORK], default=list(WORK))
+    parser.add_argument("what", nargs="*", choices=[[], *WORK], default=[])
     parser.add_argument("--before", type=Path, help="a checkout of the code to compare with")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--alone", nargs=2, help=argparse.SUPPRESS)
@@ -188,7 +188,7 @@ def main() -> None:
     elif given.before is None:
         parser.error("give --before, a checkout of the code to compare with")
     else:
-        compare(given.before.resolve(), given.turns, given.what)
+        compare(given.before.resolve(), given.turns, given.what or list(WORK))
 
 
 if __name__ == "__main__":

@@ -261,10 +261,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", nargs="*", choices=[[], *STUDIES], default=list(STUDIES))
+    parser.add_argument("what", nargs="*", choices=[[], *STUDIES], default=[])
     parser.add_argument("--runs", type=int)
     given = parser.parse_args()
-    for name in given.what:
+    for name in given.what or STUDIES:
         study, runs = STUDIES[name]
         print(f"\n## {name}\n")
         study(given.runs or runs)
