@@ -50,17 +50,18 @@ def study_power(
     The pilots of eighty prompts a class have no effects. Every run has a pilot, experts and layers of its own.
     """
     of_model = model or NestedModel()
+    pilots = []
+    for seed in range(num_runs):
+        run = simulate_nested(of_model, plan_replies(PILOT_PROMPTS, seed, goals=goals), seed)
+        pilots.append(table_of(run, seed, 500))
     rows = []
     for variation in variations:
         for assumed in sorted({EFFECT_VARIATION, variation}):
             shares, named, promised = [], [], []
-            for seed in range(num_runs):
-                pilot = simulate_nested(
-                    of_model, plan_replies(PILOT_PROMPTS, seed, goals=goals), seed
-                )
+            for seed, pilot in enumerate(pilots):
                 needed = prompts_needed(
-                    table_of(pilot, seed, 500), PILOT_PROMPTS, risk_diff=risk_diff,
-                    num_unsafe=NUM_PLANTED, paired=goals == "paired", effect_variation=assumed,
+                    pilot, PILOT_PROMPTS, risk_diff=risk_diff, num_unsafe=NUM_PLANTED,
+                    paired=goals == "paired", effect_variation=assumed,
                 )  # fmt: skip
                 named.append(needed.num_prompts)
                 promised.append(needed.power)
