@@ -67,7 +67,7 @@ def test_the_warning_names_the_numbers_and_is_silent_below_them() -> None:
     assert "q_value is cautious" in said, "unsafe skewed: experts are hidden"
     other = ClassSpread(0.2, -0.232, 120, 30).warning()
     assert other is not None and "more safe goals" in other
-    assert "q_value allows for most of it" in other
+    assert "q_value allows for part of it" in other
 
 
 def spreads(design: Design, estimator: str, num_runs: int) -> list[ClassSpread]:

@@ -61,7 +61,7 @@ class ClassSpread:
         if not self.is_too_skewed:
             return None
         smaller = "unsafe" if self.num_unsafe < self.num_safe else "safe"
-        of_q = "allows for most of it" if self.skewness < 0 else "is cautious"
+        of_q = "allows for part of it" if self.skewness < 0 else "is cautious"
         return (
             "the classes differ in spread, and not evenly: variance of unsafe goals "
             f"{self.variance_ratio:.2g} times that of safe ones, {self.num_unsafe} and {self.num_safe} goals, "
