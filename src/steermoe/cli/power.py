@@ -95,6 +95,7 @@ def power_table(
         check_variation,
         prompts_needed,
         risk_diffs_to_find,
+        weight_concentration,
     )
     from steermoe.analysis.selection import selectable_layers
     from steermoe.analysis.variance import cluster_kinds
@@ -135,6 +136,7 @@ def power_table(
                 threshold=threshold,
                 paired=bool((has_unsafe & has_safe).any()),
                 effect_variation=variation,
+                concentration=weight_concentration(used),
             )
             row |= {name: getattr(found, name) for name in ("num_prompts", "power", "num_unsafe")}
             rows.append(row | {"note": ""})
