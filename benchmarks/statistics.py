@@ -313,7 +313,8 @@ def token_level_p_values(table: pd.DataFrame) -> np.ndarray:
     """What a test says that takes every token for independent."""
     rate = (table["a_safe"] + table["a_unsafe"]) / (table["n_safe"] + table["n_unsafe"])
     error = np.sqrt(rate * (1 - rate) * (1 / table["n_safe"] + 1 / table["n_unsafe"]))
-    return 2 * stats.norm.sf((table["risk_diff_pooled"] / error).abs())
+    fires = error > 0  # one that never does is no evidence
+    return np.where(fires, 2 * stats.norm.sf(table["risk_diff_pooled"].abs() / error), 1.0)
 
 
 # The picture
