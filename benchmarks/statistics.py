@@ -2,8 +2,9 @@
 
     python -m benchmarks.statistics [speed] [calibration] [few] [tails] [planted] [power] [real] [picture]
 
-Each prints the table of docs/statistics.md; `picture` writes docs/statistics.svg. `--runs` sets how many
-runs are simulated for each row. `real` reads the run in `$STEERMOE_RUN`, by default runs/smollm2-moe.
+Each prints a table; `few` and `real` are those of docs/statistics.md, and `picture` writes docs/statistics.svg. The
+others ask of another simulator what `python -m benchmarks.validity` asks of nested routing. `--runs` sets how many runs
+are simulated for each row. `real` reads the run in `$STEERMOE_RUN`, by default runs/smollm2-moe.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from benchmarks.validity.calibration import (
     null_settings,
     unequal_length_settings,
 )
+from benchmarks.validity.nested import plan_replies, simulate_nested
+from benchmarks.validity.null_study import null_designs
 from benchmarks.validity.simulate import Design, RoutingModel, SimulatedRun, simulate_run
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS
-from steermoe.analysis.power import power_at, prompts_needed
+from steermoe.analysis.power import prompts_needed
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import resolve_rule
 from steermoe.analysis.stability import selection_stability
@@ -310,45 +313,36 @@ def token_level_p_values(table: pd.DataFrame) -> np.ndarray:
     """What a test says that takes every token for independent."""
     rate = (table["a_safe"] + table["a_unsafe"]) / (table["n_safe"] + table["n_unsafe"])
     error = np.sqrt(rate * (1 - rate) * (1 / table["n_safe"] + 1 / table["n_unsafe"]))
-    return 2 * stats.norm.sf((table["risk_diff_pooled"] / error).abs())
+    fires = error > 0  # one that never does is no evidence
+    return np.where(fires, 2 * stats.norm.sf(table["risk_diff_pooled"].abs() / error), 1.0)
 
 
 # The picture
 
 
 def null_p_values(runs: int) -> dict[str, np.ndarray]:
-    """P-values of innocent experts: token by token, and with the response as the unit."""
+    """P-values of innocent experts: token by token, and with the response as the unit; short refusals on one side."""
+    design = null_designs(40)[0]
     naive, ours = [], []
     for seed in range(runs):
-        run = simulate_run(RoutingModel(), 80, seed)
-        table = pilot_table(run, seed, num_bootstrap=2)
+        plan = plan_replies(
+            design.num_per_class, seed, goals=design.goals, refusals=design.refusals
+        )
+        run = simulate_nested(design.model, plan, seed)
+        table = risk_tables(run.counts, run.is_unsafe, run.batch_idx).aggregated
+        uncertainty = estimate_uncertainty(
+            run.counts, run.is_unsafe, run.goals, run.batch_idx, num_bootstrap=2, seed=seed
+        )
         naive.append(token_level_p_values(table))
-        ours.append(table["p_value"].to_numpy())
+        ours.append(uncertainty["p_value"].to_numpy())
     return {
         "tokens as the unit": np.concatenate(naive),
         "responses as the unit": np.concatenate(ours),
     }
 
 
-def power_curves(runs: int) -> tuple[dict[str, pd.DataFrame], dict[str, pd.DataFrame]]:
-    """Promised and achieved power for two true differences, paired goals, OLMoE's shape."""
-    pilot = pilot_table(simulate_run(OLMOE, PILOT_PROMPTS, 1000))
-    promised, achieved = {}, {}
-    for risk_diff in (0.08, 0.12):
-        label = f"risk difference {risk_diff}"
-        promised[label] = power_at(
-            pilot, PILOT_PROMPTS, range(20, 321, 10), risk_diff=risk_diff, num_unsafe=10
-        )
-        numbers = [40, 80, 120, 160, 240, 320]
-        reached = [
-            float(np.mean(selections(OLMOE, n, "paired", risk_diff, runs)[0])) for n in numbers
-        ]
-        achieved[label] = pd.DataFrame({"num_prompts": numbers, "power": reached})
-    return promised, achieved
-
-
 def picture(runs: int) -> None:
-    """Write docs/statistics.svg."""
+    """Write docs/statistics.svg, and say how many p-values lie below 0.05."""
     from benchmarks.svg import Axes, document
 
     quantiles = Axes(
@@ -359,17 +353,11 @@ def picture(runs: int) -> None:
         rank = np.unique(np.geomspace(1, len(ordered), 60).astype(int))
         expected = -np.log10((rank - 0.5) / len(ordered))
         quantiles.line(name, expected, np.minimum(-np.log10(ordered[rank - 1]), 8))
-    quantiles.line("as they should be", np.array([0, 5]), np.array([0, 5]), dashed=True)
-    promised, achieved = power_curves(max(5, runs // 10))
-    found = Axes(
-        "Ten unsafe experts among 1,024: share found", "prompts a class", "share found by fdr"
-    )
-    for name, table in promised.items():
-        found.line(name + ", promised", table["num_prompts"].to_numpy(), table["power"].to_numpy())
-        points = achieved[name]
-        found.points(points["num_prompts"].to_numpy(), points["power"].to_numpy())
+        print(f"{name}: {np.mean(values <= 0.05):.1%} below 0.05")
+    reach = np.linspace(0, 4, 2)
+    quantiles.line("as it should be", reach, reach, dashed=True)
     path = Path(__file__).parent.parent / "docs" / "statistics.svg"
-    path.write_text(document([quantiles, found]), encoding="utf-8")
+    path.write_text(document([quantiles]), encoding="utf-8")
     print(path)
 
 

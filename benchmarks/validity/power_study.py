@@ -16,7 +16,8 @@ from benchmarks.validity.nested import (
     plan_replies,
     simulate_nested,
 )
-from steermoe.analysis.power import EFFECT_VARIATION, prompts_needed
+from steermoe.analysis.estimators import build_contrast
+from steermoe.analysis.power import EFFECT_VARIATION, prompts_needed, weight_concentration
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.selection import resolve_rule
 from steermoe.analysis.uncertainty import estimate_uncertainty
@@ -50,17 +51,26 @@ def study_power(
     The pilots of eighty prompts a class have no effects. Every run has a pilot, experts and layers of its own.
     """
     of_model = model or NestedModel()
+    pilots = []
+    for seed in range(num_runs):
+        run = simulate_nested(of_model, plan_replies(PILOT_PROMPTS, seed, goals=goals), seed)
+        used = build_contrast(
+            run.counts,
+            run.is_unsafe,
+            run.batch_idx,
+            run.plan.goal_of,
+            "mean_over_batches",
+            "generation",
+        )
+        pilots.append((table_of(run, seed, 500), weight_concentration(used)))
     rows = []
     for variation in variations:
         for assumed in sorted({EFFECT_VARIATION, variation}):
             shares, named, promised = [], [], []
-            for seed in range(num_runs):
-                pilot = simulate_nested(
-                    of_model, plan_replies(PILOT_PROMPTS, seed, goals=goals), seed
-                )
+            for seed, (pilot, concentration) in enumerate(pilots):
                 needed = prompts_needed(
-                    table_of(pilot, seed, 500), PILOT_PROMPTS, risk_diff=risk_diff,
-                    num_unsafe=NUM_PLANTED, paired=goals == "paired", effect_variation=assumed,
+                    pilot, PILOT_PROMPTS, risk_diff=risk_diff, num_unsafe=NUM_PLANTED,
+                    paired=goals == "paired", effect_variation=assumed, concentration=concentration,
                 )  # fmt: skip
                 named.append(needed.num_prompts)
                 promised.append(needed.power)

@@ -9,7 +9,7 @@ the run as the unit.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -35,13 +35,14 @@ from steermoe.records import Expert
 Row = dict[str, object]
 
 
-def show(rows: Sequence[Row]) -> None:
-    """Print a Markdown table."""
-    table = pd.DataFrame(rows)
-    print("| " + " | ".join(map(str, table.columns)) + " |")
-    print("| " + " | ".join("---" for _ in table.columns) + " |")
-    for row in table.itertuples(index=False):
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+def show(rows: Iterable[Row]) -> None:
+    """Print a Markdown table, each row as soon as it is known."""
+    heads: list[str] = []
+    for row in rows:
+        if not heads:
+            heads = list(row)
+            print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
+        print("| " + " | ".join(str(row.get(head, "-")) for head in heads) + " |", flush=True)
 
 
 def with_error(values: Sequence[float], digits: int = 1, scale: float = 100) -> str:
@@ -79,7 +80,7 @@ def planted(model: NestedModel, sizes: Sequence[float], seed: int) -> Mapping[Ex
 # ---- one-sided ----------------------------------------------------------------------------------------
 
 
-def one_sided(runs: int) -> None:
+def one_sided(runs: int) -> Iterator[Row]:
     """False discoveries of the higher side: many truly lower, and many between 0 and the threshold."""
     wide = NestedModel(slot_size=12, base_spread=2.0)
     cases = {
@@ -91,7 +92,6 @@ def one_sided(runs: int) -> None:
             NestedModel(base_spread=2.0), [0.03] * 10 + [0.12] * 10, 0.05,
         ),
     }  # fmt: skip
-    rows = []
     for name, (model, sizes, threshold) in cases.items():
         shares: dict[str, list[float]] = {"two-sided, then the higher": [], "one-sided": []}
         recall: dict[str, list[float]] = {key: [] for key in shares}
@@ -111,16 +111,14 @@ def one_sided(runs: int) -> None:
         for key in shares:
             row[f"{key}: false, %"] = with_error(shares[key])
             row[f"{key}: found, %"] = with_error(recall[key])
-        rows.append(row)
-    show(rows)
+        yield row
 
 
 # ---- overlap on held-out goals ------------------------------------------------------------------------
 
 
-def overlap(runs: int) -> None:
+def overlap(runs: int) -> Iterator[Row]:
     """P-values of the overlap where there is no difference, by random sets and by exchanged labels."""
-    rows = []
     for name, model in (
         ("64 experts a layer", NestedModel()),
         ("8 a layer", NestedModel(16, 2, 4)),
@@ -147,26 +145,22 @@ def overlap(runs: int) -> None:
             seen.append(found.overlap)
         for kind, p_values in (("random sets", by_sets), ("exchanged labels", by_labels)):
             values = np.array(p_values)
-            rows.append(
-                {
-                    "experts": name,
-                    "compared with": kind,
-                    **{f"p <= {at}, %": with_error(values <= at) for at in (0.01, 0.05, 0.25, 0.5)},
-                    "overlap of 20": with_error(seen, 2, 1),
-                    "expected": f"{400 / number:.2f}"
-                    if kind == "random sets"
-                    else with_error(expected, 2, 1),
-                }
-            )
-    show(rows)
+            yield {
+                "experts": name,
+                "compared with": kind,
+                **{f"p <= {at}, %": with_error(values <= at) for at in (0.01, 0.05, 0.25, 0.5)},
+                "overlap of 20": with_error(seen, 2, 1),
+                "expected": f"{400 / number:.2f}"
+                if kind == "random sets"
+                else with_error(expected, 2, 1),
+            }
 
 
 # ---- confounds and the filter -------------------------------------------------------------------------
 
 
-def confounds(runs: int) -> None:
+def confounds(runs: int) -> Iterator[Row]:
     """What else than unsafety makes a difference: how much is flagged, named, and left where replies are alike."""
-    rows = []
     for design in designs(200):
         seen: dict[str, list[float]] = {}
         for seed in range(runs):
@@ -189,14 +183,13 @@ def confounds(runs: int) -> None:
                 values[f"{column} flagged, %"] = flagged
             for key, value in values.items():
                 seen.setdefault(key, []).append(value)
-        rows.append({"data": design.name, **{k: with_error(v, 1, 1) for k, v in seen.items()}})
-    show(rows)
+        yield {"data": design.name, **{k: with_error(v, 1, 1) for k, v in seen.items()}}
 
 
 # ---- after selection ----------------------------------------------------------------------------------
 
 
-def after(runs: int) -> None:
+def after(runs: int) -> Iterator[Row]:
     """Expected and true false shares, intervals and estimates of what several rules select."""
     model = NestedModel(num_layers=8, base_spread=1.0)
     rules = {
@@ -205,7 +198,6 @@ def after(runs: int) -> None:
         "stability, 0.02": ("stability", SelectionSettings(0.02)),
         "fdr, 0.02": ("fdr", SelectionSettings(0.02)),
     }
-    rows = []
     for size, number in ((0.0, 100), (0.05, 100), (0.1, 40), (0.1, 100), (0.1, 200)):
         seen: dict[tuple[str, str], list[float]] = {}
         for seed in range(runs):
@@ -226,8 +218,7 @@ def after(runs: int) -> None:
             for (of, key), values in seen.items():
                 if of == rule:
                     row[key] = with_error(values, 1 if "%" in key else 3, 1)
-            rows.append(row)
-    show(rows)
+            yield row
 
 
 def _of_selected(table: pd.DataFrame, chosen: list[Expert]) -> dict[str, float]:
@@ -248,7 +239,7 @@ def _of_selected(table: pd.DataFrame, chosen: list[Expert]) -> dict[str, float]:
     return dict(zip(names, map(float, values), strict=True))
 
 
-STUDIES: dict[str, tuple[Callable[[int], None], int]] = {
+STUDIES: dict[str, tuple[Callable[[int], Iterator[Row]], int]] = {
     "one_sided": (one_sided, 100),
     "overlap": (overlap, 400),
     "confounds": (confounds, 40),
@@ -261,13 +252,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", nargs="*", choices=[[], *STUDIES], default=list(STUDIES))
+    parser.add_argument("what", nargs="*", choices=[[], *STUDIES], default=[])
     parser.add_argument("--runs", type=int)
     given = parser.parse_args()
-    for name in given.what:
+    for name in given.what or STUDIES:
         study, runs = STUDIES[name]
         print(f"\n## {name}\n")
-        study(given.runs or runs)
+        show(study(given.runs or runs))
 
 
 if __name__ == "__main__":

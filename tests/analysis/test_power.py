@@ -5,7 +5,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from steermoe.analysis.power import power_at, prompts_needed
+from steermoe.analysis.counts import RoutingCounts
+from steermoe.analysis.estimators import build_contrast
+from steermoe.analysis.power import power_at, prompts_needed, weight_concentration
 from steermoe.errors import RoutingError
 
 
@@ -62,6 +64,28 @@ def test_more_unsafe_experts_larger_effects_and_less_power_need_fewer_prompts() 
     assert needed(num_unsafe=50) < needed() < needed(num_unsafe=1)
     assert needed(risk_diff=0.2) < needed() < needed(risk_diff=0.08)
     assert needed(power=0.5) < needed() < needed(power=0.99)
+
+
+def test_effects_of_uneven_goals_vary_as_those_of_fewer() -> None:
+    """An effect that varies by its whole size, in 50 goals that weigh like 25: twice its variance."""
+    even, uneven = (
+        prompts_needed(
+            pilot_of(1e-6), 50, risk_diff=0.02, threshold=0.0, num_unsafe=1,
+            effect_variation=20.0, concentration=concentration,
+        ).num_prompts
+        for concentration in (None, 1 / 25)
+    )  # fmt: skip
+    assert uneven == pytest.approx(2 * even, rel=0.02)
+
+
+def test_concentration_of_weights_worked_by_hand() -> None:
+    # Two unsafe goals of 30 and 10 tokens, one safe one: shares 3/4 and 1/4.
+    active = np.zeros((3, 2, 1, 2), dtype=np.int64)
+    counts = RoutingCounts(active, np.array([[0, 30], [0, 10], [0, 7]]), (0,))
+    contrast = build_contrast(counts, [1, 1, 0], [0, 0, 0], [0, 1, 2], "pooled", "generation")
+    assert weight_concentration(contrast) == pytest.approx(9 / 16 + 1 / 16)
+    together = build_contrast(counts, [1, 1, 0], [0, 0, 0], [0, 0, 2], "pooled", "generation")
+    assert weight_concentration(together) == pytest.approx(1.0)
 
 
 def test_the_named_number_is_the_smallest_that_is_enough() -> None:

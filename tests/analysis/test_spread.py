@@ -64,8 +64,10 @@ def test_the_warning_names_the_numbers_and_is_silent_below_them() -> None:
     said = ClassSpread(3.5, 0.232, 30, 120).warning()
     assert said is not None
     assert all(part in said for part in ("3.5", "30 and 120", "+0.23", "more unsafe goals"))
+    assert "q_value is cautious" in said, "unsafe skewed: experts are hidden"
     other = ClassSpread(0.2, -0.232, 120, 30).warning()
     assert other is not None and "more safe goals" in other
+    assert "q_value allows for part of it" in other
 
 
 def spreads(design: Design, estimator: str, num_runs: int) -> list[ClassSpread]:

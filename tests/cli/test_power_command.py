@@ -66,6 +66,17 @@ def run_of(folder: Path, simulated: SimulatedRun) -> RunDirectory:
     return run
 
 
+def concentration(simulated: SimulatedRun, estimator: str) -> float:
+    """Sum of the squared weights of unsafe replies, each with a goal of its own: tokens of all, or of their batch."""
+    unsafe = simulated.is_unsafe & ((simulated.batch_idx >= 0) | (estimator == "pooled"))
+    tokens = simulated.counts.num_tokens[unsafe, 1].astype(float)
+    if estimator == "pooled":
+        return float(np.sum((tokens / tokens.sum()) ** 2))
+    batch = simulated.batch_idx[unsafe]
+    weight = tokens / np.bincount(batch, tokens)[batch] / (batch.max() + 1)
+    return float(np.sum(weight**2))
+
+
 def named(run: RunDirectory, config: Config) -> dict[float, Any]:
     table = power_table(run, config)
     return dict(zip(table["risk_diff"], table["num_prompts"], strict=True))
@@ -84,7 +95,10 @@ def test_prompts_are_those_that_the_estimator_used(tmp_path: Path) -> None:
         of_unsafe = simulated.counts.num_tokens[in_use & simulated.is_unsafe, 1].sum()
         pilot = run.read_table(RISK).assign(n_unsafe=of_unsafe)
         needed[estimator] = named(run, config)[0.1]
-        assert needed[estimator] == prompts_needed(pilot, used, risk_diff=0.1).num_prompts
+        expected = prompts_needed(
+            pilot, used, risk_diff=0.1, concentration=concentration(simulated, estimator)
+        )
+        assert needed[estimator] == expected.num_prompts
     # Fewer prompts have larger errors, but what a prompt is worth stays about the same.
     assert needed["mean_over_batches"] == pytest.approx(needed["pooled"], rel=0.3)
 
@@ -102,8 +116,12 @@ def test_pairs_are_seen_in_the_goals(tmp_path: Path, design: Any, paired: bool) 
     config = settings()
     identify(run, config, Reporter(quiet=True))
     pilot = run.read_table(RISK)
+    simulated = simulate_run(MODEL, 16, 1, design=design)
+    uneven = concentration(simulated, "mean_over_batches")
     expected = {
-        choice: prompts_needed(pilot, 16, risk_diff=0.3, paired=choice).num_prompts
+        choice: prompts_needed(
+            pilot, 16, risk_diff=0.3, paired=choice, concentration=uneven
+        ).num_prompts
         for choice in (True, False)
     }
     assert expected[True] > expected[False], "else the test could not tell"
@@ -119,10 +137,12 @@ def test_experts_that_cannot_be_selected_are_not_looked_for(tmp_path: Path) -> N
     of_unsafe = simulated.counts.num_tokens[simulated.is_unsafe, 1].sum()
     pilot = run.read_table(RISK).assign(n_unsafe=of_unsafe)
     highest = pilot[pilot["layer"] == 3]
-    expected = prompts_needed(highest, 24, risk_diff=0.1).num_prompts
-    assert (
-        named(run, config)[0.1] == expected < prompts_needed(pilot, 24, risk_diff=0.1).num_prompts
+    uneven = concentration(simulated, "mean_over_batches")
+    of_layer, of_all = (
+        prompts_needed(table, 24, risk_diff=0.1, concentration=uneven).num_prompts
+        for table in (highest, pilot)
     )
+    assert named(run, config)[0.1] == of_layer < of_all
 
 
 @pytest.mark.slow

@@ -321,6 +321,7 @@ def test_other_estimators_stand_beside_without_p_values(tmp_path: Path) -> None:
     assert figures["fixed_before"] == {"estimator": "mean_over_batches", "segment": "generation"}
     assert figures["sensitivity"]["risk_diff"]["mean"] == pytest.approx((0.35 + 0.4) / 2)
     assert figures["sensitivity"]["by_pooled"]["share_positive"] == 1.0
+    assert set(figures["spread"]) == {"variance_ratio", "skewness", "is_too_skewed"}
 
 
 def test_a_selection_says_how_many_of_it_are_false_and_warns(tmp_path: Path) -> None:
@@ -330,6 +331,12 @@ def test_a_selection_says_how_many_of_it_are_false_and_warns(tmp_path: Path) -> 
     chosen = run.read_selection().as_json()
     assert figures["expected_false_share"] == chosen["expected_false_share"] > 0.25, "three goals"
     assert "of the selected experts are expected not to fire more often" in listener.text
+    false = {
+        (row["layer"], row["expert"]): row["local_fdr"]
+        for row in run.read_table(RISK).to_dict("records")
+    }
+    union = [false[tuple(pair)] for pair in chosen["union"]]
+    assert figures["expected_false_share_of_union"] == pytest.approx(np.mean(union))
     assert {"shrunken", "fcr_low", "fcr_high", "local_fdr"} <= chosen["after_selection"][0].keys()
     unknown = identify(run, settings(), Listener())
     assert unknown["expected_false_share"] is None

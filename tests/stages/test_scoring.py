@@ -84,8 +84,12 @@ def test_experts_are_ranked_by_another_score_in_every_batch_too(name: str, ident
     stated = [row["score"] for row in selection["after_selection"]]
     assert stated == pytest.approx(own.head(3)["value"].tolist())
     assert len(selection["per_batch"]) == 3
-    found = run.state.figures_of("identify")["replication"]
-    assert found["num_selected"] == 3
+    figures = run.state.figures_of("identify")
+    assert figures["replication"]["num_selected"] == 3
+    # What is expected to be false is said of the score, by its own p-values.
+    assert 0 <= figures["expected_false_share"] <= 1
+    assert figures["expected_false_share"] == selection["expected_false_share"]
+    assert not {"shrunken", "fcr_low"} & selection["after_selection"][0].keys()
 
 
 def test_within_layers_every_layer_is_selected_from(identified: Any) -> None:

@@ -32,6 +32,9 @@ LEVEL = 0.95
 NUM_DRAWS = 10_000
 """Draws: the quantile's Monte Carlo error is below one per cent."""
 
+BLOCK_ELEMENTS = 1 << 22
+"""Clusters times draws that are simulated at once: 32 MiB, however many clusters there are."""
+
 SEED = 0
 """Seeds the draws: the same clusters have the same degrees of freedom."""
 
@@ -77,10 +80,14 @@ def drawn_ratios(
     weight = Grouping.of(contrast.cluster).sums(np.abs(contrast.coefficients()[0]) * contrast.size)
     generator = np.random.default_rng(SEED)
     difference, square = np.zeros(num_draws), np.zeros(num_draws)
-    for group in cluster_groups(contrast):
-        drawn = generator.normal(size=(num_draws, len(group))) * np.sqrt(variances[group])
-        total = drawn.sum(axis=1)
-        difference += total
-        drawn -= total[:, None] * (weight[group] / weight[group].sum())
-        square += small_sample_factor(len(group)) * np.sum(drawn**2, axis=1)
+    at_once = max(1, BLOCK_ELEMENTS // contrast.num_clusters)
+    for start in range(0, num_draws, at_once):
+        block = slice(start, min(start + at_once, num_draws))
+        for group in cluster_groups(contrast):
+            shape = (block.stop - block.start, len(group))
+            drawn = generator.normal(size=shape) * np.sqrt(variances[group])
+            total = drawn.sum(axis=1)
+            difference[block] += total
+            drawn -= total[:, None] * (weight[group] / weight[group].sum())
+            square[block] += small_sample_factor(len(group)) * np.sum(drawn**2, axis=1)
     return np.asarray(difference / np.sqrt(square))

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
+from steermoe.analysis.estimators import Contrast
 from steermoe.errors import RoutingError
 from steermoe.records import FloatArray
 
@@ -65,6 +66,7 @@ def prompts_needed(
     num_unsafe: int | None = None,
     paired: bool = True,
     effect_variation: float = EFFECT_VARIATION,
+    concentration: float | None = None,
 ) -> PowerEstimate:
     """The least number of prompts a class that gives the power asked for.
 
@@ -84,6 +86,8 @@ def prompts_needed(
             goals as prompts.
         effect_variation: Standard deviation of the effect between prompts over its mean. A pilot that found no
             such expert cannot tell it; the larger it is, the more prompts are needed.
+        concentration: How unevenly the estimate weighs the pilot's unsafe goals, `weight_concentration`: long replies
+            count for more, and then so do their goals' effects. By default all weigh the same.
 
     Returns:
         The number, the power it reaches, and the assumptions.
@@ -98,7 +102,7 @@ def prompts_needed(
     if num_unsafe is None:
         as_large = (pilot["q_value"] <= max_q_value) & (pilot["risk_diff"] >= risk_diff)
         num_unsafe = max(1, int(as_large.sum()))
-    spread = _spread_at(pilot, num_prompts, risk_diff, effect_variation)
+    spread = _spread_at(pilot, num_prompts, risk_diff, effect_variation, concentration)
     alone = max_q_value / len(pilot)  # What Bonferroni would allow.
 
     def reached(number: int) -> float:
@@ -199,13 +203,14 @@ def power_at(
     num_unsafe: int = 1,
     paired: bool = True,
     effect_variation: float = EFFECT_VARIATION,
+    concentration: float | None = None,
 ) -> pd.DataFrame:
     """The power at several numbers of prompts; arguments as in `prompts_needed`.
 
     Returns:
         Columns `num_prompts, power`.
     """
-    spread = _spread_at(pilot, num_prompts, risk_diff, effect_variation)
+    spread = _spread_at(pilot, num_prompts, risk_diff, effect_variation, concentration)
     alone = max_q_value / len(pilot)
     asked = [int(number) for number in np.atleast_1d(np.asarray(numbers))]
     reached = [
@@ -214,8 +219,23 @@ def power_at(
     return pd.DataFrame({"num_prompts": asked, "power": reached})
 
 
+def weight_concentration(contrast: Contrast) -> float:
+    """The sum of the squares of what share of the estimate's weight each unsafe goal has.
+
+    1 / goals where all weigh the same, 1 where one has everything: the variance of a weighted mean of goals' effects,
+    over that of one goal's effect.
+    """
+    weight = np.where(contrast.is_unsafe, contrast.coefficients()[0] * contrast.size, 0.0)
+    of_goal = np.bincount(contrast.cluster, weight)
+    return float(np.sum(of_goal**2) / of_goal.sum() ** 2)
+
+
 def _spread_at(
-    pilot: pd.DataFrame, num_prompts: int, risk_diff: float, effect_variation: float
+    pilot: pd.DataFrame,
+    num_prompts: int,
+    risk_diff: float,
+    effect_variation: float,
+    concentration: float | None,
 ) -> FloatArray:
     """The standard error, for one prompt a class, that experts would have with this risk difference.
 
@@ -235,7 +255,7 @@ def _spread_at(
             f"no expert of the pilot has room for a risk difference of {risk_diff}; ask for a smaller one"
         )
     of_tokens = np.maximum(0.0, then * (1 - then) - frequency * (1 - frequency)) / tokens
-    of_prompts = (effect_variation * risk_diff) ** 2 / num_prompts
+    of_prompts = (effect_variation * risk_diff) ** 2 * (concentration or 1 / num_prompts)
     variance = (error**2 + of_tokens + of_prompts)[possible] * num_prompts
     return np.asarray(
         np.quantile(np.sqrt(variance), (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES)

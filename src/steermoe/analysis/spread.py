@@ -42,20 +42,31 @@ class ClassSpread:
 
     @property
     def is_too_skewed(self) -> bool:
-        """Whether p-values are not to be trusted."""
+        """Whether two-sided p-values and intervals are not to be trusted.
+
+        By the skewness, which is what makes them wrong; a ratio of variances far from 1 alone does not.
+        """
         return abs(self.skewness) >= TOO_SKEWED
+
+    def as_json(self) -> dict[str, float | int | bool]:
+        """As `run.json` holds it."""
+        return {
+            "variance_ratio": float(f"{self.variance_ratio:.4g}"),
+            "skewness": float(f"{self.skewness:.4g}"),
+            "is_too_skewed": self.is_too_skewed,
+        }
 
     def warning(self) -> str | None:
         """What to say of it, if anything."""
         if not self.is_too_skewed:
             return None
         smaller = "unsafe" if self.num_unsafe < self.num_safe else "safe"
+        of_q = "allows for part of it" if self.skewness < 0 else "is cautious"
         return (
             "the classes differ in spread, and not evenly: variance of unsafe goals "
             f"{self.variance_ratio:.2g} times that of safe ones, {self.num_unsafe} and {self.num_safe} goals, "
-            f"skewness of the differences {self.skewness:+.2f}. P-values are too small. "
-            "identify.estimator=mean_over_responses bears it better, "
-            f"more {smaller} goals best"
+            f"skewness of the differences {self.skewness:+.2f}. p_value is too small and intervals are too short; "
+            f"q_value {of_q}. identify.estimator=mean_over_responses bears it better, more {smaller} goals best"
         )
 
 

@@ -62,6 +62,10 @@ def selection_lines(run: Run) -> Text | None:
     fixed = found["fixed_before"]
     said = "unknown (no p-values)" if share is None else f"{share:.0%}"
     text = f"expected to be false among the {found['num_unsafe_experts']} selected: {said}"
+    of_union = found.get("expected_false_share_of_union")
+    if of_union is not None and run.config.train.experts == "union":
+        text += f"; of the union of the batches' own, which is trained: {of_union:.0%}"
+    text += _spread(found.get("spread"))
     text += f"\nfixed before: {fixed['estimator']}, segment {fixed['segment']}; q-values and stars are theirs alone"
     others = found["sensitivity"]
     if others:
@@ -74,6 +78,17 @@ def selection_lines(run: Run) -> Text | None:
             f"\nmean of the selected {others['risk_diff']['mean']:+.4f}; as sensitivity: {means}"
         )
     return Text(text)
+
+
+def _spread(found: Figures | None) -> str:
+    """How unlike the classes' spreads are, and whether p-values bear it."""
+    if found is None:
+        return ""
+    borne = "more than p-values bear" if found["is_too_skewed"] else "which p-values bear"
+    return (
+        f"\nspread: variance between unsafe goals {found['variance_ratio']:.2g} times that between safe ones, skewness "
+        f"of the differences {found['skewness']:+.2f}, {borne}"
+    )
 
 
 def replication_table(run: Run) -> Table | None:

@@ -39,13 +39,18 @@ def figure(metric: MetricJson, unit: str) -> str:
 
 
 def figure_rows(comparison: Comparison | Evaluation) -> Iterator[tuple[str, str, str, str]]:
-    """The rows of a table of figures: title, before, after, and the p-value of the change where there is one."""
+    """The rows of a table of figures: title, before, after, and the p-value of the change where there is one.
+
+    Where too many answers are unscored, also what it is if all of them had gone against the change.
+    """
     for measure in MEASURES:
         before = comparison["base"].get(measure.name)
         after = comparison["hardened"].get(measure.name)
         change = comparison["paired"].get(measure.name)
         p_value = change.get("p_value") if change else None
+        worst = change.get("worst_case_p_value") if change else None
         shown = "" if p_value is None else f"{p_value:.2g}"
+        shown += "" if worst is None else f", at worst {worst:.2g}"
         if before and after:
             yield measure.title, figure(before, measure.unit), figure(after, measure.unit), shown
         elif change and change["value"] is not None:  # a comparison by itself

@@ -98,6 +98,7 @@ def power_table(
         check_variation,
         prompts_needed,
         risk_diffs_to_find,
+        weight_concentration,
     )
     from steermoe.analysis.variance import cluster_kinds
     from steermoe.scores import RISK_DIFF
@@ -124,6 +125,7 @@ def power_table(
         threshold=threshold,
         paired=bool((has_unsafe & has_safe).any()),
         effect_variation=variation,
+        concentration=weight_concentration(used),
     )
     return pd.DataFrame([_row(risk_diff, needed) for risk_diff in asked])
 

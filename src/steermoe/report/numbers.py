@@ -82,6 +82,13 @@ def p_value(value: Any) -> str:
     return "<" + NBSP + "0.001" if value < 0.001 else number(value, 3)
 
 
+def p_of_change(metric: Mapping[str, Any]) -> str:
+    """The p-value of a change; where many answers are unscored, also if all of them had gone against it."""
+    worst = metric.get("worst_case_p_value")
+    shown = p_value(metric.get("p_value"))
+    return f"{shown}, at worst {p_value(worst)}" if is_number(worst) else shown
+
+
 def nats(value: Any) -> str:
     """A divergence with four decimals; one that is smaller, but not zero, is said to be so."""
     tiny = is_number(value) and 0 < value < 0.00005

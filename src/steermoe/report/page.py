@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -39,7 +39,7 @@ from steermoe.report.plotly_parts import Figure
 from steermoe.report.replies import replies
 from steermoe.report.scoring import correlation_map, correlations_of, scores_part
 from steermoe.report.side_by_side import benchmark_lines
-from steermoe.report.trust import ablation_tables, trust_rows
+from steermoe.report.trust import ablation_tables, possible_sets, trust_rows
 from steermoe.reporter import Reporter
 from steermoe.scores import RISK_DIFF, title_of
 from steermoe.store.directory import RunDirectory
@@ -186,7 +186,7 @@ def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, object]
         }
     uncertainty = [
         name
-        for name in ("ci_low", "ci_high", "q_value")
+        for name in ("ci_low", "ci_high", "shrunken", "q_value")
         if name in material.risk and material.risk[name].notna().any()
     ]
     selected = set(material.experts)
@@ -200,9 +200,8 @@ def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, object]
                 "name": expert_label(*pair),
                 "selected": pair in selected,
                 "risk_diff": numbers.signed(record["risk_diff"]),
-                "interval": f"{numbers.signed(record['ci_low'])} to {numbers.signed(record['ci_high'])}"
-                if "ci_low" in uncertainty and numbers.is_number(record["ci_low"])
-                else numbers.MISSING,
+                "interval": _interval(record, pair in selected),
+                "shrunken": numbers.signed(record.get("shrunken")),
                 "q_value": numbers.p_value(record.get("q_value")),
                 "unsafe": numbers.percent(record["a_unsafe_n"]),
                 "safe": numbers.percent(record["a_safe_n"]),
@@ -220,6 +219,15 @@ def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, object]
         "ranked_by": _ranked_by(material),
         "is_union": material.config.train.experts == "union",
     }
+
+
+def _interval(record: Mapping[Hashable, Any], is_selected: bool) -> str:
+    """The 95 % interval; that of a selected expert allows for its having been selected."""
+    name = "fcr" if is_selected and "fcr_low" in record else "ci"
+    ends = [record.get(f"{name}_{end}") for end in ("low", "high")]
+    if not all(map(numbers.is_number, ends)):
+        return numbers.MISSING
+    return " to ".join(map(numbers.signed, ends))
 
 
 def _ranked_by(material: Material) -> str:
@@ -251,10 +259,15 @@ def _trust(material: Material) -> dict[str, object]:
         for row in material.risk[["layer", "expert", "confounded_by"]].itertuples(index=False):
             if (row[0], row[1]) in selected:
                 confounded.update(name for name in str(row[2]).split(" and ") if name)
-    found = trust_rows(material.state.figures_of("identify"), dict(sorted(confounded.items())))
+    found = trust_rows(
+        material.state.figures_of("identify"),
+        dict(sorted(confounded.items())),
+        material.config.train.experts == "union",
+    )
     return {
         "trust": found if material.risk is not None else [],
         "ablations": ablation_tables(material.ablation),
+        "num_possible_sets": possible_sets(material.ablation),
     }
 
 

@@ -8,7 +8,15 @@ from typing import Any
 
 from steermoe.measures import BY_NAME
 from steermoe.measures.groups import parts_of_group_name
-from steermoe.report.numbers import corrected, is_number, number, p_value, percent, points, signed
+from steermoe.report.numbers import (
+    corrected,
+    is_number,
+    number,
+    p_of_change,
+    percent,
+    points,
+    signed,
+)
 
 SIDES = ("base", "hardened", "paired")
 
@@ -98,7 +106,7 @@ def _line(name: str, sides: tuple[Mapping[str, Any], ...], is_share: bool, sourc
         _figure(before, own),
         _figure(after, own),
         _figure(change, changed),
-        p_value(change.get("p_value")),
+        p_of_change(change),
         " / ".join(dict.fromkeys(sizes)),
         source,
     )

@@ -19,7 +19,7 @@ from steermoe.report.numbers import (
     integer,
     is_number,
     nats,
-    p_value,
+    p_of_change,
     percent,
     points,
     signed,
@@ -221,7 +221,7 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[dict[str, object]]:
                 "change": _cell(paired, form_changed, is_rate and form_changed is form),
                 "n": _sizes(before, after, paired),
                 "num_unscored": _unscored(before, after, paired),
-                "p_value": p_value(paired.get("p_value")) if "p_value" in paired else MISSING,
+                "p_value": p_of_change(paired),
                 "moved": [integer(paired.get("only_after")), integer(paired.get("only_before"))]
                 if "only_after" in paired
                 else None,

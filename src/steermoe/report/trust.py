@@ -8,15 +8,23 @@ from typing import Any
 
 from steermoe.analysis.ablation_figures import AblationFigures
 from steermoe.measures import MEASURES
-from steermoe.report.numbers import MISSING, is_number, number, p_value, percent, points, signed
+from steermoe.report.numbers import (
+    MISSING,
+    is_number,
+    number,
+    p_value,
+    percent,
+    points,
+    signed,
+    words,
+)
 from steermoe.store.state import Figures
 
 CONFOUNDS = {
     "topic": "the topic: harmless look-alikes differ from other harmless prompts as much",
     "format": "the format of a jailbreak: harmless requests in it differ as much",
-    "length": "the lengths of replies: at equal length the difference is half as large or less",
-    "refusal_text": "the words of refusals: at equal place in the reply the difference is half as large or less",
-    "filter": "the filter by verdict: among replies of one verdict the difference is half as large or less",
+    "length": "the lengths of replies: at equal length or equal place the difference is half as large or less",
+    "refusal_text": "the words of refusals: among replies of one verdict the difference is half as large or less",
 }
 """What else may explain a risk difference, in words."""
 
@@ -30,23 +38,27 @@ class Row:
     meaning: str
 
 
-def trust_rows(identified: Figures, confounded: Mapping[str, int]) -> list[Row]:
+def trust_rows(
+    identified: Figures, confounded: Mapping[str, int], is_union: bool = False
+) -> list[Row]:
     """What is known of a selection beside its differences.
 
     Args:
         identified: What identification told of its work.
         confounded: How many of the selected experts each other explanation would account for.
+        is_union: Whether the experts that are trained are the union of the batches' own selections.
     """
     rows: list[Row] = []
-    share = identified.get("expected_false_share")
-    if "expected_false_share" in identified:
+    of_union = "_of_union" if is_union else ""
+    if f"expected_false_share{of_union}" in identified:
         rows.append(
             Row(
                 "Expected to be false among the selected",
-                percent(share),
-                "experts that do not fire more often on unsafe content at all, by the null distribution",
+                percent(identified[f"expected_false_share{of_union}"]),
+                "experts that are not higher on unsafe content at all, by the null distribution",
             )
         )
+    rows += _fixed_before(identified)
     if "stability_error_bound" in identified:
         rows.append(
             Row(
@@ -61,6 +73,42 @@ def trust_rows(identified: Figures, confounded: Mapping[str, int]) -> list[Row]:
         Row(f"May be explained by {name.replace('_', ' ')}", str(count), CONFOUNDS.get(name, ""))
         for name, count in confounded.items()
     ]
+    return rows
+
+
+def _fixed_before(identified: Figures) -> list[Row]:
+    """Which estimate was chosen before anything was computed, the others beside it, and whether p-values hold."""
+    rows: list[Row] = []
+    others = identified.get("sensitivity") or {}
+    if "fixed_before" in identified and others:
+        fixed = identified["fixed_before"]
+        rows.append(
+            Row(
+                "Mean difference of the selected",
+                signed(others["risk_diff"]["mean"]),
+                f"estimate {words(fixed['estimator'])}, segment {fixed['segment']}: fixed before; "
+                "q-values are theirs alone",
+            )
+        )
+        rows += [
+            Row(
+                f"The same, {words(name.removeprefix('by_'))}",
+                signed(value["mean"]),
+                f"sensitivity, without q-values; positive for {percent(value['share_positive'])} of them",
+            )
+            for name, value in others.items()
+            if name != "risk_diff"
+        ]
+    spread = identified.get("spread")
+    if spread:
+        borne = "more than p-values bear" if spread["is_too_skewed"] else "which p-values bear"
+        rows.append(
+            Row(
+                "Variance of unsafe goals, over that of safe ones",
+                number(spread["variance_ratio"], 2),
+                f"skewness of the differences {signed(spread['skewness'])}, {borne}",
+            )
+        )
     return rows
 
 
@@ -98,6 +146,7 @@ def ablation_tables(found: AblationFigures | None) -> list[dict[str, object]]:
     if found is None or "models" not in found:
         return []
     tables: list[dict[str, object]] = []
+    is_ranked = bool(possible_sets(found))  # older runs drew sets that no rank holds for
     for model, figures in found["models"].items():
         rows = []
         for measure in MEASURES:
@@ -111,11 +160,17 @@ def ablation_tables(found: AblationFigures | None) -> list[dict[str, object]]:
                     "selected": _effect(of_measure.get("selected"), is_rate),
                     "lowest": _effect(of_measure.get("lowest"), is_rate),
                     "random": _drawn(of_measure["random"], is_rate),
-                    "p_value": _rank(of_measure.get("selected")),
+                    "p_value": _rank(of_measure.get("selected")) if is_ranked else MISSING,
                 }
             )
         tables.append({"model": model, "rows": rows})
     return tables
+
+
+def possible_sets(found: AblationFigures | None) -> str:
+    """How many sets the selected one could as well have been, itself among them; empty where that is unknown."""
+    known = found.get("random", {}).get("num_possible_sets") if found else None
+    return f"{known:.4g}" if is_number(known) else ""
 
 
 def _value(value: Any, is_rate: bool) -> str:

@@ -16,7 +16,7 @@ from steermoe.analysis import estimators
 from steermoe.analysis.replication import Resampling, replicate
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.sensitivity import other_estimates
-from steermoe.analysis.spread import class_spread
+from steermoe.analysis.spread import ClassSpread, class_spread
 from steermoe.analysis.stability import Stability, selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty, expert_frame, of_layers
 from steermoe.analysis.variance import cluster_robust_errors
@@ -41,6 +41,7 @@ class Evidence:
         stability: What came of the halves of the goals; None where there were none.
         ratio_of_errors: Analytic standard error over the bootstrap's, the median of the experts that have both.
         explanation: What else may explain the differences.
+        spread: How unlike the classes' spreads are; None without p-values.
     """
 
     table: pd.DataFrame
@@ -48,6 +49,7 @@ class Evidence:
     stability: Stability | None
     ratio_of_errors: float | None
     explanation: Explanation
+    spread: ClassSpread | None = None
 
     @property
     def eligible(self) -> pd.DataFrame:
@@ -62,6 +64,8 @@ class Evidence:
             found["num_experts_below_max_q_value"] = int(is_certain.sum())
         if self.ratio_of_errors is not None:
             found["median_ratio_of_analytic_error"] = self.ratio_of_errors
+        if self.spread is not None:
+            found["spread"] = self.spread.as_json()
         if "confounded_by" in self.table.columns:
             found["num_experts_confounded"] = int((self.table["confounded_by"] != "").sum())
         if self.stability is not None:
@@ -89,7 +93,7 @@ def add_evidence(
     """
     settings = config.identify
     goals = [str(cluster) for cluster in contrast.clusters]
-    ratio = None
+    ratio, spread = None, None
     if settings.num_permutations and settings.num_bootstrap:
         uncertainty = estimate_uncertainty(
             contrast.counts,
@@ -128,7 +132,7 @@ def add_evidence(
     for name, reason in explanation.undefined.items():
         reporter.note(f"no column {name}: {reason}")
     table = flagged(_joined(table, others), explanation, risk_threshold(config))
-    return Evidence(table, layers, stability, ratio, explanation)
+    return Evidence(table, layers, stability, ratio, explanation, spread)
 
 
 def risk_threshold(config: Config) -> float:

@@ -78,8 +78,9 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     run.write_table(SCORES, scored.table)
     ranked = scored.ranked(eligible)
     run.write_selection(describe_selection(ranked, selection, contrast.counts, config))
-    false_share = expected_false_share(eligible, experts) if scored.is_by_risk else None
-    _say_selection(reporter, config, experts, ranked, false_share)
+    false_share = expected_false_share(ranked, experts)
+    of_union = expected_false_share(ranked, selection.union)
+    _say_selection(reporter, config, experts, ranked, false_share, of_union)
     for which in same_as_uncontrolled(ranked, per_batch, settings.rule, by):
         reporter.note(_no_control(settings.rule, which))
     replication = replication_of(eligible, experts, run, config, reporter, scored.sums)
@@ -91,6 +92,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         "num_safe_responses": int((~contrast.is_unsafe).sum()),
         "num_unsafe_responses": int(contrast.is_unsafe.sum()),
         "expected_false_share": false_share,
+        "expected_false_share_of_union": of_union,
         "fixed_before": {"estimator": settings.estimator, "segment": settings.segment},
         "sensitivity": sensitivity_of(eligible, experts),
         **evidence.figures(settings.max_q_value, settings.min_stability),
@@ -124,6 +126,7 @@ def _say_selection(
     experts: Sequence[Expert],
     eligible: pd.DataFrame,
     false_share: float | None,
+    of_union: float | None,
 ) -> None:
     """How many experts were selected, and how many of them falsely; where none was, what would select some."""
     settings = config.identify
@@ -139,10 +142,16 @@ def _say_selection(
     else:
         reporter.line(f"identified {len(experts)} unsafe experts of {len(eligible)}; {leader}")
     if false_share is not None:
-        reporter.line(f"expected to be false among the selected: {false_share:.0%}")
+        union = "" if of_union is None else f"; of the union of the batches' own: {of_union:.0%}"
+        reporter.line(f"expected to be false among the selected: {false_share:.0%}{union}")
         if false_share > TOLERABLE_FALSE_SHARE:
+            what = (
+                "fire more often"
+                if settings.rank_by == RISK_DIFF
+                else f"have more {settings.rank_by}"
+            )
             reporter.note(
-                f"{false_share:.0%} of the selected experts are expected not to fire more often on unsafe content at "
+                f"{false_share:.0%} of the selected experts are expected not to {what} on unsafe content at "
                 "all: select by identify.rule=fdr, raise identify.threshold, or use more prompts"
             )
 
@@ -184,6 +193,7 @@ def describe_selection(
         ),
         more={
             "expected_false_share": expected_false_share(table, selection.overall),
+            "expected_false_share_of_union": expected_false_share(table, selection.union),
             "after_selection": _after_selection(table, selection.overall),
         },
     )

@@ -19,6 +19,8 @@ from steermoe.analysis.scores import (
     values_per_batch,
 )
 from steermoe.analysis.selection import SCORE, in_order
+from steermoe.analysis.shrinkage import shrink
+from steermoe.analysis.uncertainty import round_significant
 from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.records import Prompt, ResponseSums, Split
@@ -32,6 +34,9 @@ from steermoe.store.directory import RunDirectory
 
 OF_THE_SCORE = ("q_value", "stability", "ci_low", "ci_high", "p_value")
 """Columns of a risk table that are the score's where experts are ranked by one."""
+
+OF_RISK = (*OF_THE_SCORE, "local_fdr", "shrunken", "fcr_low", "fcr_high")
+"""Columns of a risk table that say nothing of experts that are ranked by another score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +66,22 @@ class Scored:
         return self.table[self.table["score"] == self.rank_by]
 
     def ranked(self, table: pd.DataFrame) -> pd.DataFrame:
-        """A risk table as selection rules get it: with a column `score` and that score's evidence."""
+        """A risk table as selection rules get it: with a column `score` and that score's evidence.
+
+        `local_fdr` is then the chance that the score is not higher in unsafe content, among the rows given.
+        """
         if self.is_by_risk:
             return table
         own = self.ranking.rename(columns={"score": "name", "value": SCORE})
         known = [name for name in OF_THE_SCORE if own[name].notna().any()]
-        kept = table.drop(columns=[name for name in OF_THE_SCORE if name in table.columns])
+        kept = table.drop(columns=[name for name in OF_RISK if name in table.columns])
         keys = ["layer", "expert"]
-        return in_order(kept.merge(own[[*keys, SCORE, *known]], on=keys, validate="one_to_one"))
+        joined = kept.merge(own[[*keys, SCORE, *known]], on=keys, validate="one_to_one")
+        if "p_value" in known:
+            half = joined["p_value"].to_numpy() / 2
+            p_higher = np.where(joined[SCORE] > 0, half, 1 - half)
+            joined["local_fdr"] = round_significant(shrink(p_higher).local_fdr)
+        return in_order(joined)
 
     def ranked_per_batch(self, tables: pd.DataFrame) -> pd.DataFrame:
         """The tables of the batches as selection rules get them.
