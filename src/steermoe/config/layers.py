@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from steermoe.config.old_names import RENAMED, Values, renamed_settings
-from steermoe.config.section import Section, Unquoted, expand_home
+from steermoe.config.section import SETTING, Section, Unquoted, expand_home
 from steermoe.config.sections import EMBEDDED_MODEL, Config
 from steermoe.config.train import ArgumentsSection
 from steermoe.errors import ConfigError
@@ -178,7 +178,8 @@ def _explain(error: ValidationError) -> str:
         value = value[:77] + "..."
     if key == "judge.base_url":
         value = "..."  # an address may hold a password
-    return f"setting {key or 'of the run'} = {value}: {first['msg'].removeprefix('Value error, ')}"
+    problem = first["msg"].removeprefix("Value error, ").replace(SETTING, key)
+    return f"setting {key or 'of the run'} = {value}: {problem}"
 
 
 def _nearest(path: Sequence[str]) -> str | None:

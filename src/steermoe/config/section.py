@@ -16,6 +16,10 @@ AMBIGUOUS_WORDS = ("yes", "no", "on", "off", "none", "null")
 """What some people write for true, false or nothing, and some chat templates take as a text."""
 
 
+SETTING = "<setting>"
+"""Stands in a complaint for the setting's whole name, which only who reads all sections knows."""
+
+
 class Unquoted(str):
     """A text of the command line that stood without quotes, and so may have been meant as something else."""
 
@@ -41,8 +45,8 @@ class Section(BaseModel):
             return None if NoneType in parts else ()
         if isinstance(value, Unquoted) and NoneType in parts and value.lower() in ("none", "null"):
             raise ValueError(
-                f"{value} may be a text or mean nothing; write --set {info.field_name}= to empty the setting, or put "
-                f"the text in quotes that reach the program: '\"{value}\"'"
+                f"{value} may be a text or mean nothing; write --set {SETTING}= to empty the setting, or put "
+                f"the text in quotes that reach the program: --set {SETTING}='\"{value}\"'"
             )
         if isinstance(value, str) and kind is tuple and parts[0] is str:
             return (str(value),)
