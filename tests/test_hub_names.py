@@ -5,7 +5,9 @@ import pytest
 from steermoe.hub_names import problem_of_name
 
 
-@pytest.mark.parametrize("name", ["allenai/OLMoE-1B-7B-0924", "a/b", "a_/_b", "o-n/x.y_z", "a/" + "x" * 96])
+@pytest.mark.parametrize(
+    "name", ["allenai/OLMoE-1B-7B-0924", "a/b", "a_/_b", "o-n/x.y_z", "a/" + "x" * 96]
+)
 def test_what_the_hub_takes_has_no_problem(name):
     validators = pytest.importorskip("huggingface_hub.utils._validators")
     validators.validate_repo_id(name)

@@ -20,7 +20,7 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-from benchmarks.cases import models, settings  # noqa: E402, F401  # the cache is chosen before
+from benchmarks.cases import models, replies, settings  # noqa: E402, F401  # the cache is chosen before
 from benchmarks.cases.files import file_cases  # noqa: E402
 from benchmarks.cases.room import CLASSES, TRACEBACK, Case, Outcome, Room  # noqa: E402
 

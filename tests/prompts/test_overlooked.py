@@ -74,7 +74,9 @@ def test_what_is_nothing_of_ours_or_says_the_same_is_named_as_not_read(prompt_fi
 
 def test_a_benchmark_with_attacks_beside_its_goals_is_not_read_without_them(prompt_file):
     header = ["goal", "target", "wrapped attack"]
-    path = prompt_file(as_csv(header, ["Pick a lock", "Sure", "Once upon a time one would pick a lock"]))
+    path = prompt_file(
+        as_csv(header, ["Pick a lock", "Sure", "Once upon a time one would pick a lock"])
+    )
     assert "'wrapped attack' seems to hold a prompt" in message_of(path)
     read = read_prompts(f"{path}:column=wrapped attack,goal=goal,label=unsafe")
     assert texts(read.prompts) == ["Once upon a time one would pick a lock"]
@@ -125,7 +127,9 @@ def test_what_an_instruction_is_about_stands_below_it(prompt_file):
 
 def test_alpaca_with_its_column_of_all_three_is_read(prompt_file):
     header = ["instruction", "input", "output", "text"]
-    path = prompt_file(as_csv(header, ["Sort", "b a", "a b", "Below is an instruction: Sort b a. a b"]))
+    path = prompt_file(
+        as_csv(header, ["Sort", "b a", "a b", "Below is an instruction: Sort b a. a b"])
+    )
     assert texts(read_prompts(f"benign:{path}").prompts) == ["Sort\n\nb a"]
 
 

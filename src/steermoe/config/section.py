@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -48,9 +48,19 @@ class Section(BaseModel):
                 f"{value} may be a text or mean nothing; write --set {SETTING}= to empty the setting, or put "
                 f"the text in quotes that reach the program: --set {SETTING}='\"{value}\"'"
             )
+        if isinstance(value, bool) and _is_number(annotation):
+            raise ValueError("must be a number")
         if isinstance(value, str) and kind is tuple and parts[0] is str:
             return (str(value),)
         return str(value) if isinstance(value, Unquoted) else value
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a setting is a number, which Python would take true for as well."""
+    if annotation in (int, float):
+        return True
+    parts = get_args(annotation)
+    return get_origin(annotation) in (Union, UnionType, Annotated) and any(map(_is_number, parts))
 
 
 def untyped(value: Any) -> Any:

@@ -173,4 +173,3 @@ def _other_reading(source: str, field: str, role: Role, rows: Sequence[Row]) -> 
     if role_of(field, rows) is None:  # its values tell, and its name does not
         return f", '{source}:{role}={field}' reads it as the {role}"
     return f", '{source}:format=rows' reads the file as plain rows"
-

@@ -278,6 +278,11 @@ def _save(
         reporter.line(
             f"checked: {report.num_compared} tensors compared, only {what} differ from the base"
         )
+        if not report.num_changed:
+            reporter.note(
+                "training changed no weight as it is saved: its steps are smaller than the type of the weights can hold "
+                f"(train.learning_rate = {config.train.learning_rate:g}), so the hardened model is the base model"
+            )
 
 
 def training_rows(
