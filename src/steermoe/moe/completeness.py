@@ -34,8 +34,8 @@ def check_no_adapter(folder: str | Path, name: str = "") -> None:
     if (Path(folder) / ADAPTER_CONFIG).is_file():
         raise ModelError(
             f"{name or folder} holds an adapter ({ADAPTER_CONFIG}), which is no model of its own: merge it into its "
-            "base model (merge_and_unload of peft) and give the folder of the merged model, or take the adapter's files "
-            "out"
+            "base model (merge_and_unload of peft) and give the folder of the merged model, or take the adapter's "
+            "files out"
         )
 
 

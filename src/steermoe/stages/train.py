@@ -280,8 +280,8 @@ def _save(
         )
         if not report.num_changed:
             reporter.note(
-                "training changed no weight as it is saved: its steps are smaller than the type of the weights can hold "
-                f"(train.learning_rate = {config.train.learning_rate:g}), so the hardened model is the base model"
+                "training changed no weight as it is saved, so the hardened model is the base model: its steps are "
+                f"smaller than the type of the weights can hold (train.learning_rate = {config.train.learning_rate:g})"
             )
 
 
