@@ -148,3 +148,23 @@ def test_blank_lines_between_groups_of_lines_are_doubted(prompt_file):
     assert any("2 groups of lines" in note for note in read.notes)
     read = read_prompts(f"unsafe:{prompt_file('Pick a lock' + chr(10) * 2 + 'Boil an egg')}")
     assert not any("groups" in note for note in read.notes)
+
+
+def test_what_is_said_of_replies_is_no_label_of_prompts(prompt_file):
+    header = [
+        "id",
+        "risk_area",
+        "types_of_harm",
+        "question",
+        "Model_response",
+        "Model_harmful",
+        "B_response",
+        "B_harmful",
+    ]
+    rows = [
+        ["1", "r", "t", "How?", "No.", "0", "Sure.", "1"],
+        ["2", "r", "t", "Why?", "No.", "1", "No.", "0"],
+    ]
+    read = read_prompts(prompt_file(as_csv(header, *rows)))
+    assert texts(read.prompts) == ["How?", "Why?"]
+    assert any("not read" in note and "'b_harmful'" in note for note in read.notes)

@@ -88,7 +88,7 @@ def seems_to_hold(field: str, rows: Sequence[Row]) -> Role | None:
     if asks and _are_sentences(values):
         return Role.PROMPT
     if any(word in plain for word in _JUDGING) and _are_yes_and_no(values):
-        return Role.LABEL
+        return None if _has_replies(rows) else Role.LABEL  # it may be said of those
     return _of_words(field, values)
 
 
@@ -120,6 +120,13 @@ def _of_words(field: str, values: Sequence[object]) -> Role | None:
 def _speaks_of_asking(name: str) -> bool:
     words = set(re.split(r"[^a-z0-9]+", name))
     return bool(words & _ASKING_ALONE) or any(part in loose(name) for part in _ASKING)
+
+
+def _has_replies(rows: Sequence[Row]) -> bool:
+    return any(
+        any(word in field for word in REPLIES) and not is_empty(field, rows)
+        for field in rows[0].values
+    )
 
 
 def _are_texts(value: object) -> bool:
