@@ -10,7 +10,15 @@ import re
 from collections.abc import Collection, Sequence
 
 from steermoe.errors import PromptError
-from steermoe.prompts.columns import NOUNS, REPLIES, Role, is_empty, role_of, same_in_every_row
+from steermoe.prompts.columns import (
+    NOUNS,
+    REPLIES,
+    Role,
+    fields_of,
+    is_empty,
+    role_of,
+    same_in_every_row,
+)
 from steermoe.prompts.conversations import looks_like_turns
 from steermoe.prompts.labels import LABEL_WORDS, NO, SPLIT_WORDS, YES, loose
 from steermoe.prompts.rows import Row, is_blank, plain_word, shown
@@ -81,7 +89,7 @@ def seems_to_hold(field: str, rows: Sequence[Row]) -> Role | None:
         return None
     if any(word in plain for word in _OF_SOMETHING_ELSE):
         # A type or a source may tell the label or the split even so; a reply's does not.
-        return None if any(word in plain for word in REPLIES) else _of_words(field, values)
+        return None if any(word in plain for word in REPLIES) else _of_words(values)
     asks = _speaks_of_asking(plain)
     if any(looks_like_turns(value) or (asks and _are_texts(value)) for value in values):
         return Role.MESSAGES
@@ -89,7 +97,7 @@ def seems_to_hold(field: str, rows: Sequence[Row]) -> Role | None:
         return Role.PROMPT
     if any(word in plain for word in _JUDGING) and _are_yes_and_no(values):
         return None if _has_replies(rows) else Role.LABEL  # it may be said of those
-    return _of_words(field, values)
+    return _of_words(values)
 
 
 def hint_of_label(rows: Sequence[Row], fields: Sequence[str]) -> str:
@@ -107,7 +115,7 @@ def hint_of_label(rows: Sequence[Row], fields: Sequence[str]) -> str:
     return ""
 
 
-def _of_words(field: str, values: Sequence[object]) -> Role | None:
+def _of_words(values: Sequence[object]) -> Role | None:
     """Whether a column holds nothing but words of a label or of a split, and more than one of them."""
     words = {plain_word(value) for value in values}
     if len(words) < 2:
@@ -125,7 +133,7 @@ def _speaks_of_asking(name: str) -> bool:
 def _has_replies(rows: Sequence[Row]) -> bool:
     return any(
         any(word in field for word in REPLIES) and not is_empty(field, rows)
-        for field in rows[0].values
+        for field in fields_of(rows)
     )
 
 
@@ -172,7 +180,7 @@ def _agree(first: str, other: str, rows: Sequence[Row]) -> bool:
 
 def _other_reading(source: str, field: str, role: Role, rows: Sequence[Row]) -> str:
     if role in (Role.PROMPT, Role.MESSAGES):
-        has_label = any(role_of(name, rows) is Role.LABEL for name in rows[0].values)
+        has_label = any(role_of(name, rows) is Role.LABEL for name in fields_of(rows))
         label = "" if has_label else ",label=unsafe"
         return f", '{source}:{'column' if role is Role.PROMPT else role}={field}{label}' reads it"
     if role is Role.SUCCESS:
