@@ -51,7 +51,9 @@ def _(room: Room) -> Outcome:
     from architectures import BY_NAME
 
     packed.BY_NAME = {
-        name: replace(entry, options=entry.options | {"vocab_size": 260})
+        name: replace(
+            entry, options=entry.options | {"vocab_size": 260, "max_position_embeddings": 1024}
+        )
         for name, entry in BY_NAME.items()
     }
     outcome = Outcome(READ)
@@ -107,7 +109,11 @@ def _(room: Room) -> Outcome:
     family = FAMILIES["gpt-oss"]
     tokenizer = family.tokenizer()
     architecture = BY_NAME["gpt_oss"]
-    wide = replace(architecture, options=architecture.options | {"vocab_size": len(tokenizer)})
+    wide = replace(
+        architecture,
+        options=architecture.options
+        | {"vocab_size": len(tokenizer), "max_position_embeddings": 1024},
+    )
     model = wide.build()
     save_with_tokenizer(model, tokenizer, room.folder / "model")
     result = room.run()

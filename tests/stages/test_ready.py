@@ -241,3 +241,25 @@ def test_a_generation_config_that_is_no_json_is_not_taken_for_none(
         checked(model, small_prompts)
     (model / "generation_config.json").unlink()
     checked(model, small_prompts)
+
+
+# ---- what is evaluated ----------------------------------------------------------------------------------------
+
+
+def with_context(model: Path, context: int) -> None:
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    (model / "config.json").write_text(
+        json.dumps({**config, "max_position_embeddings": context}), "utf-8"
+    )
+
+
+def test_the_tasks_of_the_evaluation_and_its_longer_replies_fit_the_context(
+    model: Path, small_prompts: Path
+) -> None:
+    with_context(model, 120)
+    with pytest.raises(PromptError, match=r"builtin:capability takes \d+ tokens .*benchmarks="):
+        checked(model, small_prompts)
+    checked(model, small_prompts, evaluate={"benchmarks": []})
+    longer = {"benchmarks": [], "max_new_tokens": 100}
+    with pytest.raises(PromptError, match=r"with 100 new ones .*lower evaluate\.max_new_tokens"):
+        checked(model, small_prompts, evaluate=longer)

@@ -12,7 +12,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from steermoe.chat import ids_that_stop, render
+from steermoe.capability.items import BUILTIN_CAPABILITY, builtin_items, chosen_items
+from steermoe.chat import encode, ids_that_stop, render
 from steermoe.config import Config, ModelSection
 from steermoe.errors import ConfigError, ModelError, PromptError, on_one_line
 from steermoe.loading import load_tokenizer, model_source
@@ -129,6 +130,26 @@ def check_tokens(config: Config, tokenizer: Any, source: str, prompts: Sequence[
         if context:
             learned = [num_tokens[text] for text in targets.get(prompt.prompt_id, ())]
             _check_room(config, prompt, len(prompt_ids), max(learned, default=0), int(context))
+    if context and BUILTIN_CAPABILITY in config.evaluate.benchmarks:
+        _check_tasks_fit(config, tokenizer, int(context))
+
+
+def _check_tasks_fit(config: Config, tokenizer: Any, context: int) -> None:
+    """Check that the model has room for the tasks of `builtin:capability`.
+
+    Raises:
+        PromptError: It has not.
+    """
+    for item in chosen_items(builtin_items(), config.evaluate.benchmark_limit):
+        messages = item.messages(config.prompts.system_prompt)
+        text = render(tokenizer, messages, config.model.chat_template_kwargs)
+        said = max((f"{item.opening} {option}" for option in item.options), key=len, default="")
+        num_tokens = len(encode(tokenizer, text + said)) + item.max_tokens
+        if num_tokens > context:
+            raise PromptError(
+                f"a task of {BUILTIN_CAPABILITY} takes {num_tokens} tokens with its answer, and the model's context is "
+                f"{context}: leave the tasks out with --set evaluate.benchmarks="
+            )
 
 
 def _check_replies_end(
@@ -209,12 +230,15 @@ def _check_embedded(ids: Sequence[int], num_embedded: int, what: str, tokenizer:
 def _check_room(
     config: Config, prompt: Prompt, num_tokens: int, longest_target: int, context: int
 ) -> None:
-    most = config.collect.max_new_tokens
-    if num_tokens + most > context:
-        raise PromptError(
-            f"prompt {prompt.prompt_id} has {num_tokens} tokens, and with {most} new ones it exceeds the model's "
-            f"context of {context}; shorten it or lower collect.max_new_tokens"
-        )
+    limits = {"collect.max_new_tokens": config.collect.max_new_tokens}
+    if prompt.split == config.evaluate.split and config.evaluate.max_new_tokens:
+        limits["evaluate.max_new_tokens"] = config.evaluate.max_new_tokens
+    for setting, most in limits.items():
+        if num_tokens + most > context:
+            raise PromptError(
+                f"prompt {prompt.prompt_id} has {num_tokens} tokens, and with {most} new ones it exceeds the model's "
+                f"context of {context}; shorten it or lower {setting}"
+            )
     if longest_target and num_tokens + longest_target > context:
         raise PromptError(
             f"prompt {prompt.prompt_id} has {num_tokens} tokens, and with the {longest_target} of "

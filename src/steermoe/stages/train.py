@@ -22,6 +22,7 @@ from steermoe.loading import LoadedModel, load_model, model_source, read_tokeniz
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
 from steermoe.moe.finite import first_not_finite, is_finite
 from steermoe.moe.slices import attach_expert_slices
+from steermoe.moe.stored import local_folder
 from steermoe.processes import current
 from steermoe.records import NO_BATCH, Expert, Label, Split, Verdict
 from steermoe.reporter import Reporter
@@ -260,7 +261,8 @@ def _save(
     """Write the hardened checkpoint, and prove on disk that nothing changed but what was trained."""
     with run.writing_folder(MODEL) as folder:
         tokenizer = read_tokenizer(config.model, loaded.source)
-        save_hardened(loaded.model, tokenizer, folder)
+        base = local_folder(loaded.source, config.model.revision)
+        save_hardened(loaded.model, tokenizer, folder, base)
         (folder / "README.md").write_text(model_card(config, run, experts), "utf-8")
         tensors = trained.changed_tensors()
         if tensors is None:
