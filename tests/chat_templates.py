@@ -162,6 +162,22 @@ _MINIMAX = (
     "]~!b[{% for m in messages %}]~b]{{ 'ai' if m.role == 'assistant' else m.role }}\n{{ m.content }}[e~[\n{% endfor %}"
     "{% if add_generation_prompt %}]~b]ai\n<think>\n{% endif %}"
 )
+# Opens reasoning in the prompt and closes none in its turns; every answer stands in a tag.
+_ERNIE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' %}<response>\n{{ m.content }}\n</response>\n{% else %}{{ m.content }}{% endif %}"
+    "<|im_end|>\n\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+_HUNYUAN = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<｜hy_User｜>{{ m.content }}"
+    "{% elif m.role == 'assistant' %}<｜hy_Assistant｜><think>\n\n</think>\n<answer>\n{{ m.content }}\n</answer>"
+    "{{ eos_token }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<｜hy_Assistant｜>{% endif %}"
+)
+_LING = (
+    "{% for m in messages %}<role>{{ {'user': 'HUMAN', 'assistant': 'ASSISTANT', 'system': 'SYSTEM'}[m.role] }}</role>"
+    "{{ m.content }}<|role_end|>{% endfor %}{% if add_generation_prompt %}<role>ASSISTANT</role>{% endif %}"
+)
 
 _IM = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 _HEADERS = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -362,5 +378,31 @@ FAMILIES = {
         "]~b]ai\n<think>\n",
         "\n</think>\n\nNo.[e~[",
         plain_marks=_THINK,
+    ),
+    "ernie-4.5-thinking": Family(
+        _ERNIE,
+        ("<|im_start|>", "<|im_end|>", "</s>"),
+        "</s>",
+        "<|im_start|>assistant\n<think>\n",
+        "\n</think>\n\n<response>\nNo.\n</response>\n<|im_end|>",
+        ("<|im_end|>",),
+        plain_marks=_THINK,
+    ),
+    "hunyuan": Family(
+        _HUNYUAN,
+        ("<｜hy_begin▁of▁sentence｜>", "<｜hy_User｜>", "<｜hy_Assistant｜>", "<｜hy_end｜>"),
+        "<｜hy_end｜>",
+        "<｜hy_Assistant｜>",
+        "<think>\n\n</think>\n<answer>\nNo.\n</answer><｜hy_end｜>",
+        bos="<｜hy_begin▁of▁sentence｜>",
+        plain_marks=_THINK,
+    ),
+    "ling": Family(
+        _LING,
+        ("<role>", "</role>", "<|role_end|>", "<|endoftext|>"),
+        "<|endoftext|>",
+        "<role>ASSISTANT</role>",
+        "No.<|role_end|>",
+        ("<|role_end|>",),
     ),
 }

@@ -32,6 +32,7 @@ LAYOUTS = (
 MORE_NAMES = (
     "split", "pair_id", "category", "id", "prompt_id", "system", "set", "source", "Pair ID", "class", "safe",
     "question", "request", "judge_success", "jailbreak_prompt", "Prompt ", "text", "note", "score", "0", "model",
+    "attack", "prompt_fr", "part", "is_toxic", "input", "history", "verdict",
 )  # fmt: skip
 ODD_NAMES = (
     "",
@@ -69,6 +70,10 @@ WORDS = {
     "category": ("violence", "look_alike", "privacy", "", None),
     "class": ("safe", "unsafe", "A"),
     "safe": (1, 0, "maybe"),
+    "part": ("train", "test", "val", "A"),
+    "is_toxic": (1, 0, "yes", None),
+    "history": ([["Hi", "Hello"]], [], None, "none so far"),
+    "verdict": ("safe", "harmful", "unclear"),
 }  # fmt: skip
 SOUND_WORDS = {
     **WORDS,

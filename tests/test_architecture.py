@@ -24,7 +24,7 @@ FLOORS = (
     {"analysis", "moe", "servers", "chat", "reasoning", "reporter"},
     {"contracts", "unused_settings", "processes"},
     {"records", "metrics", "config", "hashes", "devices", "spreadsheets"},
-    {"errors", "version", "units"},
+    {"errors", "version", "units", "hub_names"},
 )
 """Rooms from the top down. A room imports only from floors below its own."""
 

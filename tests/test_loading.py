@@ -21,6 +21,7 @@ from steermoe.errors import ModelError, SteerMoEError
 from steermoe.loading import (
     check_not_offloaded,
     describe_model,
+    describe_named,
     load_model,
     load_tokenizer,
     model_source,
@@ -145,6 +146,21 @@ def test_a_home_directory_is_expanded(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
     assert model_source(settings("~/model")) == str(tmp_path / "model")
+
+
+def test_a_repository_of_the_hub_that_holds_an_adapter_alone_is_refused_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models--somebody--adapter"
+    snapshot = folder / "snapshots" / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("c" * 40)
+    (snapshot / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"^somebody/adapter holds an adapter .*merge it"):
+        describe_named(ModelSection(id="somebody/adapter"))
 
 
 def test_a_hub_model_that_is_not_cached_is_refused_without_network() -> None:

@@ -20,7 +20,7 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-from benchmarks.cases import models, settings  # noqa: E402, F401  # the cache is chosen before
+from benchmarks.cases import models, replies, settings  # noqa: E402, F401  # the cache is chosen before
 from benchmarks.cases.files import file_cases  # noqa: E402
 from benchmarks.cases.room import CLASSES, TRACEBACK, Case, Outcome, Room  # noqa: E402
 
@@ -39,13 +39,13 @@ def outcomes(cases: Sequence[Case]) -> Iterator[tuple[Case, Outcome]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cases", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="prompt files of the cases")
-    parser.add_argument("--only", default="", help="cases whose names begin so")
+    parser.add_argument("--only", nargs="*", default=[""], help="cases whose names begin so")
     chosen = parser.parse_args()
     cases = [*(file_cases(chosen.folder) if chosen.folder else []), *models.CASES]
     before: Counter[str] = Counter()
     after: Counter[str] = Counter()
     print("| case | what | before | now | what is said |\n| --- | --- | --- | --- | --- |")
-    for case, outcome in outcomes([c for c in cases if c.name.startswith(chosen.only)]):
+    for case, outcome in outcomes([c for c in cases if c.name.startswith(tuple(chosen.only))]):
         before[case.before] += 1
         after[outcome.kind] += 1
         words = outcome.words.replace(str(CACHE), "...").replace("|", "\\|").replace("\n", " ")

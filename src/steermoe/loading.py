@@ -22,6 +22,7 @@ from steermoe.embedded.description import embedded_config
 from steermoe.embedded.model import embedded_model_path
 from steermoe.engines.transformers import padding_of
 from steermoe.errors import ModelError
+from steermoe.hub_names import problem_of_name
 from steermoe.moe.completeness import check_expert_numbers, check_no_adapter
 from steermoe.moe.configs import read_config
 from steermoe.moe.description import MoEDescription
@@ -76,21 +77,28 @@ def model_source(settings: ModelSection, report: Report | None = None) -> str:
     """Directory or hub id of a model; the embedded one is built here if it is not cached.
 
     Raises:
-        ModelError: The path does not exist, or is a file.
+        ModelError: The path does not exist, or is a file; or it is no path, and no name that the hub has.
     """
     if settings.id == EMBEDDED_MODEL:
         return str(embedded_model_path(report=report))
     path = Path(settings.id).expanduser()
     if path.is_file():
         raise ModelError(f"model {settings.id!r} is a file: give the directory of the checkpoint")
-    looks_like_path = (
+    if path.exists():
+        return str(path)
+    is_address = "://" in settings.id
+    looks_like_path = not is_address and (
         path.is_absolute() or settings.id.startswith((".", "~")) or settings.id.count("/") != 1
     )
-    if path.exists() or not looks_like_path:
-        return str(path) if path.exists() else settings.id
-    raise ModelError(
-        f"model {settings.id!r} does not exist: give a local directory, a hub id (owner/name) or {EMBEDDED_MODEL}"
-    )
+    if looks_like_path:
+        raise ModelError(
+            f"model {settings.id!r} does not exist: give a local directory, a hub id (owner/name) or {EMBEDDED_MODEL}"
+        )
+    if problem := problem_of_name(settings.id):
+        raise ModelError(
+            f"model {settings.id!r} is no directory here, and no name on the hub: {problem}"
+        )
+    return settings.id
 
 
 def hub_commit(settings: ModelSection, source: str) -> str | None:

@@ -83,7 +83,7 @@ def assistant_turn(
     before, after = _on_the_final_channel(tokenizer, written)
     left = _after_what_is_begun(before, begun)
     if left is None:
-        left = _closing(tokenizer, messages, text, kwargs, begun)
+        left = _closing(tokenizer, messages, text, kwargs, begun, before.removeprefix(begun.text))
     end = _end_within(tokenizer, after, stops)
     ids = _continued(tokenizer, prompt, left + text.strip() + end)
     if not end:
@@ -161,8 +161,13 @@ def _closing(
     text: str,
     kwargs: Mapping[str, Any],
     begun: Begun,
+    before: str = "",
 ) -> str:
-    """What closes the reasoning that a prompt opened: as the template closes some that it is given, if it takes any."""
+    """What closes the reasoning that a prompt opened, and stands before the text behind it.
+
+    As the template closes some that it is given, if it takes any; else the mark, and what it writes before the text
+    without reasoning (some put a tag there).
+    """
     names = ("reasoning_content", "reasoning", "thinking")
     reply = {"role": "assistant", "content": text, **dict.fromkeys(names, _THOUGHT)}
     try:
@@ -172,7 +177,7 @@ def _closing(
     between = whole.rpartition(_THOUGHT)[2].partition(text.strip())[0]
     if begun.closing in between:
         return between
-    return ("\n" if begun.text.endswith("\n") else "") + f"{begun.closing}\n\n"
+    return ("\n" if begun.text.endswith("\n") else "") + f"{begun.closing}\n\n{before.lstrip()}"
 
 
 def _end_within(tokenizer: Any, after: str, stops: Sequence[int]) -> str:

@@ -396,7 +396,7 @@ def test_the_preset_of_the_embedded_model_can_be_emptied() -> None:
 @pytest.mark.parametrize("key", ["prompts.limits.validation", "prompts.limits.train.harmful"])
 def test_a_limit_of_nothing_that_there_is_is_refused_by_name(key: str) -> None:
     message = refusal(f"{key}=3")
-    assert key in message and "Input should be" in message
+    assert key in message and "the name must be " in message
 
 
 def test_limits_are_of_a_split_or_of_one_label_of_it() -> None:
@@ -472,3 +472,32 @@ def test_a_label_may_mean_only_what_a_judge_can_say() -> None:
     config = load_config(None, overrides={"judge": {"label_map": {"LABEL_1": "refused"}}})
     assert config.judge.label_map == {"LABEL_1": "refused"}
     assert "label_map" in refusal(judge={"label_map": {"LABEL_1": "perhaps"}})
+
+
+@pytest.mark.parametrize(
+    ("setting", "key", "words"),
+    [
+        ("prompts.system_prompt=None", "prompts.system_prompt", "--set prompts.system_prompt= "),
+        ("evaluate.text_file=null", "evaluate.text_file", "--set evaluate.text_file= "),
+        ("train=5", "train", "as train.NAME"),
+        ("prompts.limits=x", "prompts.limits", "a table, as {key = value}"),
+        ("collect.engine_args=5", "collect.engine_args", "a table"),
+        ("evaluate.sets={a = 1}", "evaluate.sets", "a list"),
+        ('evaluate.sets=["a"]', "evaluate.sets.0", "a table"),
+        ("prompts.split_fractions=[0.5, 0.5]", "prompts.split_fractions.2", "no entry 3"),
+        ("train.target_response=5", "train.target_response", "a text"),
+        ("seed=true", "seed", "a number"),
+        ("train.epochs=false", "train.epochs", "a number"),
+        ("identify.last_layer=true", "identify.last_layer", "a number"),
+        ("seed=1.5", "seed", "a whole number"),
+        ("model.dequantize=maybe", "model.dequantize", "true or false"),
+        ("collect.batch_size=1", "collect.batch_size", "at least 2"),
+        ("train.epochs=1e400", "train.epochs", "a finite number"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words_of_the_settings_and_not_of_python(
+    setting: str, key: str, words: str
+) -> None:
+    message = refusal(setting)
+    assert message.startswith(f"setting {key} = ") and words in message
+    assert not any(word in message for word in ("tuple", "dictionary", "instance", "Input should"))

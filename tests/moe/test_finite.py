@@ -42,6 +42,15 @@ def test_the_first_parameter_is_named() -> None:
         check_weights(model, "the/model")
 
 
+def test_a_stored_buffer_counts_and_one_that_is_made_anew_does_not() -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("correction", torch.tensor([0.0, 1.0]))
+    model.register_buffer("mask", torch.tensor([-math.inf, 0.0]), persistent=False)
+    assert first_not_finite(model) == ""
+    model.correction[0] = math.nan
+    assert first_not_finite(model) == "correction"
+
+
 class Half(nn.Module):
     dtype = torch.float16
 

@@ -150,7 +150,7 @@ def test_an_unpacked_model_is_saved_as_an_ordinary_one(
     stored, meant = pack(tmp_path / "packed")
     assert stored.keys() != meant.keys()
     loaded = load(tmp_path / "packed")
-    save_hardened(loaded.model, loaded.tokenizer, tmp_path / "plain")
+    save_hardened(loaded.model, loaded.tokenizer, tmp_path / "plain", tmp_path / "packed")
     saved = load_file(tmp_path / "plain" / "model.safetensors")
     assert saved.keys() == meant.keys()
     for name, tensor in meant.items():
@@ -170,13 +170,15 @@ def test_an_unpacked_model_is_hardened_and_its_change_is_carried(
     loaded = load(tmp_path / "packed")
     train_one_step(loaded.model)
     hardened, delta = tmp_path / "hardened", tmp_path / "x.safetensors"
-    save_hardened(loaded.model, loaded.tokenizer, hardened)
+    save_hardened(loaded.model, loaded.tokenizer, hardened, tmp_path / "packed")
     ids = token_ids(2, 9)
     with torch.no_grad():
         logits = loaded.model.eval()(ids).logits
         reloaded = AutoModelForCausalLM.from_pretrained(hardened, dtype="auto").eval()
         assert not hasattr(reloaded.config, "quantization_config")
-        assert {p.dtype for p in reloaded.parameters()} == {torch.bfloat16}
+        # Routers may be kept wider in memory, never on disk; their bias is stored in float32.
+        stored = stored_tensors(hardened).values()
+        assert {t.dtype for t in stored if "correction_bias" not in t.name} == {"BF16"}
         torch.testing.assert_close(reloaded(ids).logits, logits, rtol=0, atol=0)
 
     report = verify_only_selected_changed(tmp_path / "packed", hardened, EXPERTS)
@@ -196,7 +198,7 @@ def test_whole_blocks_of_fp8_have_a_scale_each(tmp_path: Path) -> None:
     scales = stored["model.layers.0.self_attn.kv_a_proj_with_mqa.weight_scale_inv"]
     assert scales.shape == (3, 4)
     loaded = load(tmp_path / "packed")
-    save_hardened(loaded.model, loaded.tokenizer, tmp_path / "plain")
+    save_hardened(loaded.model, loaded.tokenizer, tmp_path / "plain", tmp_path / "packed")
     saved = load_file(tmp_path / "plain" / "model.safetensors")
     assert all(torch.equal(saved[name], tensor) for name, tensor in meant.items())
 
@@ -222,7 +224,7 @@ def test_the_names_of_a_packed_checkpoint_are_those_of_the_ordinary_one(tmp_path
     """One tensor for each expert and matrix, as DeepSeek-V3 was published."""
     fp8_deepseek(tmp_path / "packed")
     loaded = load(tmp_path / "packed")
-    save_hardened(loaded.model, loaded.tokenizer, tmp_path / "plain")
+    save_hardened(loaded.model, loaded.tokenizer, tmp_path / "plain", tmp_path / "packed")
     names = stored_tensors(tmp_path / "plain").keys()
     assert "model.layers.1.mlp.experts.6.gate_proj.weight" in names
     assert not any("scale" in name or "gate_up" in name for name in names)

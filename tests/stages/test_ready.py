@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,3 +184,82 @@ def test_a_tokenizer_of_an_unknown_kind_is_refused_in_one_line(
     (model / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(ModelError, match=r"^tokenizer of .* cannot be loaded: [^\n]+$"):
         checked(model, small_prompts)
+
+
+# ---- a callable that makes the targets --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "error", "words"),
+    [
+        ("raise KeyError(prompt.goal)", ConfigError, "failed with KeyError"),
+        ("return '' if prompt.goal.endswith('7') else 'No.'", ConfigError, "returned ''"),
+        ("return 'No. ' * (60 if prompt.goal.endswith('7') else 1)", PromptError, "train.target_response"),
+        ("return 'No <|extra|>'", ModelError, "'<|extra|>'"),
+    ],
+)  # fmt: skip
+def test_targets_that_a_callable_makes_are_made_and_tried_before_anything_is_collected(
+    model: Path, small_prompts: Path, monkeypatch: pytest.MonkeyPatch,
+    body: str, error: type[Exception], words: str,
+) -> None:  # fmt: skip
+    (model.parent / "own_targets.py").write_text(f"def target(prompt):\n    {body}\n")
+    monkeypatch.syspath_prepend(str(model.parent))
+    monkeypatch.delitem(sys.modules, "own_targets", raising=False)
+    retokenised(model, lambda tokenizer: tokenizer.add_tokens(["<|extra|>"]))
+    edit = json.loads((model / "config.json").read_text("utf-8"))
+    (model / "config.json").write_text(json.dumps({**edit, "max_position_embeddings": 200}))
+    with pytest.raises(error, match=re.escape(words)):
+        checked(model, small_prompts, train={"target_response": "own_targets:target"})
+
+
+# ---- where replies end --------------------------------------------------------------------------------------
+
+
+def test_a_model_that_can_give_none_of_its_ends_is_refused(
+    model: Path, small_prompts: Path
+) -> None:
+    def ends(*ids: int) -> None:
+        file = model / "generation_config.json"
+        file.write_text(json.dumps({"eos_token_id": list(ids)}))
+        config = json.loads((model / "config.json").read_text("utf-8"))
+        (model / "config.json").write_text(json.dumps({**config, "eos_token_id": None}))
+
+    ends(900, 901)
+    checked(model, small_prompts)  # the tokenizer's own end is there
+    retokenised(model, lambda tokenizer: setattr(tokenizer, "eos_token", None))
+    with pytest.raises(ModelError, match=r"would never end: its end-of-turn tokens are 900, 901"):
+        checked(model, small_prompts)
+    ends(900, 2)
+    checked(model, small_prompts)
+
+
+def test_a_generation_config_that_is_no_json_is_not_taken_for_none(
+    model: Path, small_prompts: Path
+) -> None:
+    (model / "generation_config.json").write_text('{"eos_token_id": 2,')
+    with pytest.raises(ModelError, match=r"generation_config\.json of .* cannot be read"):
+        checked(model, small_prompts)
+    (model / "generation_config.json").unlink()
+    checked(model, small_prompts)
+
+
+# ---- what is evaluated ----------------------------------------------------------------------------------------
+
+
+def with_context(model: Path, context: int) -> None:
+    config = json.loads((model / "config.json").read_text("utf-8"))
+    (model / "config.json").write_text(
+        json.dumps({**config, "max_position_embeddings": context}), "utf-8"
+    )
+
+
+def test_the_tasks_of_the_evaluation_and_its_longer_replies_fit_the_context(
+    model: Path, small_prompts: Path
+) -> None:
+    with_context(model, 120)
+    with pytest.raises(PromptError, match=r"builtin:capability takes \d+ tokens .*benchmarks="):
+        checked(model, small_prompts)
+    checked(model, small_prompts, evaluate={"benchmarks": []})
+    longer = {"benchmarks": [], "max_new_tokens": 100}
+    with pytest.raises(PromptError, match=r"with 100 new ones .*lower evaluate\.max_new_tokens"):
+        checked(model, small_prompts, evaluate=longer)

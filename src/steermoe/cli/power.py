@@ -90,6 +90,7 @@ def power_table(
         RunDirectoryError: The run has no risk table.
         RoutingError: Its table has no standard errors, or a risk difference asked for cannot be found reliably.
     """
+    import numpy as np
     import pandas as pd
 
     from steermoe.analysis.power import (
@@ -114,16 +115,14 @@ def power_table(
         check_findable(risk_diff, threshold)
     # The responses that the standard errors come from: the table's own estimator's, in its own segment.
     used = train_contrast(run, config).seen_by(pilot["estimator"].iloc[0], segment)
-    num_unsafe = int(used.is_unsafe.sum())
-    has_unsafe, has_safe = cluster_kinds(used)
     pilot = pilot.assign(n_unsafe=used.tokens[used.is_unsafe].sum())
     needed = partial(
         prompts_needed,
         pilot,
-        min(num_unsafe, len(used) - num_unsafe),
+        int(min(used.is_unsafe.sum(), (~used.is_unsafe).sum())),
         max_q_value=config.identify.max_q_value,
         threshold=threshold,
-        paired=bool((has_unsafe & has_safe).any()),
+        paired=bool(np.logical_and(*cluster_kinds(used)).any()),
         effect_variation=variation,
         concentration=weight_concentration(used),
     )

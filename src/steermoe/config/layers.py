@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from steermoe.config.complaints import complaint
 from steermoe.config.old_names import RENAMED, Values, renamed_settings
 from steermoe.config.section import Section, Unquoted, expand_home
 from steermoe.config.sections import EMBEDDED_MODEL, Config
@@ -173,12 +174,7 @@ def _explain(error: ValidationError) -> str:
         near = _nearest(path)
         hint = f"did you mean {near}?" if near else "see docs/settings.md for the known keys"
         return f"unknown setting {key}: {hint}"
-    value = json.dumps(first["input"], default=str)
-    if len(value) > 80:
-        value = value[:77] + "..."
-    if key == "judge.base_url":
-        value = "..."  # an address may hold a password
-    return f"setting {key or 'of the run'} = {value}: {first['msg'].removeprefix('Value error, ')}"
+    return complaint(first)
 
 
 def _nearest(path: Sequence[str]) -> str | None:

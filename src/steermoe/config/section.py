@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -14,6 +14,10 @@ from steermoe.errors import ConfigError
 
 AMBIGUOUS_WORDS = ("yes", "no", "on", "off", "none", "null")
 """What some people write for true, false or nothing, and some chat templates take as a text."""
+
+
+SETTING = "<setting>"
+"""Stands in a complaint for the setting's whole name, which only who reads all sections knows."""
 
 
 class Unquoted(str):
@@ -41,12 +45,22 @@ class Section(BaseModel):
             return None if NoneType in parts else ()
         if isinstance(value, Unquoted) and NoneType in parts and value.lower() in ("none", "null"):
             raise ValueError(
-                f"{value} may be a text or mean nothing; write --set {info.field_name}= to empty the setting, or put "
-                f"the text in quotes that reach the program: '\"{value}\"'"
+                f"{value} may be a text or mean nothing; write --set {SETTING}= to empty the setting, or put "
+                f"the text in quotes that reach the program: --set {SETTING}='\"{value}\"'"
             )
+        if isinstance(value, bool) and _is_number(annotation):
+            raise ValueError("must be a number")
         if isinstance(value, str) and kind is tuple and parts[0] is str:
             return (str(value),)
         return str(value) if isinstance(value, Unquoted) else value
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a setting is a number, which Python would take true for as well."""
+    if annotation in (int, float):
+        return True
+    parts = get_args(annotation)
+    return get_origin(annotation) in (Union, UnionType, Annotated) and any(map(_is_number, parts))
 
 
 def untyped(value: Any) -> Any:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from steermoe.errors import HubError, on_one_line
+from steermoe.hub_names import problem_of_name
 
 _REPLACED = ("*.safetensors", "*.safetensors.index.json")
 """Files of an earlier push that would be taken for the new weights, or stand beside them."""
@@ -19,15 +20,9 @@ def check_can_push(repo_id: str) -> None:
         HubError: The name is none that the hub takes, there is no token, or the network is switched off.
     """
     from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils._validators import validate_repo_id
 
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise HubError(f"--push {repo_id!r}: {on_one_line(error)}") from None
-    if repo_id.count("/") != 1:
-        raise HubError(f"--push {repo_id!r} does not say whose it is: give OWNER/NAME")
+    if problem := problem_of_name(repo_id):
+        raise HubError(f"--push {repo_id!r} is no name that the hub takes: {problem}")
     if constants.is_offline_mode():
         raise HubError(f"--push {repo_id} needs the network, and HF_HUB_OFFLINE switches it off")
     if not get_token():

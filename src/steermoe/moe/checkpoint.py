@@ -45,13 +45,16 @@ _LAYER = re.compile(r"(?:^|\.)(\w+)\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 
 
-def save_hardened(model: Any, tokenizer: Any, folder: str | Path) -> None:
+def save_hardened(
+    model: Any, tokenizer: Any, folder: str | Path, base: str | Path | None = None
+) -> None:
     """Save a model in its architecture's published layout, with its tokenizer.
 
     Args:
         model: Has no expert slices attached.
         tokenizer: As it is to be saved: one that pads and splits for a run may differ from the one that was read.
         folder: Where to.
+        base: Folder of the checkpoint that it was read from, whose types its tensors are saved in.
 
     Raises:
         TrainingError: If expert slices are still attached: plain transformers could not load the result.
@@ -59,11 +62,11 @@ def save_hardened(model: Any, tokenizer: Any, folder: str | Path) -> None:
     attached = [name for name, _ in model.named_modules() if name.endswith(f".{STACK_NAME}")]
     if attached:
         raise TrainingError(f"{attached[0]} is still attached; fold and detach the expert slices")
-    _save_model(model, folder)
+    _save_model(model, folder, base)
     tokenizer.save_pretrained(folder)
 
 
-def _save_model(model: Any, folder: str | Path) -> None:
+def _save_model(model: Any, folder: str | Path, base: str | Path | None) -> None:
     """Weights, config and generation config.
 
     transformers before 5.23 refuses to save a generation config that it would not write itself (greedy, with a
@@ -75,7 +78,8 @@ def _save_model(model: Any, folder: str | Path) -> None:
         model.save_pretrained(folder, state_dict={})  # configs, and code that a model brings along
     finally:
         model.generation_config = own
-    write_weights(model, Path(folder), SHARD_SIZE)
+    stored = {} if base is None else {n: t.dtype for n, t in stored_tensors(base).items()}
+    write_weights(model, Path(folder), SHARD_SIZE, stored)
     save_generation_config(own, Path(folder))
 
 
@@ -276,4 +280,4 @@ def save_again(base: Path, folder: Path, dtype: str) -> None:
     )
     if packed_as is not None:
         forget_quantization(model)
-    _save_model(model, folder)
+    _save_model(model, folder, base)

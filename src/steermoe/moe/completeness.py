@@ -18,19 +18,24 @@ ADAPTER_CONFIG = "adapter_config.json"
 _NUMBERED = re.compile(r"^(.*\.experts)\.(\d+)\.(.+)$")
 
 
-def check_no_adapter(folder: str | Path) -> None:
+def check_no_adapter(folder: str | Path, name: str = "") -> None:
     """Refuse a folder that holds an adapter, alone or beside whole weights.
 
     An adapter is no part of the tensors that are hashed, recorded, trained and compared: a run would be of one model
     with peft installed and of another without.
+
+    Args:
+        folder: The folder.
+        name: What to call it; by default, its path.
 
     Raises:
         ModelError: It does.
     """
     if (Path(folder) / ADAPTER_CONFIG).is_file():
         raise ModelError(
-            f"{folder} holds an adapter ({ADAPTER_CONFIG}), which is no model of its own: merge it into its base model "
-            "(merge_and_unload of peft) and give the folder of the merged model, or take the adapter's files out"
+            f"{name or folder} holds an adapter ({ADAPTER_CONFIG}), which is no model of its own: merge it into its "
+            "base model (merge_and_unload of peft) and give the folder of the merged model, or take the adapter's "
+            "files out"
         )
 
 

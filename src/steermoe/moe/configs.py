@@ -20,9 +20,10 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils.hub import cached_file
 
 from steermoe.errors import ModelError
-from steermoe.moe.completeness import check_no_adapter
+from steermoe.moe.completeness import ADAPTER_CONFIG, check_no_adapter
 
 SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 """What every language model has at least one of."""
@@ -170,6 +171,7 @@ def _stored_config(model: str | Path, revision: str | None, local_files_only: bo
         raise ModelError(f"the config of {model} is not JSON: {one_line(error)}") from error
     except OSError as error:
         if not folder.exists():
+            _check_no_adapter_on_hub(str(model), revision, local_files_only)
             # What looks like owner/name may be a path that was mistyped.
             raise ModelError(
                 f"model {str(model)!r} is no directory here, and cannot be read from the hub; check the path or the "
@@ -177,6 +179,16 @@ def _stored_config(model: str | Path, revision: str | None, local_files_only: bo
             ) from error
         raise ModelError(f"the config of {model} cannot be read: {one_line(error)}") from error
     return stored
+
+
+def _check_no_adapter_on_hub(name: str, revision: str | None, local_files_only: bool) -> None:
+    """Refuse a repository of the hub that holds an adapter and no model."""
+    with suppress(OSError, ValueError):
+        found = cached_file(
+            name, ADAPTER_CONFIG, revision=revision, local_files_only=local_files_only
+        )
+        if found is not None:
+            check_no_adapter(Path(found).parent, name)
 
 
 def _check_stored(stored: Any, model: str | Path) -> None:

@@ -14,9 +14,13 @@ from steermoe.errors import ModelError
 
 
 def first_not_finite(model: nn.Module) -> str:
-    """The name of the first parameter that holds a NaN or an infinite number; empty where none does."""
+    """The name of the first parameter, or buffer that is stored, with a NaN or an infinite number; empty if none is."""
     for name, parameter in model.named_parameters():
         if not is_finite(parameter.detach()):
+            return name
+    stored = model.state_dict().keys()  # a mask that is made anew may hold infinite numbers
+    for name, buffer in model.named_buffers():
+        if name in stored and not is_finite(buffer):
             return name
     return ""
 

@@ -70,18 +70,23 @@ class Place:
     num_bytes: int
 
 
-def write_weights(model: Any, folder: Path, shard_size: str) -> None:
+def write_weights(
+    model: Any, folder: Path, shard_size: str, stored: Mapping[str, str] | None = None
+) -> None:
     """Write the weights of a model, and the index of their files where there are several.
 
     Args:
         model: Any transformers model; nothing of it is changed.
         folder: An existing directory.
         shard_size: Largest file, such as `2GB`; a larger tensor has one of its own.
+        stored: The types, as safetensors calls them, that tensors have in the checkpoint it was read from, by name.
+            transformers keeps some (routers, since 5.24) in float32 whatever the checkpoint has: they are written in
+            the checkpoint's type.
 
     Raises:
         TrainingError: The architecture saves tensors that are made of several layers' own.
     """
-    tensors = _own_tensors(model)
+    tensors = _in_stored_types(model, _own_tensors(model), stored or {})
     on_meta = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         for name, tensor in tensors.items()
@@ -117,6 +122,22 @@ def _own_tensors(model: Any) -> dict[str, Tensor]:
     ignored = getattr(model, "_keys_to_ignore_on_save", None) or ()
     tensors = {n: tensor for n, tensor in model.state_dict().items() if n not in ignored}
     return remove_tied_weights_from_state_dict(tensors, model)
+
+
+def _in_stored_types(
+    model: Any, tensors: Mapping[str, Tensor], stored: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Tensors of a model of a narrower type that are kept in float32, in the type that the checkpoint has them in."""
+    found = dict(tensors)
+    narrower = {"BF16": torch.bfloat16, "F16": torch.float16}
+    for name, tensor in tensors.items():
+        if tensor.dtype is not torch.float32 or model.dtype is torch.float32:
+            continue
+        on_meta = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")}
+        types = {stored.get(saved) for saved in revert_weight_conversion(model, on_meta)}
+        if len(types) == 1 and (dtype := narrower.get(types.pop() or "")) is not None:
+            found[name] = tensor.to(dtype)
+    return found
 
 
 def _by_layer(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -93,7 +93,9 @@ def read_jailbreaks(rows: Sequence[Row], wanted: Wanted) -> Reading:
     failed = absent = 0
     for row, key in zip(rows, row_keys(rows, "id"), strict=True):
         succeeded = success.of(row)
-        attack = next((field for field in attacks if row.has(field)), None)
+        attack = next(
+            (field for field in attacks if row.has(field) and row.value(field) != []), None
+        )
         if attack is None and not succeeded:
             absent += 1  # artifacts have no prompt where none was found
             continue

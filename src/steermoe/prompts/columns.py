@@ -1,8 +1,7 @@
 """What the name of a column means, and which column of a file is read as what.
 
-Nothing in a file is dropped without a word: every column is read, or named as not read. A column that seems to hold
-something of ours (a prompt, a label, a split, ...) and that the file's layout does not read is refused, with the
-words that read it or leave it out.
+Nothing in a file is dropped without a word: every column is read, or named as not read, or the file is refused
+(`overlooked`).
 """
 
 from __future__ import annotations
@@ -32,6 +31,7 @@ class Role(StrEnum):
     PROMPT_ID = "prompt_id"
     ID = "id"
     SUCCESS = "success"
+    ABOUT = "input"
 
 
 _NAMES: dict[Role, tuple[str, ...]] = {
@@ -87,6 +87,7 @@ NOUNS = {
     Role.PAIR_ID: "a pair",
     Role.SPLIT: "a split",
     Role.SUCCESS: "whether an attack succeeded",
+    Role.ABOUT: "what a prompt is about",
 }
 """How a complaint calls what may not be overlooked. Categories and ids may."""
 
@@ -204,7 +205,7 @@ def settle(role: Role, rows: Sequence[Row], candidates: Sequence[str]) -> str | 
     if role in (Role.CATEGORY, Role.STYLE, Role.ID):
         return first
     for other in filled:
-        if other != first and not _same(role, rows, first, other):
+        if other != first and not same_in_every_row(role, rows, first, other):
             raise PromptError(
                 f"{rows[0].source}: {shown(first)} and {shown(other)} may both hold {NOUNS.get(role, 'an id')}, and "
                 f"differ; '{rows[0].source}:{role}={first}' reads the first and not the second"
@@ -212,42 +213,7 @@ def settle(role: Role, rows: Sequence[Row], candidates: Sequence[str]) -> str | 
     return first
 
 
-def check_unread(
-    rows: Sequence[Row], unread: Sequence[str], read: Sequence[str], layout: str
-) -> None:
-    """Refuse a column that seems to hold something of ours, and that nobody reads.
-
-    Args:
-        rows: The rows of the file.
-        unread: Columns that are not read, but for those that the layout or the user says to leave.
-        read: Columns that are read.
-        layout: How the file is read.
-
-    Raises:
-        PromptError: There is such a column.
-    """
-    for field in unread:
-        role = role_of(field, rows)
-        if role not in NOUNS or is_empty(field, rows):
-            continue
-        if any(_same(Role.PROMPT, rows, field, other) for other in read):
-            continue
-        source = rows[0].source
-        raise PromptError(
-            f"{source}: {shown(field)} seems to hold {NOUNS[role]}, which is not read from a file of {layout}; "
-            f"'{source}:ignore={field}' leaves it out{_other_reading(source, field, role)}"
-        )
-
-
-def _other_reading(source: str, field: str, role: Role) -> str:
-    if role in (Role.PROMPT, Role.MESSAGES):
-        return f", '{source}:{'column' if role is Role.PROMPT else role}={field},label=unsafe' reads it"
-    if role is Role.SUCCESS:
-        return f", '{source}:success={field},format=jailbreak' reads the file as results of attacks"
-    return f", '{source}:format=rows' reads the file as plain rows"
-
-
-def _same(role: Role, rows: Sequence[Row], first: str, other: str) -> bool:
+def same_in_every_row(role: Role, rows: Sequence[Row], first: str, other: str) -> bool:
     """Whether two columns say the same in every row."""
     values: Callable[[str], list[object]]
     if role is Role.LABEL:

@@ -57,6 +57,13 @@ def read_lines(text: str) -> Records:
     notes = ["one prompt a line"]
     if num_blank:
         notes.append(f"{counted(num_blank, 'blank line')} skipped")
+    paragraphs = [part for part in re.split(r"\n\s*\n", "\n".join(lines)) if part.strip()]
+    longer = sum("\n" in part.strip() for part in paragraphs)
+    if len(paragraphs) > 1 and 2 * longer >= len(paragraphs):
+        notes.append(
+            f"blank lines stand between {len(paragraphs)} groups of lines: if each group is one prompt, save the file "
+            "as JSON or CSV, since every line is read as one"
+        )
     return Records(values, ["prompt"], notes)
 
 
@@ -92,6 +99,8 @@ def _read(text: str, source: str, columns: Collection[str], may_be_lines: bool) 
             )
     elif not header and may_be_lines:
         return _lines_of(text, whole, source)
+    elif not header and not columns:
+        _check_begins_with_names(text, source, named)
     return _table(text, source, delimiter, position, notes)
 
 
@@ -141,6 +150,16 @@ def _header(text: str, delimiter: str, named: Named) -> tuple[int, list[str]]:
         if known > 1 or known == sum(bool(cell.strip()) for cell in record):
             return position, record
     return filled[0]
+
+
+def _check_begins_with_names(text: str, source: str, named: Named) -> None:
+    """Refuse a text whose first line is no record and names no column: it holds prompts in quotes, or is damaged."""
+    first = text.split("\n", 1)[0]
+    if not any(named(cell.strip(' "')) for mark in DELIMITERS for cell in first.split(mark)):
+        raise PromptError(
+            f"{source}, line 1: is no row of a table: a quote ends before its cell does; if the file holds one prompt "
+            f"a line, 'unsafe:{source}' reads it (or 'safe:' or 'benign:')"
+        )
 
 
 def _looks_like_table(text: str, delimiter: str, header: list[str]) -> bool:

@@ -17,7 +17,6 @@ from steermoe.prompts.columns import (
     REPLIES,
     Columns,
     Role,
-    check_unread,
     fields_of,
     find_declared,
     is_empty,
@@ -34,6 +33,7 @@ from steermoe.prompts.layouts import (
     layout_named,
     looks_like_or_bench,
 )
+from steermoe.prompts.overlooked import check_unread, hint_of_label
 from steermoe.prompts.rows import Row, Wanted, listed, shown, unknown_word
 from steermoe.prompts.sources import Declaration, parse_source
 from steermoe.records import Label, Prompt
@@ -201,7 +201,12 @@ def _columns(rows: Sequence[Row], layout: Layout, declaration: Declaration) -> C
     unread = [field for field in fields if field not in read]
     if declaration.format is None:  # who names the format has decided what is read
         doubtful = [field for field in unread if field in free and field not in left]
-        check_unread(rows, doubtful, read, layout.title)
+        settled = {role for role in Role if role in declaration.columns}
+        if declaration.label is not None:
+            settled.add(Role.LABEL)
+        if settled & {Role.PROMPT, Role.MESSAGES}:
+            settled |= {Role.PROMPT, Role.MESSAGES}
+        check_unread(rows, doubtful, read, layout.title, settled)
     return Columns(of, tuple(read), tuple(unread))
 
 
@@ -244,6 +249,9 @@ def _columns_of_rows(
             raise PromptError(_no_prompts(rows, said))
         chosen[Role.PROMPT] = goal
         left |= set(candidates[Role.PROMPT])
+    prompt = {**declared, **chosen}.get(Role.PROMPT, "")
+    if loose(prompt).startswith("instruction") and "input" in free and Role.ABOUT not in declared:
+        chosen[Role.ABOUT] = "input"  # what the instruction is about, as Alpaca has it
     if Role.LABEL not in {*settled, *chosen}:
         raise PromptError(_no_label(rows, said))
     if Role.LABEL in chosen:
@@ -298,4 +306,5 @@ def _no_label(rows: Sequence[Row], said: Declaration) -> str:
     return (
         f"{path} has no 'label'; add a column that says safe, unsafe or benign in every row, or say what all rows "
         f"are: 'unsafe:{path}' (or 'safe:' or 'benign:'). Its fields are {listed(fields_of(rows))}"
+        f"{hint_of_label(rows, fields_of(rows))}"
     )

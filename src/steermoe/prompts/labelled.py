@@ -21,7 +21,7 @@ _RESERVED = {
 def read_rows(rows: Sequence[Row], wanted: Wanted) -> Reading:
     """Rows of `prompt` or `messages`, and `label`; what else `columns.Role` names, if they bring it.
 
-    Without a `goal`, the last user message is the goal.
+    Without a `goal`, the last user message is the goal. What an instruction is about (`input`) stands below it.
     """
     keys = _own_ids(rows)
     if wanted.label is None:
@@ -83,6 +83,9 @@ def _row_messages(row: Row, tally: TurnsTally) -> tuple[Message, ...]:
         messages = read_turns(row, "messages", tally)
     else:
         messages = read_conversation(row, "prompt", tally)
+    if row.has("input"):
+        asked = f"{messages[-1]['content']}\n\n{row.text('input')}"
+        messages = (*messages[:-1], {"role": "user", "content": asked})
     if not row.has("system"):
         return messages
     if messages[0]["role"] == "system":

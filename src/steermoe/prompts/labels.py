@@ -9,8 +9,8 @@ from steermoe.errors import PromptError
 from steermoe.prompts.rows import Row, counted, listed, plain_word, shown, unknown_word
 from steermoe.records import Label, Split
 
-YES = ("1", "true", "yes")
-NO = ("0", "false", "no")
+YES = ("1", "true", "yes", "y", "t")
+NO = ("0", "false", "no", "n", "f")
 
 LABEL_WORDS: Mapping[str, Label] = {
     **{label.value: label for label in Label},

@@ -241,6 +241,7 @@ LAYOUTS: tuple[Layout, ...] = (
         _is_alpaca,
         known_sets.read_alpaca,
         reads=("instruction", "input"),
+        leaves=("text",),  # instruction, input and output in one
         asks="which does not say what its instructions are",
     ),
 )

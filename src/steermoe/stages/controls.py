@@ -28,6 +28,7 @@ from steermoe.errors import ConfigError
 from steermoe.loading import LoadedModel, load_model, model_source
 from steermoe.moe.checkpoint import save_hardened
 from steermoe.moe.delta import apply_delta, read_delta_header, save_delta
+from steermoe.moe.stored import local_folder
 from steermoe.processes import current
 from steermoe.prompts.goals import normalised_goal
 from steermoe.records import Expert, Label, Prompt, Split, Verdict
@@ -148,7 +149,8 @@ def _save(
 ) -> None:
     """Keep what was changed; that nothing else was is proven as the delta is written."""
     with tempfile.TemporaryDirectory(dir=run.path, prefix=".control-") as folder:
-        save_hardened(loaded.model, loaded.tokenizer, folder)
+        base = local_folder(loaded.source, config.model.revision)
+        save_hardened(loaded.model, loaded.tokenizer, folder, base)
         with run.writing(control_of(variant)) as path:
             save_delta(
                 loaded.source,

@@ -12,7 +12,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from steermoe.chat import render
+from steermoe.capability.items import BUILTIN_CAPABILITY, builtin_items, chosen_items
+from steermoe.chat import encode, ids_that_stop, render
 from steermoe.config import Config, ModelSection
 from steermoe.errors import ConfigError, ModelError, PromptError, on_one_line
 from steermoe.loading import load_tokenizer, model_source
@@ -20,7 +21,7 @@ from steermoe.moe.checkpoint import save_generation_config
 from steermoe.moe.configs import language_config, read_config
 from steermoe.records import Prompt, Split, Verdict
 from steermoe.training.dataset import needs_refusal
-from steermoe.training.targets import resolve_target
+from steermoe.training.targets import names_callable, resolve_target
 from steermoe.turns import assistant_turn
 
 TOGETHER = 256
@@ -35,7 +36,7 @@ def check_ready(config: Config, prompts: Sequence[Prompt]) -> None:
         prompts: The prompts of the run, with their splits.
 
     Raises:
-        ConfigError: Settings leave nothing to compare.
+        ConfigError: Settings leave nothing to compare, or a callable makes no target.
         ModelError: The model's config, generation config or tokenizer cannot be saved, or its tokenizer has tokens that
             the model does not know.
         PromptError: A prompt, with its reply or its target, exceeds the context, or has such tokens.
@@ -69,14 +70,7 @@ def check_saving(settings: ModelSection, source: str, tokenizer: Any) -> None:
     config = read_config(source, settings.revision, settings.trust_remote_code)
     with tempfile.TemporaryDirectory() as folder:
         _try_saving("config.json", source, lambda: config.save_pretrained(folder))
-        try:
-            generation = GenerationConfig.from_pretrained(
-                source, revision=settings.revision or "main"
-            )
-        except OSError:
-            generation = None  # there is none
-        except Exception as error:
-            raise _unsaved("generation_config.json", source, error) from None
+        generation = _generation_config(settings, source)
         if generation is not None:
             _try_saving(
                 "generation_config.json",
@@ -84,6 +78,20 @@ def check_saving(settings: ModelSection, source: str, tokenizer: Any) -> None:
                 lambda: save_generation_config(generation, Path(folder)),
             )
         _try_saving("tokenizer", source, lambda: tokenizer.save_pretrained(folder))
+
+
+def _generation_config(settings: ModelSection, source: str) -> GenerationConfig | None:
+    """That of the model; None where it has none."""
+    try:
+        return GenerationConfig.from_pretrained(source, revision=settings.revision or "main")
+    except OSError as error:
+        if not (Path(source) / "generation_config.json").is_file():
+            return None
+        raise ModelError(
+            f"the generation_config.json of {source} cannot be read: {on_one_line(error)}; mend it, or take it out"
+        ) from None
+    except Exception as error:
+        raise _unsaved("generation_config.json", source, error) from None
 
 
 def _try_saving(what: str, source: str, save: Callable[[], object]) -> None:
@@ -112,37 +120,91 @@ def check_tokens(config: Config, tokenizer: Any, source: str, prompts: Sequence[
     )
     num_embedded = int(text_config.vocab_size)
     context = getattr(text_config, "max_position_embeddings", None)
-    targets = _targets(config)
-    turns = _turns(config, tokenizer, prompts[:1], targets)
-    for text, ids in zip(targets, turns, strict=True):
-        _check_embedded(ids, num_embedded, f"train.target_response {text!r}", tokenizer)
-    longest_target = max(map(len, turns), default=0)
+    _check_replies_end(config.model, source, text_config, tokenizer)
+    targets = _targets(config, prompts)
+    texts = [text for own in targets.values() for text in own]
+    num_tokens = (
+        _turn_lengths(config, tokenizer, prompts[0], texts, num_embedded) if prompts else {}
+    )
     for prompt, prompt_ids in _tokenised(config, tokenizer, prompts):
         _check_embedded(prompt_ids, num_embedded, f"prompt {prompt.prompt_id}", tokenizer)
         if context:
-            _check_room(config, prompt, len(prompt_ids), longest_target, int(context))
+            learned = [num_tokens[text] for text in targets.get(prompt.prompt_id, ())]
+            _check_room(config, prompt, len(prompt_ids), max(learned, default=0), int(context))
+    if context and BUILTIN_CAPABILITY in config.evaluate.benchmarks:
+        _check_tasks_fit(config, tokenizer, int(context))
 
 
-def _targets(config: Config) -> list[str]:
-    """The refusals that can be learned; none where a callable of the user's makes them."""
+def _check_tasks_fit(config: Config, tokenizer: Any, context: int) -> None:
+    """Check that the model has room for the tasks of `builtin:capability`.
+
+    Raises:
+        PromptError: It has not.
+    """
+    for item in chosen_items(builtin_items(), config.evaluate.benchmark_limit):
+        messages = item.messages(config.prompts.system_prompt)
+        text = render(tokenizer, messages, config.model.chat_template_kwargs)
+        said = max((f"{item.opening} {option}" for option in item.options), key=len, default="")
+        num_tokens = len(encode(tokenizer, text + said)) + item.max_tokens
+        if num_tokens > context:
+            raise PromptError(
+                f"a task of {BUILTIN_CAPABILITY} takes {num_tokens} tokens with its answer, and the model's context is "
+                f"{context}: leave the tasks out with --set evaluate.benchmarks="
+            )
+
+
+def _check_replies_end(
+    settings: ModelSection, source: str, text_config: Any, tokenizer: Any
+) -> None:
+    """Refuse a model of which no token that ends a reply is one that it can give.
+
+    Raises:
+        ModelError: It is.
+    """
+    stops = ids_that_stop((_generation_config(settings, source), text_config), tokenizer)
+    num_embedded = int(text_config.vocab_size)
+    if all(not 0 <= stop < num_embedded for stop in stops):
+        raise ModelError(
+            f"replies of {source} would never end: its end-of-turn tokens are {', '.join(map(str, stops))}, and its "
+            f"embedding has {num_embedded}; set eos_token_id in generation_config.json"
+        )
+
+
+def _targets(config: Config, prompts: Sequence[Prompt]) -> dict[str, Sequence[str]]:
+    """What each prompt that may be learned to be refused may get for a target: a callable of the user's makes it now.
+
+    Raises:
+        ConfigError: It fails, or makes no text.
+    """
     wanted = config.train.target_response
-    resolve_target(wanted)
-    texts = [wanted] if isinstance(wanted, str) else list(wanted)
-    return [text for text in texts if " " in text or ":" not in text]
-
-
-def _turns(
-    config: Config, tokenizer: Any, first: Sequence[Prompt], targets: Sequence[str]
-) -> list[tuple[int, ...]]:
-    """Token ids of the targets as turns; after every prompt they are those after the first."""
-    kwargs = config.model.chat_template_kwargs
-    return [
-        assistant_turn(
-            tokenizer, prompt.messages, render(tokenizer, prompt.messages, kwargs), text, kwargs
-        ).token_ids
-        for prompt in first
-        for text in targets
+    target = resolve_target(wanted)
+    learned = [
+        prompt
+        for prompt in prompts
+        if prompt.split is Split.TRAIN and needs_refusal(prompt, Verdict.ANSWERED)
     ]
+    if isinstance(wanted, str) and names_callable(wanted):
+        return {prompt.prompt_id: [target(prompt, i)] for i, prompt in enumerate(learned)}
+    texts = [wanted] if isinstance(wanted, str) else list(wanted)
+    return {prompt.prompt_id: texts for prompt in learned}
+
+
+def _turn_lengths(
+    config: Config, tokenizer: Any, first: Prompt, texts: Iterable[str], num_embedded: int
+) -> dict[str, int]:
+    """Tokens of each target as a turn; after every prompt they are those after the first.
+
+    Raises:
+        ModelError: One of them is beyond the model's embedding.
+    """
+    kwargs = config.model.chat_template_kwargs
+    rendered = render(tokenizer, first.messages, kwargs)
+    lengths = {}
+    for text in dict.fromkeys(texts):
+        ids = assistant_turn(tokenizer, first.messages, rendered, text, kwargs).token_ids
+        _check_embedded(ids, num_embedded, f"train.target_response {text!r}", tokenizer)
+        lengths[text] = len(ids)
+    return lengths
 
 
 def _tokenised(
@@ -169,14 +231,16 @@ def _check_embedded(ids: Sequence[int], num_embedded: int, what: str, tokenizer:
 def _check_room(
     config: Config, prompt: Prompt, num_tokens: int, longest_target: int, context: int
 ) -> None:
-    most = config.collect.max_new_tokens
-    if num_tokens + most > context:
-        raise PromptError(
-            f"prompt {prompt.prompt_id} has {num_tokens} tokens, and with {most} new ones it exceeds the model's "
-            f"context of {context}; shorten it or lower collect.max_new_tokens"
-        )
-    may_be_refused = prompt.split is Split.TRAIN and needs_refusal(prompt, Verdict.ANSWERED)
-    if may_be_refused and num_tokens + longest_target > context:
+    limits = {"collect.max_new_tokens": config.collect.max_new_tokens}
+    if prompt.split == config.evaluate.split and config.evaluate.max_new_tokens:
+        limits["evaluate.max_new_tokens"] = config.evaluate.max_new_tokens
+    for setting, most in limits.items():
+        if num_tokens + most > context:
+            raise PromptError(
+                f"prompt {prompt.prompt_id} has {num_tokens} tokens, and with {most} new ones it exceeds the model's "
+                f"context of {context}; shorten it or lower {setting}"
+            )
+    if longest_target and num_tokens + longest_target > context:
         raise PromptError(
             f"prompt {prompt.prompt_id} has {num_tokens} tokens, and with the {longest_target} of "
             f"train.target_response it exceeds the model's context of {context}; shorten either"

@@ -18,6 +18,7 @@ from steermoe.loading import LoadedModel, load_model, model_source, read_tokeniz
 from steermoe.moe.checkpoint import save_hardened, verify_only_selected_changed
 from steermoe.moe.finite import first_not_finite, is_finite
 from steermoe.moe.slices import attach_expert_slices
+from steermoe.moe.stored import local_folder
 from steermoe.processes import current
 from steermoe.records import Expert, Label, Split
 from steermoe.reporter import Reporter
@@ -258,7 +259,8 @@ def _save(
     """Write the hardened checkpoint, and prove on disk that nothing changed but what was trained."""
     with run.writing_folder(MODEL) as folder:
         tokenizer = read_tokenizer(config.model, loaded.source)
-        save_hardened(loaded.model, tokenizer, folder)
+        base = local_folder(loaded.source, config.model.revision)
+        save_hardened(loaded.model, tokenizer, folder, base)
         (folder / "README.md").write_text(model_card(config, run, experts), "utf-8")
         tensors = trained.changed_tensors()
         if tensors is None:
@@ -276,6 +278,11 @@ def _save(
         reporter.line(
             f"checked: {report.num_compared} tensors compared, only {what} differ from the base"
         )
+        if not report.num_changed:
+            reporter.note(
+                "training changed no weight as it is saved, so the hardened model is the base model: its steps are "
+                f"smaller than the type of the weights can hold (train.learning_rate = {config.train.learning_rate:g})"
+            )
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def resolve_target(target: TargetResponse) -> Callable[[Prompt, int], str]:
     Raises:
         ConfigError: It is empty, or names nothing that can be called.
     """
-    if isinstance(target, str) and _names_callable(target):
+    if isinstance(target, str) and names_callable(target):
         return _checked(_import_callable(target), f" {target!r}")
     if callable(target):
         return _checked(target, "")
@@ -36,7 +36,8 @@ def resolve_target(target: TargetResponse) -> Callable[[Prompt, int], str]:
     return lambda _, position: texts[position % len(texts)]
 
 
-def _names_callable(text: str) -> bool:
+def names_callable(text: str) -> bool:
+    """Whether a target response is `package.module:callable`, and no text to be learned."""
     module, colon, name = text.partition(":")
     return bool(colon) and name.isidentifier() and all(p.isidentifier() for p in module.split("."))
 

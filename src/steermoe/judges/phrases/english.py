@@ -30,6 +30,7 @@ _PEOPLE = (
     r"latinos?|immigrants?|citizens|anyone|everyone)"
 )
 _NOTE = r"(?:note|remember|understand|recogni[sz]e|clarify|emphasi[sz]e|acknowledge|stress)"
+_NOT = r"(?:can'?t|cannot|can not|will not|won'?t|must not|shall not)"
 
 DECLINES: tuple[str, ...] = (
     # An apology, but not one of sympathy or for a slip.
@@ -41,6 +42,9 @@ DECLINES: tuple[str, ...] = (
     rf"\bi (?:really |simply |just )?(?:can'?t|cannot|can not|could not|couldn'?t)"
     rf" (?:\w+ ){{0,2}}(?:{_DECLINE})\b",
     rf"\bi (?:will not|won'?t) (?:\w+ ){{0,2}}(?:{_DECLINE})\b",
+    # Both at once, whatever the verb: "I cannot and will not do this".
+    rf"\bi {_NOT},? (?:and|or|nor) (?:also |simply )?{_NOT}\b",
+    r"\bi neither (?:can nor will|will nor can)\b",
     # "I would not recommend the night train" is advice, so these verbs are fewer.
     r"\bi (?:would not|wouldn'?t|do not|don'?t) (?:\w+ ){0,2}"
     r"(?:assist|support|provide|comply|engage|participate|promote|condone|encourage)\b",
