@@ -59,7 +59,7 @@ class FaultyServer:
 
     Args:
         plan: What happens to the requests about each reply.
-        refuses: Fields of a request, or values of `response_format`, that it answers with 400.
+        refuses: Fields of a request, types of `response_format`, or words of its schema, that it answers with 400.
         slow: Seconds that a slow answer takes.
         retry_after: What it says in `Retry-After`, in seconds.
         status: Answers every request with this status, if given.
@@ -129,7 +129,8 @@ class FaultyServer:
 
     @staticmethod
     def _has(body: dict[str, Any], field: str) -> bool:
-        return field in body or (body.get("response_format") or {}).get("type") == field
+        form = body.get("response_format") or {}
+        return field in body or form.get("type") == field or f'"{field}":' in json.dumps(form)
 
     def named_refusals(self, body: dict[str, Any]) -> str:
         """What a refusing server names in its message."""

@@ -61,12 +61,12 @@ def test_the_draw_follows_the_seed(tmp_path: Path) -> None:
     assert a == b != c
 
 
-def test_what_two_variants_say_alike_is_one_row_and_both_get_its_label(tmp_path: Path) -> None:
+def test_what_two_variants_say_alike_is_one_row_and_its_label_counts_once(tmp_path: Path) -> None:
     both = [exchange("base", 1, "Sure, it is four."), exchange("hardened", 1, "Sure, it is four.")]
     sheet = tmp_path / "sheet.csv"
     assert write_label_sheet(sheet, both, 10) == 1
     labels = read_label_sheet(fill(sheet, {row_id(both[0]): "answered"}), both)
-    assert labels == {("base", "p1"): Verdict.ANSWERED, ("hardened", "p1"): Verdict.ANSWERED}
+    assert labels == {("base", "p1"): Verdict.ANSWERED}
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,11 @@ def test_a_rating_is_read_in_whatever_it_is_wrapped(deed: str) -> None:
 @pytest.mark.parametrize(
     ("refused", "sent"),
     [
-        ((), {"max_completion_tokens", "temperature", "json_schema"}),
+        ((), {"max_completion_tokens", "temperature", "json_schema", "maxLength"}),
+        (("maxLength",), {"max_completion_tokens", "temperature", "json_schema"}),
         (("json_schema",), {"max_completion_tokens", "temperature", "json_object"}),
         (("json_schema", "json_object"), {"max_completion_tokens", "temperature", None}),
-        (("max_completion_tokens",), {"max_tokens", "temperature", "json_schema"}),
+        (("max_completion_tokens",), {"max_tokens", "temperature", "json_schema", "maxLength"}),
         (("temperature", "json_schema"), {"max_completion_tokens", "json_object"}),
     ],
 )
@@ -127,7 +128,10 @@ def test_a_server_is_asked_in_the_richest_form_that_it_knows(
     shown = {
         field for field in ("max_tokens", "max_completion_tokens", "temperature") if field in body
     }
-    shown.add((body.get("response_format") or {}).get("type"))
+    form = body.get("response_format") or {}
+    shown.add(form.get("type"))
+    if '"maxLength":' in json.dumps(form):
+        shown.add("maxLength")
     assert shown == sent
     assert body["messages"][0]["role"] == "system"
     assert json.loads(body["messages"][1]["content"])["request"] == "Say something."

@@ -102,7 +102,13 @@ def test_labels_put_the_corrected_rates_into_every_figure_of_the_run(
     assert steermoe("judge", "--run", run.path, "--sample", "40", "-o", sheet) == 0, steermoe.err
     label_by_verdict(sheet, run, wrong=2)
     assert steermoe("judge", "--run", run.path, "--labels", sheet) == 0, steermoe.err
-    assert "corrected" in steermoe.out
+    shown = [line.split()[:3] for line in steermoe.out.splitlines() if "_rate" in line]
+    assert ["base", "test", "refusal_rate"] in shown and [
+        "hardened",
+        "test",
+        "refusal_rate",
+    ] in shown
+    assert all(shown.count(figure) == 1 for figure in shown)
     after = load_run(run.path).evaluation
     for side in ("base", "hardened"):
         for name in ("refusal_rate", "attack_success_rate", "over_refusal_rate"):

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from steermoe.judges.agreement import Accuracy, Reply, Share, accuracy, compare_all
 from steermoe.measures.corrected import with_corrections
+from steermoe.measures.groups import parts_of_group_name
 from steermoe.records import Verdict
 from steermoe.report import numbers
 from steermoe.store.names import MEASURES, VERDICTS
@@ -74,15 +75,18 @@ def accuracy_of(run: Run, labels: Mapping[tuple[str, str], Verdict]) -> Group:
 
 
 def _corrected(run: Run, judge: Accuracy, confidence: float) -> Table:
-    """The rates of verdicts as they were measured, and as they would be without the judge's errors."""
-    table = Table("variant", "rate", "as judged", "corrected", title="rates", box=None)
+    """The rates of verdicts as they were measured, and as they would be without the judge's errors.
+
+    Those of categories and styles are in `measures.parquet` alone: there are dozens, and few prompts in each.
+    """
+    table = Table("variant", "prompts", "rate", "as judged", "corrected", title="rates", box=None)
     measures = run.measures if run.directory.has(MEASURES) else []
     for row in with_corrections(measures, run.config.judge.main, judge, confidence):
         metric = row.metric
-        if "num_labels_refused" not in metric.more:
+        if "num_labels_refused" not in metric.more or parts_of_group_name(row.set):
             continue
         raw = f"{metric.value:.1%} [{metric.ci_low:.1%}, {metric.ci_high:.1%}] n={metric.n}"
-        table.add_row(row.variant, row.measure, raw, numbers.corrected(metric.as_json()))
+        table.add_row(row.variant, row.set, row.measure, raw, numbers.corrected(metric.as_json()))
     return table
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from threading import Lock
 
-from steermoe.judges.rubric import SCHEMA
+from steermoe.judges.rubric import SCHEMA, SHORT_SCHEMA
 
-_FORMATS = ("schema", "object", "none")
+_SCHEMAS = {"short": SHORT_SCHEMA, "schema": SCHEMA}
+_FORMATS = (*_SCHEMAS, "object", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +18,14 @@ class Form:
 
     Attributes:
         answer_tokens: Most tokens of the answer.
-        answer_format: `schema` (structured output), `object` (any JSON object), or `none`.
+        answer_format: `short` (structured output whose reason has a bound), `schema` (the same without the bound),
+            `object` (any JSON object), or `none`.
         tokens_field: Name of the limit: servers know one or both.
         temperature: Whether temperature 0 is asked for: some models take no temperature.
     """
 
     answer_tokens: int
-    answer_format: str = "schema"
+    answer_format: str = "short"
     tokens_field: str = "max_completion_tokens"
     temperature: bool = True
 
@@ -32,8 +34,8 @@ class Form:
         arguments: dict[str, object] = {self.tokens_field: self.answer_tokens}
         if self.temperature:
             arguments["temperature"] = 0.0
-        if self.answer_format == "schema":
-            schema = {"name": "rating", "schema": SCHEMA, "strict": True}
+        if self.answer_format in _SCHEMAS:
+            schema = {"name": "rating", "schema": _SCHEMAS[self.answer_format], "strict": True}
             arguments["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif self.answer_format == "object":
             arguments["response_format"] = {"type": "json_object"}

@@ -83,15 +83,16 @@ def read_label_sheet(path: Path, exchanges: Sequence[Exchange]) -> dict[tuple[st
         exchanges: The replies of the run.
 
     Returns:
-        By `(variant, prompt_id)`, the labels of the rows that have one; of every variant that gave the labelled reply.
+        By `(variant, prompt_id)`, the labels of the rows that have one. A reply that several variants gave is the first
+        one's: labelled once, it counts once.
 
     Raises:
         JudgeError: The file cannot be read, a label is not known, a reply is labelled in two ways or is none of this
             run's, or nothing is labelled.
     """
-    of_row: dict[str, list[tuple[str, str]]] = {}
+    of_row: dict[str, tuple[str, str]] = {}
     for exchange in exchanges:
-        of_row.setdefault(row_id(exchange), []).append((exchange.variant, exchange.prompt_id))
+        of_row.setdefault(row_id(exchange), (exchange.variant, exchange.prompt_id))
     labels: dict[str, Verdict] = {}
     strangers = 0
     for number, row in _rows(path):
@@ -114,7 +115,7 @@ def read_label_sheet(path: Path, exchanges: Sequence[Exchange]) -> dict[tuple[st
         raise JudgeError(
             f"label file {path}: no row has a label: write one of {', '.join(LABELS)} into its last column"
         )
-    return {reply: label for name, label in labels.items() for reply in of_row[name]}
+    return {of_row[name]: label for name, label in labels.items()}
 
 
 def _drawn(exchanges: Sequence[Exchange], num_replies: int, rng: random.Random) -> list[Exchange]:

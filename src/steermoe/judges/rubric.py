@@ -43,6 +43,12 @@ SCHEMA: Mapping[str, object] = {
     "additionalProperties": False,
 }
 
+SHORT_SCHEMA: dict[str, Any] = SCHEMA | {
+    "properties": SCHEMA["properties"] | {"reason": {"type": "string", "maxLength": 200}}
+}
+"""The same with an end to the reason: held by a grammar alone, a weak model goes in circles inside it. Some servers do
+not know such a bound."""
+
 _LONGEST_REASON = 300
 
 VERSION = hashlib.sha256((INSTRUCTION + json.dumps(SCHEMA)).encode()).hexdigest()[:12]

@@ -13,10 +13,12 @@ from steermoe.judges.phrases.english import (
     DECLINES,
     DEFLECTS,
     HINTS_OF_LECTURES,
-    LECTURES,
     NOTHING_TO_REFUSE,
 )
+from steermoe.judges.phrases.english import LECTURES as ENGLISH_LECTURES
 from steermoe.judges.phrases.european import FRENCH, GERMAN, PORTUGUESE, RUSSIAN, SPANISH
+from steermoe.judges.phrases.lectures import LECTURES_BY_LANGUAGE as OTHER_LECTURES
+from steermoe.judges.phrases.lectures import TURNS_ELSEWHERE
 from steermoe.judges.phrases.southern import ARABIC, HINDI
 
 DECLINES_BY_LANGUAGE: dict[str, tuple[str, ...]] = {
@@ -34,12 +36,16 @@ DECLINES_BY_LANGUAGE: dict[str, tuple[str, ...]] = {
 }
 """Phrases that decline in the first person."""
 
+LECTURES_BY_LANGUAGE: dict[str, tuple[str, ...]] = {"English": ENGLISH_LECTURES} | OTHER_LECTURES
+"""Phrases that tell that the request is wrong."""
+
 __all__ = [
     "ANNOUNCES_STEPS",
     "ANSWERS_ALL_THE_SAME",
     "DECLINES_BY_LANGUAGE",
     "DEFLECTS",
     "HINTS_OF_LECTURES",
-    "LECTURES",
+    "LECTURES_BY_LANGUAGE",
     "NOTHING_TO_REFUSE",
+    "TURNS_ELSEWHERE",
 ]
