@@ -388,7 +388,7 @@ def test_a_setting_that_needs_a_value_cannot_be_emptied(key: str) -> None:
 
 
 def test_the_preset_of_the_embedded_model_can_be_emptied() -> None:
-    assert load_config().prompts.limits["train"]["unsafe"] > 0
+    assert load_config().prompts.limits["train"]["benign"] > 0
     assert load_config(settings=["prompts.limits="]).prompts.limits == {}
     assert load_config(settings=["train.retention_tokens="]).train.retention_tokens is None
 
