@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, MixtralForCausalLM
 from conftest import TinyCheckpoint
 from steermoe import devices
 from steermoe.config import ModelSection
-from steermoe.devices import has_arithmetic, pick_device, type_in_memory
+from steermoe.devices import Widths, has_arithmetic, pick_device, type_in_memory
 from steermoe.errors import ConfigError
-from steermoe.loading import load_model
+from steermoe.loading import load_model, widths_named
 from steermoe.pipeline import run_pipeline
 from steermoe.store.run import load_run
 from tiny import Listener, tiny_config
@@ -85,6 +85,34 @@ def test_weights_that_are_kept_in_float32_beside_others_are_saved_so(
     before = kept.clone()
     loaded.as_saved()
     assert kept.dtype is torch.float32 and torch.equal(kept, before)
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "is_here", "widths"),
+    [
+        ("bfloat16", "auto", True, Widths(2, 4)),
+        ("bfloat16", "auto", False, Widths(2, 2)),
+        ("bfloat16", "float32", True, Widths(4, 4)),
+        ("bfloat16", "bfloat16", True, Widths(2, 2)),
+        ("float32", "auto", True, Widths(4, 4)),
+        ("float32", "bfloat16", False, Widths(2, 2)),
+        (None, "auto", True, Widths(2, 4)),
+    ],
+)
+def test_weights_are_counted_as_they_are_stored_and_held(
+    without_half_precision: None,
+    half_checkpoint: Path,
+    stored: str | None,
+    dtype: str,
+    is_here: bool,
+    widths: Widths,
+) -> None:
+    file = half_checkpoint / "config.json"
+    config = json.loads(file.read_text())
+    config["dtype"] = stored
+    file.write_text(json.dumps(config))
+    settings = ModelSection(id=str(half_checkpoint), dtype=dtype, device="cpu")
+    assert widths_named(settings, is_here) == widths
 
 
 def test_a_run_in_float32_hardens_a_checkpoint_of_bfloat16(

