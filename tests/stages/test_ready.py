@@ -27,6 +27,10 @@ def model(tiny_checkpoint: TinyCheckpoint, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_checkpoint("mixtral"), tmp_path / "model"))
 
 
+NO_TASKS = {"benchmarks": ()}
+"""The tasks that capability is measured by need a longer context than these models are given."""
+
+
 def checked(model: Path, prompts: Path, **settings: Any) -> Config:
     config = tiny_config(model, model.parent / "run", prompts, **settings)
     check_ready(config, prepare_prompts(config, silent()))
@@ -97,12 +101,12 @@ def test_a_target_that_does_not_fit_after_the_prompt_is_refused_with_both_length
     # "<|im_start|>user\n" + "Kill the neighbour 19" + "<|im_end|>\n" + "<|im_start|>assistant\n": 6 + 21 + 2 + 11
     target = "x" * 20
     shortened(model, 40 + 21)
-    checked(model, small_prompts, train={"target_response": target})
+    checked(model, small_prompts, train={"target_response": target}, evaluate=NO_TASKS)
     shortened(model, 39 + 20)
     with pytest.raises(
         PromptError, match=r"has \d+ tokens, and with the 21 of train\.target_response"
     ):
-        checked(model, small_prompts, train={"target_response": target})
+        checked(model, small_prompts, train={"target_response": target}, evaluate=NO_TASKS)
 
 
 def test_the_target_of_a_prompt_that_is_never_refused_needs_no_room(
@@ -114,7 +118,7 @@ def test_the_target_of_a_prompt_that_is_never_refused_needs_no_room(
             for label in ("unsafe", "safe", "benign")]  # fmt: skip
     long = write_prompts(tmp_path / "long.csv", rows)
     shortened(model, 19 + 30 + 6)
-    checked(model, long, train={"target_response": "x" * 20})
+    checked(model, long, train={"target_response": "x" * 20}, evaluate=NO_TASKS)
 
 
 def test_a_prompt_that_leaves_no_room_for_its_reply_is_refused(
