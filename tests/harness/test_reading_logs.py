@@ -217,3 +217,11 @@ def test_folders_without_logs_and_damaged_logs_are_refused(tmp_path: Path) -> No
     (tmp_path / "log.json").write_text(json.dumps(log), encoding="utf-8")
     with pytest.raises(RunDirectoryError, match=r"log.json is not a log of Inspect"):
         read_inspect(tmp_path)
+
+
+def test_a_log_that_ended_in_an_error_is_told_with_it(tmp_path: Path) -> None:
+    for time, said in (("2026-01-01", "an older one"), ("2026-01-02", "RuntimeError('no\nroom')")):
+        log = {"status": "error", "error": {"message": said}}
+        (tmp_path / f"{time}_task.json").write_text(json.dumps(log))
+    with pytest.raises(RunDirectoryError, match=r"log in .* says: RuntimeError\('no room'\)$"):
+        read_inspect(tmp_path)

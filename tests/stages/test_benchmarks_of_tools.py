@@ -32,12 +32,14 @@ class Tool:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Target, Path]] = []
+        self.checked: list[Target] = []
         self.fault = ""
 
     def named(self, name: str) -> Benchmark:
         return Benchmark(name, lambda target: "lm_eval 0.0", self.check, self.run)
 
     def check(self, target: Target) -> None:
+        self.checked.append(target)
         if self.fault:
             raise ConfigError(self.fault)
 
@@ -95,6 +97,15 @@ def test_both_models_are_run_and_the_changes_are_paired_by_their_samples(
     assert found["bleu"]["paired"]["paired"] == 0
     rows = [row for row in run.read_measures() if row.set == "lm_eval:quiz"]
     assert len(rows) == 6 and {row.source for row in rows} == {"lm_eval 0.0"}
+
+
+def test_the_embedded_model_is_checked_where_it_is_built(
+    config: Config, checkpoint: Path, tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steermoe.loading.embedded_model_path", lambda **_: checkpoint)
+    embedded = config.model.model_copy(update={"id": "smollm2-moe"})
+    stage.check_benchmarks(config.model_copy(update={"model": embedded}))
+    assert [target.checkpoint for target in tool.checked] == [str(checkpoint)]
 
 
 def test_a_benchmark_that_has_run_is_read_and_one_more_runs_beside_it(

@@ -141,7 +141,7 @@ def read_inspect(folder: Path) -> list[Figure]:
     """
     logs = dict(_finished_logs(folder))
     if not logs:
-        raise RunDirectoryError(f"{folder} holds no finished log of Inspect; run its task first")
+        raise RunDirectoryError(_why_unfinished(folder))
     figures: dict[tuple[str, str], Figure] = {}
     for path, log in logs.items():
         try:
@@ -152,6 +152,17 @@ def read_inspect(folder: Path) -> list[Figure]:
                 f"{path} is not a log of Inspect ({type(error).__name__}: {error}); remove {folder} and run again"
             ) from None
     return list(figures.values())
+
+
+def _why_unfinished(folder: Path) -> str:
+    """What to tell of a folder without a finished log: the error that the newest log holds, if one does."""
+    for path in sorted(folder.glob("*.json"), reverse=True):
+        try:
+            error = json.loads(path.read_text(encoding="utf-8"))["error"]["message"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return f"Inspect failed, as its log in {folder} says: {' '.join(str(error).split())}"
+    return f"{folder} holds no finished log of Inspect; run its task first"
 
 
 def _finished_logs(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:

@@ -165,5 +165,7 @@ def check_benchmarks(config: Config) -> None:
     Raises:
         ConfigError: One of them cannot.
     """
-    for benchmark in benchmarks_of_others(config):
-        benchmark.check(target_of(config, BASE, str(Path(config.model.id))))
+    if benchmarks := benchmarks_of_others(config):
+        target = target_of(config, BASE, model_source(config.model))
+        for benchmark in benchmarks:
+            benchmark.check(target)
