@@ -156,23 +156,29 @@ def read_inspect(folder: Path) -> list[Figure]:
 
 def _why_unfinished(folder: Path) -> str:
     """What to tell of a folder without a finished log: the error that the newest log holds, if one does."""
-    for path in sorted(folder.glob("*.json"), reverse=True):
-        try:
-            error = json.loads(path.read_text(encoding="utf-8"))["error"]["message"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        return f"Inspect failed, as its log in {folder} says: {' '.join(str(error).split())}"
+    for _, log in reversed(list(_logs(folder))):
+        error = log.get("error")
+        if isinstance(error, dict) and "message" in error:
+            said = " ".join(str(error["message"]).split())
+            return f"Inspect failed, as its log in {folder} says: {said}"
     return f"{folder} holds no finished log of Inspect; run its task first"
 
 
 def _finished_logs(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Logs with their content, the newest last: their names begin with the time."""
+    """Logs of tasks that came to their end, the newest last."""
+    for path, log in _logs(folder):
+        if log.get("status") == "success" and log.get("results"):
+            yield path, log
+
+
+def _logs(folder: Path) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Files that may be logs with their content, the newest last: their names begin with the time."""
     for path in sorted(folder.glob("*.json")):
         try:
             log = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        if isinstance(log, dict) and log.get("status") == "success" and log.get("results"):
+        if isinstance(log, dict):
             yield path, log
 
 
