@@ -5,7 +5,7 @@ Reads train responses only. The selection of every mixed batch is kept beside th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -77,10 +77,14 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     run.write_table(RISK, aggregated)
     run.write_table(SCORES, scored.table)
     ranked = scored.ranked(eligible)
-    run.write_selection(describe_selection(ranked, selection, contrast.counts, config))
-    false_share = expected_false_share(ranked, experts)
-    of_union = expected_false_share(ranked, selection.union)
-    _say_selection(reporter, config, experts, ranked, false_share, of_union)
+    false_shares = {
+        "expected_false_share": expected_false_share(ranked, experts),
+        "expected_false_share_of_union": expected_false_share(ranked, selection.union),
+    }
+    run.write_selection(
+        describe_selection(ranked, selection, contrast.counts, config, false_shares)
+    )
+    _say_selection(reporter, config, experts, ranked, *false_shares.values())
     for which in same_as_uncontrolled(ranked, per_batch, settings.rule, by):
         reporter.note(_no_control(settings.rule, which))
     replication = replication_of(eligible, experts, run, config, reporter, scored.sums)
@@ -91,8 +95,7 @@ def identify(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         "num_pairs_left_out_by_verdict": contrast.num_pairs_left_out,
         "num_safe_responses": int((~contrast.is_unsafe).sum()),
         "num_unsafe_responses": int(contrast.is_unsafe.sum()),
-        "expected_false_share": false_share,
-        "expected_false_share_of_union": of_union,
+        **false_shares,
         "fixed_before": {"estimator": settings.estimator, "segment": settings.segment},
         "sensitivity": sensitivity_of(eligible, experts),
         **evidence.figures(settings.max_q_value, settings.min_stability),
@@ -157,7 +160,11 @@ def _say_selection(
 
 
 def describe_selection(
-    table: pd.DataFrame, selection: Selection, counts: RoutingCounts, config: Config
+    table: pd.DataFrame,
+    selection: Selection,
+    counts: RoutingCounts,
+    config: Config,
+    false_shares: Mapping[str, float | None],
 ) -> ExpertSet:
     """What `unsafe_experts.json` holds: the experts, the rule that selected them, per batch and global."""
     settings = config.identify
@@ -192,8 +199,7 @@ def describe_selection(
             float(largest["risk_diff"]),
         ),
         more={
-            "expected_false_share": expected_false_share(table, selection.overall),
-            "expected_false_share_of_union": expected_false_share(table, selection.union),
+            **false_shares,
             "after_selection": _after_selection(table, selection.overall),
         },
     )
