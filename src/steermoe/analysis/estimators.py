@@ -84,13 +84,9 @@ class Contrast:
         """Experts of all layers together, L * E."""
         return int(self.counts.shape[1])
 
-    def values(self, columns: IntArray) -> FloatArray:
+    def values(self, columns: IntArray | slice) -> FloatArray:
         """Numerators x of some experts, `(N, columns)`."""
-        first, last = int(columns[0]), int(columns[-1])
-        # Experts in a row are read where they lie, which takes a fraction of the time.
-        in_a_row = np.array_equal(columns, np.arange(first, last + 1))
-        counts = self.counts[:, first : last + 1] if in_a_row else self.counts[:, columns]
-        return np.asarray(counts * self.scale[:, None])
+        return np.asarray(self.counts[:, columns] * self.scale[:, None])
 
     def overall_rate(self) -> FloatArray:
         """Activation frequency of every expert over both classes, `(L * E,)`."""
@@ -207,9 +203,13 @@ def _rows_of_both_classes(stratum: IntArray, included: BoolArray, is_unsafe: Boo
     return rows[np.argsort(stratum[rows], kind="stable")]
 
 
-def column_chunks(num_experts: int) -> list[IntArray]:
-    """Experts a few hundred at a time, so that their counts fit in memory as floats."""
-    return list(np.array_split(np.arange(num_experts), -(-num_experts // CHUNK_COLUMNS)))
+def column_chunks(num_experts: int) -> list[slice]:
+    """Experts a few hundred at a time, so that their counts fit in memory as floats.
+
+    Slices, because experts in a row are read where they lie, which takes a fraction of the time.
+    """
+    chunks = np.array_split(np.arange(num_experts), -(-num_experts // CHUNK_COLUMNS))
+    return [slice(int(chunk[0]), int(chunk[-1]) + 1) for chunk in chunks]
 
 
 def _strata(estimator: Estimator, num_tokens: IntArray, batches: IntArray) -> IntArray:

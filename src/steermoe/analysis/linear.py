@@ -39,7 +39,7 @@ class Linear(Protocol):
         """The estimate, `(L * E,)`."""
         ...
 
-    def influences(self, columns: IntArray) -> FloatArray:
+    def influences(self, columns: IntArray | slice) -> FloatArray:
         """What each cluster adds to the linearised estimate of some experts, `(C, M)`, allowing for few clusters."""
         ...
 
@@ -73,7 +73,7 @@ class OfContrast:
         """The risk difference, `(L * E,)`."""
         return self.contrast.difference()
 
-    def influences(self, columns: IntArray) -> FloatArray:
+    def influences(self, columns: IntArray | slice) -> FloatArray:
         """`(C, M)`; each kind of clusters with its factor for small numbers."""
         parts = cluster_influences(self.contrast, self.contrast.values(columns))
         return corrected_for_few(parts, cluster_groups(self.contrast))
@@ -106,8 +106,9 @@ def errors_of(
     for columns in column_chunks(num_experts):
         parts: dict[str, FloatArray] = {}
         for name, term in terms.items():
-            parts[name] = np.zeros((num_owners, len(columns)))
-            np.add.at(parts[name], owners[name], term.influences(columns))
+            influences = term.influences(columns)
+            parts[name] = np.zeros((num_owners, influences.shape[1]))
+            np.add.at(parts[name], owners[name], influences)
         for name, weights in combinations.items():
             if min(terms[term].least_clusters for term in weights) > 1:
                 total = sum(weight * parts[term] for term, weight in weights.items())

@@ -68,16 +68,17 @@ class AtEqualPosition:
             total[columns] = sign @ self.weighted[:, columns]
         return total
 
-    def influences(self, columns: IntArray) -> FloatArray:
+    def influences(self, columns: IntArray | slice) -> FloatArray:
         """`(C, M)`: what the tokens of a cluster have above the rate of their class at their positions."""
         sign = np.where(self.is_unsafe, 1.0, -1.0)[:, None]
-        usual = np.empty((len(self.is_unsafe), len(columns)))
+        weighted = self.weighted[:, columns]
+        usual = np.empty(weighted.shape)
         for unsafe in (False, True):
             rows = self.is_unsafe == unsafe
             usual[rows] = self.weight[rows] @ self.per_bin[int(unsafe)][:, columns]
         cluster = np.unique(self.owner_of, return_inverse=True)[1]
-        parts = np.zeros((int(cluster.max()) + 1, len(columns)))
-        np.add.at(parts, cluster, sign * (self.weighted[:, columns] - usual))
+        parts = np.zeros((int(cluster.max()) + 1, weighted.shape[1]))
+        np.add.at(parts, cluster, sign * (weighted - usual))
         return corrected_for_few(parts, self._groups())
 
     def _groups(self) -> list[IntArray]:
