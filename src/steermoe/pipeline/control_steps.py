@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from steermoe.pipeline import inputs
-from steermoe.pipeline.checks import (
-    asks_for_controls,
-    check_controls,
-    check_judge,
-)
-from steermoe.pipeline.judged import are_controls_judged
+from steermoe.pipeline.checks import asks_for_controls, check_controls
+from steermoe.pipeline.judged import are_controls_judged, judging
 from steermoe.pipeline.step import Step, stage
 from steermoe.pipeline.steps import (
     BASE_REPLIES,
@@ -69,14 +67,13 @@ REPLY_CONTROLS = Step(
     is_asked_for=asks_for_controls,
 )
 
-JUDGE_CONTROLS = Step(
-    "judge controls",
-    stage("judge", "judge_controls"),
-    settings=("judge",),
-    reads=(inputs.JUDGES, PROMPTS, OF_CONTROLS[0]),
-    writes=(names.VERDICTS,),
-    check=check_judge,
-    is_there=are_controls_judged,
+JUDGE_CONTROLS = replace(
+    judging(
+        "judge controls",
+        stage("judge", "judge_controls"),
+        OF_CONTROLS[0],
+        is_there=are_controls_judged,
+    ),
     is_asked_for=asks_for_controls,
 )
 

@@ -1,12 +1,35 @@
-"""Whether the judges of a run have judged what a step would have them judge."""
+"""Steps that judge replies, and whether the judges of a run have judged what one would have them judge."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from steermoe.config import Config
+from steermoe.pipeline import inputs
+from steermoe.pipeline.checks import check_judge
+from steermoe.pipeline.step import Step, StepFunction
 from steermoe.store import names
 from steermoe.store.directory import RunDirectory
+
+
+def judging(
+    name: str,
+    function: StepFunction,
+    *replies: inputs.Input,
+    is_there: Callable[[RunDirectory, Config], bool],
+    only_where: str = "",
+) -> Step:
+    """A step that has every judge of the run judge some replies; its verdicts go where all verdicts are."""
+    return Step(
+        name,
+        function,
+        settings=("judge",),
+        reads=(inputs.JUDGES, inputs.whole_file(names.PROMPTS), *replies),
+        writes=(names.VERDICTS,),
+        check=check_judge,
+        only_where=only_where,
+        is_there=is_there,
+    )
 
 
 def are_controls_judged(run: RunDirectory, config: Config) -> bool:

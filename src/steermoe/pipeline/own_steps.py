@@ -14,9 +14,8 @@ from pathlib import Path
 from steermoe.config import Config, SetSection
 from steermoe.hashes import sha256_of
 from steermoe.pipeline import inputs
-from steermoe.pipeline.checks import check_judge
 from steermoe.pipeline.inputs import Input, Ledger
-from steermoe.pipeline.judged import is_judged
+from steermoe.pipeline.judged import is_judged, judging
 from steermoe.pipeline.step import Step, StepFunction, stage
 from steermoe.pipeline.steps import (
     EVALUATE,
@@ -123,13 +122,11 @@ def _judge(table: str) -> Step:
 
         return judge_table(run, config, reporter, table)
 
-    return Step(
+    return judging(
         f"judge {table}",
         judge,
-        settings=("judge",),
-        reads=(inputs.JUDGES, PROMPTS, *prompts, inputs.whole_file(replies)),
-        writes=(names.VERDICTS,),
-        check=check_judge,
+        *prompts,
+        inputs.whole_file(replies),
         only_where=replies,
         is_there=is_judged(table),
     )

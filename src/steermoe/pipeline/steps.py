@@ -17,11 +17,10 @@ from steermoe.pipeline.checks import (
     check_benchmarks,
     check_collect,
     check_identify,
-    check_judge,
     check_train,
     doubts_about_training,
 )
-from steermoe.pipeline.judged import are_ablated_judged, is_judged
+from steermoe.pipeline.judged import are_ablated_judged, is_judged, judging
 from steermoe.pipeline.step import Step, stage
 from steermoe.report.page import report
 from steermoe.store import names
@@ -79,14 +78,8 @@ COLLECT = Step(
     by_all=True,
 )
 
-JUDGE = Step(
-    "judge",
-    stage("judge", "judge_base"),
-    settings=("judge",),
-    reads=(inputs.JUDGES, PROMPTS, BASE_REPLIES, TOKENS),
-    writes=(names.VERDICTS,),
-    check=check_judge,
-    is_there=is_judged(names.BASE),
+JUDGE = judging(
+    "judge", stage("judge", "judge_base"), BASE_REPLIES, TOKENS, is_there=is_judged(names.BASE)
 )
 
 SCORE_SUMS = f"{names.SCORE_SUMS}/*.safetensors"
@@ -207,13 +200,10 @@ REPLY = Step(
     by_all=True,
 )
 
-JUDGE_HARDENED = Step(
+JUDGE_HARDENED = judging(
     "judge hardened",
     stage("judge", "judge_hardened"),
-    settings=("judge",),
-    reads=(inputs.JUDGES, PROMPTS, inputs.replies(names.HARDENED)),
-    writes=(names.VERDICTS,),
-    check=check_judge,
+    inputs.replies(names.HARDENED),
     only_where=names.replies_of(names.HARDENED),
     is_there=is_judged(names.HARDENED),
 )
@@ -343,13 +333,10 @@ ABLATE = Step(
     needs_model=True,
 )
 
-JUDGE_ABLATED = Step(
+JUDGE_ABLATED = judging(
     "judge ablated",
     stage("judge", "judge_ablated"),
-    settings=("judge",),
-    reads=(inputs.JUDGES, PROMPTS, ABLATED[0]),
-    writes=(names.VERDICTS,),
-    check=check_judge,
+    ABLATED[0],
     only_where=INTACT,
     is_there=are_ablated_judged,
 )
