@@ -23,6 +23,7 @@ MEASURES = (
     "counting",
     "recording",
     "reading",
+    "decoding",
 )
 SIDES = ("slices", "full gradient", "LoRA")
 THREADS = 2

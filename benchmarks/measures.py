@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from benchmarks.arithmetic import step_over_forward
+from benchmarks.decoding import decoding as decoding
 from benchmarks.measuring import (
     REPEATS,
     Row,

@@ -10,6 +10,7 @@ well the margins rank the harmful requests above the harmless ones, whatever the
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ import torch
 from benchmarks.arguments import parser_of_a_run
 from benchmarks.statistics import show
 from steermoe.chat import encode, render
+from steermoe.config import Config
 from steermoe.loading import load_model
 from steermoe.records import FloatArray, Label, Prompt
 from steermoe.store.names import MODEL
@@ -28,23 +30,33 @@ THRESHOLDS = (0.85, 0.9, 0.95)
 HARMLESS = {"look-alikes": Label.SAFE, "benign": Label.BENIGN}
 
 
+def fed_texts(config: Config, tokenizer: Any, prompts: list[Prompt]) -> list[str]:
+    """The texts that a model is fed; runs of an older layout do not hold them."""
+    kwargs = config.model.chat_template_kwargs
+    return [p.rendered or render(tokenizer, p.messages, kwargs) for p in prompts]
+
+
+def target_tokens(config: Config, tokenizer: Any, prompts: list[Prompt]) -> list[int]:
+    """The tokens that the target responses begin with."""
+    target = resolve_target(config.train.target_response)
+    kwargs = config.model.chat_template_kwargs
+    texts = fed_texts(config, tokenizer, prompts)
+    turns = [
+        assistant_turn(tokenizer, prompt.messages, text, target(prompt, position), kwargs)
+        for position, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
+    ]
+    return sorted({turn.token_ids[0] for turn in turns})
+
+
 @torch.inference_mode()
 def margins(run_dir: Path, split: str) -> tuple[list[Prompt], FloatArray]:
     """The prompts of a split, and the margin of each in nats."""
     run = load_run(run_dir)
-    target = resolve_target(run.config.train.target_response)
     loaded = load_model(run.config.model, str(run_dir / MODEL))
     prompts = [prompt for prompt in run.prompts if prompt.split == split]
-    kwargs = run.config.model.chat_template_kwargs
-    # Runs of an older layout do not hold the text that was fed.
-    fed_texts = [p.rendered or render(loaded.tokenizer, p.messages, kwargs) for p in prompts]
-    turns = [
-        assistant_turn(loaded.tokenizer, prompt.messages, text, target(prompt, position), kwargs)
-        for position, (prompt, text) in enumerate(zip(prompts, fed_texts, strict=True))
-    ]
-    refusals = sorted({turn.token_ids[0] for turn in turns})
+    refusals = target_tokens(run.config, loaded.tokenizer, prompts)
     found = []
-    for text in fed_texts:
+    for text in fed_texts(run.config, loaded.tokenizer, prompts):
         fed = torch.tensor([encode(loaded.tokenizer, text)])
         logits = loaded.model(fed, use_cache=False, logits_to_keep=1).logits[0, -1].float()
         refusing = logits[refusals].max()

@@ -30,7 +30,7 @@ def forecast_selection(run: RunDirectory, config: Config, reporter: Reporter) ->
     """
     selected = run.read_selection().chosen(config.train.experts)
     sums = run.read_sums(GRADIENT)
-    measured = None if sums is None else _measured(run, sums)
+    measured = None if sums is None else measured_gradients(run, sums)
     if not selected or measured is None or UNSAFE not in measured.kinds:
         run.remove(FORECAST)
         return {}
@@ -61,7 +61,7 @@ def forecast_selection(run: RunDirectory, config: Config, reporter: Reporter) ->
     return {"num_experts": len(selected), "num_draws": len(draws)}
 
 
-def _measured(run: RunDirectory, sums: ResponseSums) -> Measured:
+def measured_gradients(run: RunDirectory, sums: ResponseSums) -> Measured:
     """The train prompts whose gradients were measured, by kind; plain goals, which should be refused, are left out."""
     prompts = {prompt.prompt_id: prompt for prompt in run.read_prompts()}
     ids = run.read_replies()["prompt_id"].tolist()
