@@ -111,7 +111,11 @@ class Dev:
 
 @torch.inference_mode()
 def measure(
-    loaded: LoadedModel, slices: ExpertSlices, base: Mapping[str, Tensor], dev: Dev
+    loaded: LoadedModel,
+    slices: ExpertSlices,
+    base: Mapping[str, Tensor],
+    dev: Dev,
+    shares: Sequence[float],
 ) -> list[dict[str, Any]]:
     """Margins and divergence at every share."""
     trained = {name: tensor.clone() for name, tensor in slices.state_dict().items()}
@@ -121,7 +125,7 @@ def measure(
             completion_logits(model, description, pad, together) for together in passes(dev.replies)
         ]
     found = []
-    for share in SHARES:
+    for share in shares:
         slices.load_state_dict(
             {name: base[name].to(after).lerp(after, share) for name, after in trained.items()}
         )
@@ -143,9 +147,14 @@ def measure(
 
 
 def trained_and_measured(
-    run: RunDirectory, config: Config, experts: Sequence[Expert], work: Path, prompts: list[Prompt]
+    run: RunDirectory,
+    config: Config,
+    experts: Sequence[Expert],
+    work: Path,
+    prompts: list[Prompt],
+    shares: Sequence[float] = SHARES,
 ) -> list[dict[str, Any]]:
-    """Train a set, and measure it on dev."""
+    """Train a set, and measure it on some prompts that it is not trained on."""
     continuations, base = base_side_of(run, config, {p.prompt_id: p for p in prompts}, experts)
     replies = [
         Continuation(c.prompt_id, c.prompt_token_ids, c.completion_token_ids[:TOKENS])
@@ -164,7 +173,7 @@ def trained_and_measured(
     slices = made.trainable.slices
     assert slices is not None
     refusals = target_tokens(config, made.loaded.tokenizer, prompts)
-    return measure(made.loaded, slices, base, Dev(openings, replies, refusals))
+    return measure(made.loaded, slices, base, Dev(openings, replies, refusals), shares)
 
 
 # ---- comparing ------------------------------------------------------------------------------------------
