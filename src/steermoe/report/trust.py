@@ -101,7 +101,7 @@ def _fixed_before(identified: Figures) -> list[Row]:
         ]
     spread = identified.get("spread")
     if spread:
-        borne = "more than p-values bear" if spread["is_too_skewed"] else "which p-values bear"
+        borne = whether_p_values_bear(spread["is_too_skewed"])
         rows.append(
             Row(
                 "Variance of unsafe goals, over that of safe ones",
@@ -110,6 +110,11 @@ def _fixed_before(identified: Figures) -> list[Row]:
             )
         )
     return rows
+
+
+def whether_p_values_bear(is_too_skewed: bool) -> str:
+    """The end of a sentence on how unlike the classes' spreads are."""
+    return "more than p-values bear" if is_too_skewed else "which p-values bear"
 
 
 def _replicated(found: Mapping[str, Any]) -> list[Row]:
