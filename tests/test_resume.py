@@ -279,7 +279,7 @@ def test_the_embedded_model_killed_at_ten_random_moments(tmp_path: Path) -> None
         "identify.score_prompts=4",
         "train.epochs=2",
         "train.arguments.save_steps=1",
-        "evaluate.benchmark_limit=4",
+        "evaluate.benchmark_limit=2",
     ]
     program = [sys.executable, "-c", "from steermoe.cli.app import main; main()"]
     command = [*program, "run", "--quiet", "--prompts", str(prompts)]

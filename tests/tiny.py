@@ -29,9 +29,9 @@ SETTINGS: dict[str, Any] = {
         "target_response": "No.",
         "arguments": {"save_steps": 1},
     },
-    "evaluate": {"num_bootstrap": 100, "benchmark_limit": 14},
+    "evaluate": {"num_bootstrap": 100, "benchmark_limit": 2},
 }
-"""Of a run that takes seconds: 3 mixed batches of 8, 6 training steps, 4 experts."""
+"""Of a run that takes seconds: 3 mixed batches of 8, 6 training steps, 4 experts, a task of each way of scoring."""
 
 COMPARED = (
     "prompts.jsonl",
