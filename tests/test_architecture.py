@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from house import House, room_of
+from tiny import copy_of
 
 FLOORS = (
     {"__main__"},
@@ -188,6 +189,20 @@ def test_analysis_prompts_and_reading_a_run_need_no_torch() -> None:
         HEAVY, f"import importlib\nfor name in {names!r}: importlib.import_module(name)"
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_commands_that_read_a_finished_run_need_no_torch(finished: Path, tmp_path: Path) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    table = tmp_path / "tables"
+    for arguments in (
+        ("show", "--run", str(run)),
+        ("export", "--run", str(run), "--format", "csv", "--output", str(table)),
+        ("report", "--run", str(run), "--force"),
+    ):
+        code = f"from steermoe.cli.app import main\nsys.argv = ['steermoe', *{arguments!r}]\nmain()"
+        result = run_without(HEAVY, code)
+        assert result.returncode == 0, result.stderr
+    assert (table / "risk_diff.csv").exists()
 
 
 def test_help_needs_neither_torch_nor_tables() -> None:
