@@ -16,7 +16,7 @@ import ast
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -115,19 +115,29 @@ class House:
         }
         return list(_settings_of(classes["Config"], classes, ""))
 
+    @cached_property
+    def imports(self) -> dict[str, set[str]]:
+        """What each module imports, inside functions too, by its dotted name: modules where a name is one.
+
+        Asking the package for something that is no module of its own, its version say, is an import of `steermoe`.
+        """
+        names = {_dotted(path): tree for path, tree in self.trees.items()}
+        return {name: set(_imports_of(tree, names.keys())) for name, tree in names.items()}
+
+    def own_imports(self, name: str) -> set[str]:
+        """The package's own modules among what a module imports; the front door is none."""
+        return {other for other in self.imports[name] if other.startswith("steermoe.")}
+
     def arrows(self) -> set[tuple[str, str]]:
-        """Pairs of rooms of which one imports the other."""
-        found = set()
-        for path, tree in self.trees.items():
-            room = _room_of(path.removesuffix(".py").split("/"))
-            for imported in _imports_of(tree):
-                if imported == ["steermoe"] and room:  # the front door
-                    found.add((room, "__init__"))
-                elif (
-                    imported[0] == "steermoe" and len(imported) > 1 and imported[1] != room and room
-                ):
-                    found.add((room, imported[1]))
-        return found
+        """Pairs of rooms of which one imports the other; the front door is `__init__`."""
+        return {
+            (room_of(name), "__init__" if other == "steermoe" else room_of(other))
+            for name, imported in self.imports.items()
+            if name != "steermoe"
+            for other in imported
+            if other.split(".")[0] == "steermoe"
+            and (other == "steermoe" or room_of(other) != room_of(name))
+        }
 
     def upward_arrows(self) -> list[str]:
         """Arrows to the same floor or to one above, by the floors that the checkout's own test names."""
@@ -186,21 +196,26 @@ class House:
         }
 
 
-def _room_of(parts: list[str]) -> str:
-    return "" if parts == ["__init__"] else parts[0]
+def room_of(name: str) -> str:
+    """`analysis` for `steermoe.analysis.risk`, `cli` for `steermoe.cli.app`."""
+    return name.split(".")[1]
 
 
-def _imports_of(tree: ast.Module) -> Iterator[list[str]]:
-    """What a module imports, anywhere in it, as the parts of each name."""
+def _dotted(path: str) -> str:
+    """`steermoe.analysis` for `analysis/__init__.py`."""
+    parts = ["steermoe", *path.removesuffix(".py").split("/")]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _imports_of(tree: ast.Module, known: Collection[str]) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name.split(".") for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module == "steermoe":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
             for alias in node.names:
-                is_room = not alias.name.startswith("__") and alias.name.islower()
-                yield ["steermoe", alias.name] if is_room else ["steermoe"]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.split(".")
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in known else str(node.module)
 
 
 def _settings_of(

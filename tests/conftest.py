@@ -28,6 +28,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the embedded model: no other test takes as long, and as the last one it would be waited for."""
+    items.sort(key=lambda item: item.get_closest_marker("embedded") is None)
+
+
 def pytest_collection_finish() -> None:
     """Let the collector of cycles leave out what is imported: half the time of tests with a model went into it."""
     import transformers

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src"
+from house import House, room_of
+from tiny import copy_of
 
 FLOORS = (
     {"__main__"},
@@ -54,39 +54,7 @@ TORCH_MODULES = {f"steermoe.judges.{name}" for name in ("classifier", "guard", "
 HEAVY = ("torch", "transformers", "accelerate")
 
 
-@cache
-def modules() -> dict[str, ast.Module]:
-    """Every module of the package by its dotted name, parsed."""
-    found = {}
-    for path in sorted((SOURCE / "steermoe").rglob("*.py")):
-        parts = path.relative_to(SOURCE).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = ast.parse(path.read_text(encoding="utf-8"))
-    return found
-
-
-def imports_of(tree: ast.Module) -> set[str]:
-    """Dotted names that a module imports anywhere in it, inside functions too."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute here"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                found.add(whole if whole in modules() else str(node.module))
-    return found
-
-
-def own_imports(name: str) -> set[str]:
-    """The package's own modules that a module imports; asking the package for its version is free."""
-    return {i for i in imports_of(modules()[name]) if i.startswith("steermoe.")}
-
-
-def room_of(name: str) -> str:
-    """`analysis` for `steermoe.analysis.risk`, `cli` for `steermoe.cli.app`."""
-    return name.split(".")[1]
+HOUSE = House(Path(__file__).parents[1])
 
 
 def floor_of(name: str) -> int:
@@ -97,14 +65,14 @@ def floor_of(name: str) -> int:
     return floors[0]
 
 
-INSIDE = [name for name in modules() if name != "steermoe"]
+INSIDE = [name for name in HOUSE.imports if name != "steermoe"]
 
 
 def test_imports_only_point_down_and_siblings_do_not_meet() -> None:
     wrong = [
         f"{name} imports {other}"
         for name in INSIDE
-        for other in own_imports(name)
+        for other in HOUSE.own_imports(name)
         if room_of(other) != room_of(name) and floor_of(other) <= floor_of(name)
     ]
     assert not wrong
@@ -122,7 +90,7 @@ def test_a_stage_uses_only_stages_before_it() -> None:
     for name in INSIDE:
         if room_of(name) != "stages" or rank(name) < 0:
             continue
-        used = [other for other in own_imports(name) if room_of(other) == "stages"]
+        used = [other for other in HOUSE.own_imports(name) if room_of(other) == "stages"]
         assert all(rank(other) < rank(name) for other in used), (name, used)
 
 
@@ -132,7 +100,7 @@ def test_no_module_imports_itself_by_a_detour() -> None:
     def visit(name: str, path: tuple[str, ...]) -> None:
         assert name not in path, " -> ".join((*path, name))
         if name not in finished:
-            for other in own_imports(name):
+            for other in HOUSE.own_imports(name):
                 visit(other, (*path, name))
             finished.add(name)
 
@@ -144,7 +112,7 @@ def test_torch_appears_only_where_models_are() -> None:
     wrong = [
         f"{name} imports {other}"
         for name in INSIDE
-        for other in imports_of(modules()[name])
+        for other in HOUSE.imports[name]
         if other.split(".")[0] in HEAVY
         and room_of(name) not in TORCH_ROOMS
         and name not in TORCH_MODULES
@@ -153,9 +121,7 @@ def test_torch_appears_only_where_models_are() -> None:
 
 
 def test_only_the_embedded_model_is_read_from_gguf() -> None:
-    readers = {
-        name for name in INSIDE if "gguf" in {i.split(".")[0] for i in imports_of(modules()[name])}
-    }
+    readers = {name for name in INSIDE if "gguf" in {i.split(".")[0] for i in HOUSE.imports[name]}}
     assert {room_of(name) for name in readers} == {"embedded"}
     # Loading any other model needs no gguf: the room's front door, which loading opens, imports it when it builds.
     code = "import importlib\nfor name in ('embedded.model', 'loading'): importlib.import_module(f'steermoe.{name}')"
@@ -166,7 +132,7 @@ def test_only_the_embedded_model_is_read_from_gguf() -> None:
 def test_analysis_touches_no_files() -> None:
     files = {"os", "io", "pathlib", "shutil", "tempfile", "json"}
     for name in INSIDE:
-        assert room_of(name) != "analysis" or not imports_of(modules()[name]) & files, name
+        assert room_of(name) != "analysis" or not HOUSE.imports[name] & files, name
 
 
 def test_only_the_run_directory_knows_its_file_names() -> None:
@@ -178,16 +144,13 @@ def test_only_the_run_directory_knows_its_file_names() -> None:
         if key.isupper() and isinstance(value, str) and Path(value).suffix
     }
     assert "responses.parquet" in names
-    for name, tree in modules().items():
+    for path, tree in HOUSE.trees.items():
         constants = {
             node.value
             for node in ast.walk(tree)
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
         }
-        assert name == "steermoe.store.names" or not constants & names, (
-            name,
-            constants & names,
-        )
+        assert path == "store/names.py" or not constants & names, (path, constants & names)
 
 
 BLOCKER = """
@@ -226,6 +189,20 @@ def test_analysis_prompts_and_reading_a_run_need_no_torch() -> None:
         HEAVY, f"import importlib\nfor name in {names!r}: importlib.import_module(name)"
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_commands_that_read_a_finished_run_need_no_torch(finished: Path, tmp_path: Path) -> None:
+    run = copy_of(finished, tmp_path / "run")
+    table = tmp_path / "tables"
+    for arguments in (
+        ("show", "--run", str(run)),
+        ("export", "--run", str(run), "--format", "csv", "--output", str(table)),
+        ("report", "--run", str(run), "--force"),
+    ):
+        code = f"from steermoe.cli.app import main\nsys.argv = ['steermoe', *{arguments!r}]\nmain()"
+        result = run_without(HEAVY, code)
+        assert result.returncode == 0, result.stderr
+    assert (table / "risk_diff.csv").exists()
 
 
 def test_help_needs_neither_torch_nor_tables() -> None:

@@ -101,7 +101,12 @@ def finished(
         patch.chdir(home)
         run_pipeline(
             load_config(
-                settings=["collect.batch_size=8", "collect.max_new_tokens=8", "train.epochs=1"],
+                settings=[
+                    "collect.batch_size=8",
+                    "collect.max_new_tokens=8",
+                    "train.epochs=1",
+                    "evaluate.benchmark_limit=2",
+                ],
                 overrides={"prompts": {"sources": ["prompts.csv"]}},
             )
         )

@@ -6,6 +6,7 @@ hit for certain. Processes are forked from a server that has imported everything
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -19,6 +20,9 @@ from typing import Any
 
 import pytest
 
+from steermoe.config import load_config
+from steermoe.pipeline.commands import RUN
+from steermoe.store.state import RunState
 from tiny import COMPARED, contents, copy_of, files_of, finished_run, tiny_config, write_prompts
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
@@ -253,6 +257,7 @@ def test_forty_moments_drawn_at_random(
 
 @pytest.mark.slow
 @pytest.mark.embedded
+@pytest.mark.timeout(0)  # about ten runs on the embedded model, on whatever machine
 def test_the_embedded_model_killed_at_ten_random_moments(tmp_path: Path) -> None:
     rows = [
         {"prompt": text.format(i), "label": label, "split": split}
@@ -265,38 +270,66 @@ def test_the_embedded_model_killed_at_ten_random_moments(tmp_path: Path) -> None
         )
     ]
     prompts = write_prompts(tmp_path / "prompts.csv", rows)
-    program = [sys.executable, "-c", "from steermoe.cli.app import main; main()"]
-    command = [*program, "run", "--quiet", "--prompts", str(prompts)]
-    for setting in (
+    settings = [
         "collect.batch_size=8",
         "collect.generation_batch_size=8",
         "collect.max_new_tokens=6",
         "identify.num_permutations=20",
         "identify.num_bootstrap=20",
+        "identify.score_prompts=4",
         "train.epochs=2",
         "train.arguments.save_steps=1",
-    ):
+        "evaluate.benchmark_limit=2",
+    ]
+    program = [sys.executable, "-c", "from steermoe.cli.app import main; main()"]
+    command = [*program, "run", "--quiet", "--prompts", str(prompts)]
+    for setting in settings:
         command += ["--set", setting]
 
     def start(name: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*command, "--run", str(tmp_path / name)], stderr=subprocess.PIPE)
 
+    def finish(name: str) -> None:
+        with start(name) as process:
+            assert process.wait() == 0, process.stderr and process.stderr.read()
+
+    def state(name: str) -> RunState:
+        return RunState.model_validate_json((tmp_path / name / "run.json").read_bytes())
+
+    def assert_ended_as_through() -> None:
+        assert {record.status for record in state("killed").stages.values()} == {"done"}
+        assert files_of(tmp_path / "killed") == files_of(tmp_path / "through")
+        assert_same(tmp_path / "killed", contents(tmp_path / "through"))
+
     started = time.monotonic()
-    with start("through") as process:
-        assert process.wait() == 0, process.stderr and process.stderr.read()
+    finish("through")
     seconds = time.monotonic() - started
+    asked_for = [step.name for step in RUN if step.is_asked_for(load_config(settings=settings))]
+    assert list(state("through").stages) == asked_for
     moments = random.Random(0)
-    num_killed = 0
-    while num_killed < 10:
+    killed_in: list[str] = []
+    while len(killed_in) < 10:
         with start("killed") as process:
             try:
                 process.wait(timeout=moments.uniform(0.15, 0.6) * seconds)
             except subprocess.TimeoutExpired:
                 process.kill()
-                num_killed += 1
-                continue
-        assert_same(tmp_path / "killed", contents(tmp_path / "through"))
-        (tmp_path / "killed").rename(tmp_path / f"killed-{num_killed}")
-    with start("killed") as process:
-        assert process.wait() == 0
-    assert_same(tmp_path / "killed", contents(tmp_path / "through"))
+        if process.returncode == -signal.SIGKILL:
+            killed_in.append(unfinished_step(tmp_path / "killed"))
+            print(f"killed in: {killed_in[-1]}", flush=True)
+            continue
+        assert process.returncode == 0
+        assert_ended_as_through()
+        print("ended with the same files", flush=True)
+        (tmp_path / "killed").rename(tmp_path / f"ended after {len(killed_in)}")
+    finish("killed")
+    assert_ended_as_through()
+    assert len(set(killed_in)) > 1
+
+
+def unfinished_step(run: Path) -> str:
+    """In which step a process was killed: nothing, where it was before or between two."""
+    if not (run / "run.json").exists():
+        return ""
+    stages = json.loads((run / "run.json").read_bytes())["stages"]
+    return next((name for name, record in stages.items() if record["status"] == "running"), "")

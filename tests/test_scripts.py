@@ -26,6 +26,7 @@ SCALED_DOWN = [
     "identify.num_bootstrap=0",
     "train.epochs=1",
     "evaluate.num_bootstrap=100",
+    "evaluate.benchmark_limit=2",
 ]
 
 Script = Callable[..., None]

@@ -47,7 +47,7 @@ def test_the_embedded_model_goes_through_every_stage(tmp_path: Path) -> None:
             "train.epochs=2",
             "train.learning_rate=1e-3",
             "identify.score_prompts=4",
-            "evaluate.benchmark_limit=8",
+            "evaluate.benchmark_limit=2",
         ],
         overrides={"run": str(tmp_path / "run"), "prompts": {"sources": [str(prompts)]}},
     )

@@ -29,9 +29,9 @@ SETTINGS: dict[str, Any] = {
         "target_response": "No.",
         "arguments": {"save_steps": 1},
     },
-    "evaluate": {"num_bootstrap": 100, "benchmark_limit": 14},
+    "evaluate": {"num_bootstrap": 100, "benchmark_limit": 2},
 }
-"""Of a run that takes seconds: 3 mixed batches of 8, 6 training steps, 4 experts."""
+"""Of a run that takes seconds: 3 mixed batches of 8, 6 training steps, 4 experts, a task of each way of scoring."""
 
 COMPARED = (
     "prompts.jsonl",
@@ -40,6 +40,7 @@ COMPARED = (
     "routing.safetensors",
     "risk_diff_per_batch.parquet",
     "risk_diff.parquet",
+    "risk_diff_heldout.parquet",
     "scores.parquet",
     "score_sums/gradient.safetensors",
     "unsafe_experts.json",
@@ -48,10 +49,12 @@ COMPARED = (
     "verdicts.parquet",
     "replies/hardened.parquet",
     "scored/hardened.parquet",
+    "capability/base.parquet",
+    "capability/hardened.parquet",
     "measures.parquet",
     "evaluation.json",
 )
-"""What must be equal byte for byte between two runs; every tensor file of `model/` comes on top."""
+"""What must be equal byte for byte between two runs; every file of `model/` comes on top."""
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +127,7 @@ def copy_of(run: Path, to: Path) -> Path:
 def contents(run: Path) -> dict[str, bytes]:
     """The bytes of every file that must be equal between two runs."""
     files = [run / name for name in COMPARED]
-    files += [*sorted((run / "model").glob("*.safetensors")), run / "model" / "config.json"]
+    files += sorted(path for path in (run / "model").rglob("*") if path.is_file())
     return {str(file.relative_to(run)): file.read_bytes() for file in files if file.exists()}
 
 

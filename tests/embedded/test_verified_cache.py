@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from steermoe import hashes
+from steermoe.embedded import verified_cache
 from steermoe.embedded.verified_cache import MANIFEST, find_fault, verified_directory
 
 RECIPE = "recipe one"
@@ -51,6 +53,30 @@ def test_it_is_built_once_and_says_so(directory: Path, builder: Builder, lines: 
     assert builder.calls == 1
     assert lines == [f"{directory} does not exist yet: building it"]
     assert (directory / "weights" / "model.bin").stat().st_size == 10240
+
+
+def test_a_process_hashes_files_that_have_long_been_there_once(
+    directory: Path, builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def sha256_of(path: Path) -> str:
+        hashed.append(path.name)
+        return hashes.sha256_of(path)
+
+    monkeypatch.setattr(verified_cache, "sha256_of", sha256_of)
+    for _ in range(2):  # just built: a change to come might have the same time
+        verified_directory(directory, RECIPE, builder, print)
+    assert hashed == ["config.json", "model.bin"] * 2
+    long_ago = time.time() - 3600
+    for path in directory.rglob("*"):
+        os.utime(path, (long_ago, long_ago))
+    for _ in range(3):
+        verified_directory(directory, RECIPE, builder, print)
+    assert hashed == ["config.json", "model.bin"] * 3
+    (directory / "weights" / "model.bin").write_bytes(bytes(10240))
+    verified_directory(directory, RECIPE, builder, print)
+    assert builder.calls == 2
 
 
 def truncate(directory: Path) -> None:

@@ -116,8 +116,10 @@ def test_changed_training_keeps_the_replies_and_changes_the_model(
     assert "model/model.safetensors" in changed and "evaluation.json" in changed
     assert changed <= {
         "model/model.safetensors",
+        "model/README.md",
         "replies/hardened.parquet",
         "scored/hardened.parquet",
+        "capability/hardened.parquet",
         "verdicts.parquet",
         "measures.parquet",
         "evaluation.json",

@@ -12,20 +12,36 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steermoe.capability import asking
 from steermoe.capability.items import BUILTIN_CAPABILITY, builtin_items, chosen_items
+from steermoe.config import Config
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.pipeline import run_pipeline
 from steermoe.stages.evaluate import evaluate
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import BASE, HARDENED, MODEL, SHARDS, capability_of
 from steermoe.store.run import load_run
-from tiny import SETTINGS, Listener, copy_of, finished_run, tiny_config
+from tiny import Listener, copy_of, tiny_config
 
-NUM_ITEMS = SETTINGS["evaluate"]["benchmark_limit"]
+NUM_ITEMS = 14
+"""Some of every category."""
+
+
+@pytest.fixture(scope="module")
+def finished(
+    checkpoint: Path, small_prompts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    run = tmp_path_factory.mktemp("capability") / "run"
+    return run_pipeline(config_of(checkpoint, run, small_prompts), reporter=Listener()).path
+
+
+def config_of(checkpoint: Path, run: Path, prompts: Path, **evaluate: Any) -> Config:
+    return tiny_config(
+        checkpoint, run, prompts, evaluate={"benchmark_limit": NUM_ITEMS, **evaluate}
+    )
 
 
 @pytest.fixture
-def run(tmp_path: Path, checkpoint: Path, small_prompts: Path) -> RunDirectory:
-    return RunDirectory(copy_of(finished_run(checkpoint, small_prompts), tmp_path / "run"))
+def run(tmp_path: Path, finished: Path) -> RunDirectory:
+    return RunDirectory(copy_of(finished, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("variant", [BASE, HARDENED])
@@ -81,7 +97,7 @@ def test_an_interrupted_measurement_goes_on_with_the_next_group(
         asked.append([item.item_id for item in group])
         return ask_group(engine, tokenizer, group, *others)
 
-    config = tiny_config(checkpoint, run.path, small_prompts)
+    config = config_of(checkpoint, run.path, small_prompts)
     with monkeypatch.context() as patch:
         patch.setattr(asking, "ask_group", dies_later)
         with pytest.raises(KeyboardInterrupt):
@@ -109,9 +125,9 @@ def test_what_is_not_asked_for_is_neither_asked_nor_told(
         raise AssertionError("asked")
 
     monkeypatch.setattr(asking, "ask_group", never)
-    config = tiny_config(checkpoint, run.path, small_prompts, evaluate={"benchmarks": []})
+    config = config_of(checkpoint, run.path, small_prompts, benchmarks=[])
     found = run_pipeline(config, only="evaluate").evaluation
     assert "capability" not in found[BASE] and "capability" not in found["paired"]
     # The answers stay for who asks for them again, and are not asked twice.
-    config = tiny_config(checkpoint, run.path, small_prompts)
+    config = config_of(checkpoint, run.path, small_prompts)
     assert run_pipeline(config, only="evaluate").evaluation[BASE]["capability"]["n"] == NUM_ITEMS

@@ -262,7 +262,7 @@ def test_the_tasks_of_the_evaluation_and_its_longer_replies_fit_the_context(
 ) -> None:
     with_context(model, 120)
     with pytest.raises(PromptError, match=r"builtin:capability takes \d+ tokens .*benchmarks="):
-        checked(model, small_prompts)
+        checked(model, small_prompts, evaluate={"benchmark_limit": 14})
     checked(model, small_prompts, evaluate={"benchmarks": []})
     longer = {"benchmarks": [], "max_new_tokens": 100}
     with pytest.raises(PromptError, match=r"with 100 new ones .*lower evaluate\.max_new_tokens"):

@@ -7,6 +7,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import resources
 from typing import Any
 
@@ -59,6 +60,7 @@ class Item:
         return (*turns, {"role": "user", "content": self.prompt})
 
 
+@cache
 def builtin_items() -> tuple[Item, ...]:
     """The items that ship with the package, in the order of their file."""
     file = resources.files("steermoe.capability") / "data" / "capability.jsonl"

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from steermoe.analysis.ablation_figures import AblationFigures, MetricFigures, SetFigures
 from steermoe.measures import MEASURES
+from steermoe.report.trust import whether_p_values_bear
 from steermoe.scores import RISK_DIFF
 from steermoe.store.names import ABLATION, RISK_HELD_OUT, SCORES
 from steermoe.store.run import Run
@@ -84,7 +85,7 @@ def _spread(found: Figures | None) -> str:
     """How unlike the classes' spreads are, and whether p-values bear it."""
     if found is None:
         return ""
-    borne = "more than p-values bear" if found["is_too_skewed"] else "which p-values bear"
+    borne = whether_p_values_bear(found["is_too_skewed"])
     return (
         f"\nspread: variance between unsafe goals {found['variance_ratio']:.2g} times that between safe ones, skewness "
         f"of the differences {found['skewness']:+.2f}, {borne}"

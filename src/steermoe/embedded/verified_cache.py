@@ -1,4 +1,4 @@
-"""A directory that is built once, checked by hash at every use, and built again when it is damaged.
+"""A directory that is built once, checked by hash in every process, and built again when it is damaged.
 
 What can go wrong with a gigabyte in a cache: a disk that fills up, a process that is killed, two processes that start
 together, a flipped bit. So a directory is built beside its place under a lock, renamed into it whole, and read only
@@ -9,19 +9,28 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypedDict
 
 from filelock import FileLock, Timeout
 
-from steermoe.hashes import sha256_of
+from steermoe.hashes import sha256_of, stamp_of
 
 MANIFEST = "manifest.json"
 """Lists a directory's files with their sizes and SHA-256, and the recipe that made them."""
 
+SETTLED = 10.0
+"""Seconds after which one more change of a file is sure to change its time too."""
+
 Report = Callable[[str], None]
 """Takes one line for the user."""
+
+Stamp = dict[str, tuple[int, int]]
+
+_hashed: dict[Path, tuple[str, Stamp]] = {}
+"""Directories that this process has hashed and found sound: their recipe, and the stamp they had."""
 
 
 def verified_directory(
@@ -29,8 +38,9 @@ def verified_directory(
 ) -> Path:
     """Return `directory` with exactly the files that `build` made, building them if need be.
 
-    Every file is hashed each time (1.4 GB take about a second where the processor has SHA instructions): sizes and
-    dates do not show a flipped bit. Files that are not in the manifest are ignored.
+    Every process hashes every file (1.4 GB take about a second where the processor has SHA instructions): sizes and
+    dates do not show a flipped bit. In the same process, files whose sizes and dates are as they were are not hashed
+    again: a run opens the model in each of its steps. Files that are not in the manifest are ignored.
 
     Args:
         directory: Where the files are to be. Its parent must exist.
@@ -44,8 +54,13 @@ def verified_directory(
     Raises:
         OSError: If it cannot be written.
     """
+    stamp = stamp_of(directory) if directory.is_dir() else {}
+    if stamp and _hashed.get(directory) == (recipe, stamp):
+        return directory
     fault = find_fault(directory, recipe)
     if fault is None:
+        if _is_settled(stamp):
+            _hashed[directory] = recipe, stamp
         return directory
     lock = FileLock(f"{directory}.lock")
     try:
@@ -105,6 +120,12 @@ def find_fault(directory: Path, recipe: str) -> str | None:
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"is damaged ({MANIFEST} cannot be read)"
     return None
+
+
+def _is_settled(stamp: Stamp) -> bool:
+    """Whether all files are so old that a stamp tells of every later change."""
+    newest = max((changed for _, changed in stamp.values()), default=0)
+    return time.time() - newest / 1e9 > SETTLED
 
 
 class FileFacts(TypedDict):

@@ -136,7 +136,8 @@ def _experts(subject: Subject) -> str:
 
 def _what_was_done(subject: Subject) -> str:
     if "experts" not in subject.parameters.split("+"):
-        trained = "the routers" if subject.parameters == "routers" else "all parameters"
+        words_of = {"routers": "the routers", "everything": "all parameters"}
+        trained = words_of.get(subject.parameters, subject.parameters)
         return f"As a baseline to compare with, {trained} of {subject.model} were trained to refuse harmful requests."
     chosen = (
         f"the union of what the rule {subject.rule} selects in each mixed batch"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from steermoe.analysis.ablation_figures import AblationFigures
+from steermoe.analysis.ablation_figures import AblationFigures, RandomEffects, SetFigures
 from steermoe.measures import MEASURES
 from steermoe.report.numbers import (
     MISSING,
@@ -101,7 +101,7 @@ def _fixed_before(identified: Figures) -> list[Row]:
         ]
     spread = identified.get("spread")
     if spread:
-        borne = "more than p-values bear" if spread["is_too_skewed"] else "which p-values bear"
+        borne = whether_p_values_bear(spread["is_too_skewed"])
         rows.append(
             Row(
                 "Variance of unsafe goals, over that of safe ones",
@@ -110,6 +110,11 @@ def _fixed_before(identified: Figures) -> list[Row]:
             )
         )
     return rows
+
+
+def whether_p_values_bear(is_too_skewed: bool) -> str:
+    """The end of a sentence on how unlike the classes' spreads are."""
+    return "more than p-values bear" if is_too_skewed else "which p-values bear"
 
 
 def _replicated(found: Mapping[str, Any]) -> list[Row]:
@@ -181,25 +186,26 @@ def _change(value: Any, is_rate: bool) -> str:
     return points(value) if is_rate else signed(value)
 
 
-def _effect(found: Mapping[str, Any] | None, is_rate: bool) -> str:
+def _effect(found: SetFigures | None, is_rate: bool) -> str:
     if found is None:
         return MISSING
     effect = found["effect"]
     if not is_number(effect["ci_low"]) or not is_number(effect["value"]):
         return _change(effect["value"], is_rate)
-    low, high = (_change(effect[end], is_rate) for end in ("ci_low", "ci_high"))
+    low, high = (_change(end, is_rate) for end in (effect["ci_low"], effect["ci_high"]))
     return f"{_change(effect['value'], is_rate)} ({low} to {high})"
 
 
-def _drawn(found: Mapping[str, Any], is_rate: bool) -> str:
+def _drawn(found: RandomEffects, is_rate: bool) -> str:
     if not found["num_draws"]:
         return MISSING
     mean, least, largest = (
-        _change(found[f"{which}_effect"], is_rate) for which in ("mean", "least", "largest")
+        _change(value, is_rate)
+        for value in (found["mean_effect"], found["least_effect"], found["largest_effect"])
     )
     return f"{mean} ({least} to {largest}), {found['num_draws']} sets"
 
 
-def _rank(found: Mapping[str, Any] | None) -> str:
-    position = (found or {}).get("among_random")
-    return p_value(position.get("p_value")) if position else MISSING
+def _rank(found: SetFigures | None) -> str:
+    position = found.get("among_random") if found is not None else None
+    return p_value(position["p_value"]) if position else MISSING

@@ -26,7 +26,7 @@ from steermoe.moe.masking import masked_experts, masks_of_samples
 from steermoe.moe.partial_passes import only_positions
 from steermoe.records import BoolArray
 from steermoe.training.base_replies import BaseReplies
-from steermoe.training.dataset import IGNORED
+from steermoe.training.dataset import IGNORED, MicroBatch
 from steermoe.training.lower_states import LowerStates
 from steermoe.training.trainables import Trainable
 
@@ -69,7 +69,7 @@ class ExpertMasks:
                     )
 
     def applied(
-        self, model: nn.Module, description: MoEDescription, batch: Mapping[str, Any]
+        self, model: nn.Module, description: MoEDescription, batch: MicroBatch
     ) -> AbstractContextManager[None]:
         """A context in which the rows that are to be masked are."""
         rows = torch.tensor([name == MASKED_OBJECTIVE for name in batch["objective"]])
@@ -110,7 +110,7 @@ class Forward:
         plan: Which made the pass.
     """
 
-    def __init__(self, plan: ForwardPlan, batch: Mapping[str, Any], outputs: Any) -> None:
+    def __init__(self, plan: ForwardPlan, batch: MicroBatch, outputs: Any) -> None:
         self.plan, self.batch, self.outputs = plan, batch, outputs
         self._predicts: Tensor = batch["labels"] != IGNORED  # (B, T)
 
@@ -184,7 +184,7 @@ class ForwardPlan:
         """Whether there is a base model to be held to."""
         return self.base_model is not None or self.trained.can_be_off
 
-    def step(self, batch: Mapping[str, Any]) -> AbstractContextManager[None]:
+    def step(self, batch: MicroBatch) -> AbstractContextManager[None]:
         """Around a forward pass and its backward pass: the experts compute what rows share once, and no padding."""
         # A mask sends the tokens of some rows to other experts than those of the rest.
         if self.trained.slices is None or self.masks is not None:
@@ -193,7 +193,7 @@ class ForwardPlan:
             DistinctTokens.of(batch["input_ids"], batch["attention_mask"], self._begin_alike)
         )
 
-    def run(self, model: Any, batch: Mapping[str, Any]) -> Forward:
+    def run(self, model: Any, batch: MicroBatch) -> Forward:
         """The pass that is differentiated.
 
         Args:
@@ -216,7 +216,7 @@ class ForwardPlan:
         return Forward(self, batch, outputs)
 
     @torch.no_grad()
-    def base_logits(self, batch: Mapping[str, Any], rows: Tensor, predicts: Tensor) -> Tensor:
+    def base_logits(self, batch: MicroBatch, rows: Tensor, predicts: Tensor) -> Tensor:
         """The base model's logits on the completions of some rows, one after the other.
 
         Args:

@@ -7,14 +7,10 @@ is its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from steermoe.contracts import Objective
-from steermoe.training.dataset import TrainingRow
-
-SHARES = "shares"
-"""Of a collated micro-batch: each objective's factor, by name. Missing where one process trains alone."""
+from steermoe.training.dataset import MicroBatch, TrainingRow
 
 
 def deal_rows(rows: Sequence[TrainingRow], count: int) -> list[list[TrainingRow]]:
@@ -73,7 +69,7 @@ def weight_of(objective: Objective | None, row: TrainingRow) -> float:
     return float(weigh(row)) if weigh is not None else float(tokens)
 
 
-def factor_of(batch: Mapping[str, Any], objective: str) -> float | None:
+def factor_of(batch: MicroBatch, objective: str) -> float | None:
     """The factor of an objective's loss in a micro-batch; None where one process trains alone."""
-    shares = batch.get(SHARES)
+    shares = batch.get("shares")
     return None if shares is None else float(shares[objective])

@@ -16,7 +16,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -32,6 +32,7 @@ from steermoe.moe.finite import is_finite
 from steermoe.moe.masking import router_noise_off
 from steermoe.moe.sharded import assign, local_part
 from steermoe.records import BoolArray
+from steermoe.training.dataset import MicroBatch
 from steermoe.training.forward_plan import ExpertMasks, ForwardPlan, MaskScope
 from steermoe.training.objectives.refusal import Refusal
 from steermoe.training.objectives.retention import Retention
@@ -125,7 +126,7 @@ class ExpertMaskingTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
         """One forward and backward pass, in which the experts compute what rows share once, and no padding."""
-        with self.plan.step(inputs), self._gathering(model):
+        with self.plan.step(cast("MicroBatch", inputs)), self._gathering(model):
             loss = super().training_step(model, inputs, num_items_in_batch)
         if self.spread is not None:
             loss = self.spread.mean(loss)
@@ -141,13 +142,14 @@ class ExpertMaskingTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The loss of one micro-batch; see the module's formula."""
-        forward = self.plan.run(model, inputs)
+        batch = cast("MicroBatch", inputs)
+        forward = self.plan.run(model, batch)
         # Zero, and differentiable where no row has a loss; a sum over all logits overflows in float16.
         loss = forward.logits[:0].float().sum()
         for objective in self.objectives:
             if objective.weight and forward.has_tokens(objective.name):
-                term = objective.loss(inputs, forward)
-                factor = factor_of(inputs, objective.name)
+                term = objective.loss(batch, forward)
+                factor = factor_of(batch, objective.name)
                 if factor is not None:
                     term = factor * term
                 loss = loss + objective.weight * term
