@@ -17,6 +17,7 @@ from steermoe.analysis.variance import (
     cluster_groups,
     cluster_influences,
     cluster_variances,
+    sum_of_squares,
     variance_by_kind,
     variance_components,
 )
@@ -81,7 +82,7 @@ def bootstrap_variances(
         for columns in column_chunks(contrast.num_experts):
             drawn = coefficients @ contrast.values(columns) - centre[columns]
             total[columns] += drawn.sum(axis=0)
-            squares[columns] += np.sum(drawn**2, axis=0)
+            squares[columns] += sum_of_squares(drawn)
     return np.asarray(np.maximum(0.0, squares - total**2 / num_draws) / (num_draws - 1))
 
 
