@@ -78,6 +78,13 @@ def cluster_groups(contrast: Contrast) -> list[IntArray]:
     return [np.flatnonzero(kind) for kind in kinds if kind.any()]
 
 
+def clusters_alone(contrast: Contrast) -> IntArray:
+    """Clusters that are the only ones of their kind: they show no spread of their own."""
+    return np.array(
+        [group[0] for group in cluster_groups(contrast) if len(group) == 1], dtype=np.int64
+    )
+
+
 def within_units(contrast: Contrast) -> FloatArray:
     """`a`, `(N,)`: what a token's variance is multiplied by in the variance of x."""
     return contrast.scale**2 * contrast.tokens
@@ -149,7 +156,7 @@ def variance_terms(contrast: Contrast, coefficients: FloatArray) -> FloatArray:
 
 
 def cluster_variances(contrast: Contrast, components: FloatArray) -> FloatArray:
-    """Variance of each cluster's part of the risk difference, `(C, M)`, by the shared components."""
+    """Variance of each cluster's part of the risk difference, `(C, ...)`, by the components `(3, ...)`."""
     coefficients = contrast.coefficients()[0]
     return cluster_covariances(contrast, coefficients, coefficients) @ components
 
@@ -361,6 +368,22 @@ def variance_by_kind(contrast: Contrast, influences: FloatArray) -> tuple[FloatA
     factors = [small_sample_factor(len(group)) for group in groups]
     corrected = [factor * square for factor, square in zip(factors, squares, strict=True)]
     return np.sum(squares, axis=0), np.sum(corrected, axis=0)
+
+
+def small_sample_ratio(contrast: Contrast, values: FloatArray) -> FloatArray:
+    """What a bootstrap variance is multiplied by, `(M,)`.
+
+    C clusters that are resampled vary less than C new ones, by C / (C - 1) for each kind of clusters, and they are
+    compared with all of their class rather than with their stratum. So it is the ratio of the linearised difference's
+    variance with these corrections (`cluster_influences`) to that without (`class_influences`). 1 where nothing varies.
+
+    Args:
+        contrast: The responses.
+        values: `(N, M)` x of some experts.
+    """
+    spread, _ = variance_by_kind(contrast, class_influences(contrast, values))
+    _, corrected = variance_by_kind(contrast, cluster_influences(contrast, values))
+    return np.where(spread > 0, corrected / np.where(spread > 0, spread, 1.0), 1.0)
 
 
 def cluster_robust_errors(contrast: Contrast) -> FloatArray:
