@@ -6,6 +6,7 @@
     python -m benchmarks.validity changes
     python -m benchmarks.validity ablation --runs 200
     python -m benchmarks.validity power --runs 60
+    python -m benchmarks.validity unpaired_power --runs 60
 
 Runs have the seeds 0, 1, 2 ...; `±` is the Monte Carlo error with the run as the unit.
 """
@@ -62,8 +63,12 @@ def ablation(runs: int, size: int) -> Tables:
 
 def power(runs: int, size: int) -> Tables:
     """The share of planted experts that are found with as many prompts as a pilot names for 0.9."""
-    yield study_power(runs, goals="paired")
-    yield study_power(runs, goals="unpaired")
+    return study_power(runs, goals="paired")
+
+
+def unpaired_power(runs: int, size: int) -> Tables:
+    """The same where prompts are not in pairs."""
+    return study_power(runs, goals="unpaired")
 
 
 PARTS: dict[str, tuple[Callable[[int, int], Tables], int]] = {
@@ -73,6 +78,7 @@ PARTS: dict[str, tuple[Callable[[int, int], Tables], int]] = {
     "changes": (changes, 1),
     "ablation": (ablation, 200),
     "power": (power, 60),
+    "unpaired_power": (unpaired_power, 60),
 }
 """Each part, and the runs it simulates for each row unless told otherwise."""
 
