@@ -21,7 +21,7 @@ Shape legend: N responses, S strata, C clusters, R resamples, L MoE layers, E ex
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -103,6 +103,10 @@ class Contrast:
     @property
     def _is_unscaled(self) -> bool:
         return bool((self.scale == 1).all())
+
+    def of_experts(self, columns: IntArray) -> Contrast:
+        """The same responses, with the counts of some experts only."""
+        return replace(self, source=self.source[:, columns])
 
     def overall_rate(self) -> FloatArray:
         """Activation frequency of every expert over both classes, `(L * E,)`."""

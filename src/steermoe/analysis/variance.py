@@ -309,7 +309,7 @@ def _parts_about(
         shape=(contrast.num_clusters, len(rate)),
     )
     parts = Grouping.of(contrast.cluster).sums(values, weight)
-    parts -= taken_off @ rate
+    parts -= np.asarray(taken_off @ rate)
     return parts
 
 
