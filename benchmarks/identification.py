@@ -52,11 +52,14 @@ class Data:
         active[:, 1] = generator.binomial(48, 8 / NUM_EXPERTS, size=shape)
         tokens = np.tile([[0, 48]], (NUM_REPLIES, 1))
         self.counts = RoutingCounts(active, tokens, tuple(range(NUM_LAYERS)))
-        self.is_unsafe = np.tile(np.repeat([False, True], 8), NUM_REPLIES // 16)
-        self.batches = np.repeat(np.arange(NUM_REPLIES // 16), 16)
-        self.clusters = np.arange(NUM_REPLIES)
+        # In no order, as replies are that were collected: batches and goals lie scattered.
+        order = generator.permutation(NUM_REPLIES)
+        is_unsafe = np.tile(np.repeat([False, True], 8), NUM_REPLIES // 16)
+        clusters = np.arange(NUM_REPLIES)
         if goals == "paired":
-            self.clusters[self.is_unsafe] -= 8
+            clusters[is_unsafe] -= 8
+        self.is_unsafe, self.clusters = is_unsafe[order], clusters[order]
+        self.batches = np.repeat(np.arange(NUM_REPLIES // 16), 16)[order]
 
 
 def uncertainty(data: Data) -> pd.DataFrame:

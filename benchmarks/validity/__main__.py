@@ -6,6 +6,7 @@
     python -m benchmarks.validity changes
     python -m benchmarks.validity ablation --runs 200
     python -m benchmarks.validity power --runs 60
+    python -m benchmarks.validity unpaired_power --runs 60
 
 Runs have the seeds 0, 1, 2 ...; `±` is the Monte Carlo error with the run as the unit.
 """
@@ -31,48 +32,55 @@ from steermoe.analysis.estimators import Estimator
 Tables = Iterator[pd.DataFrame]
 
 
-def null(runs: int, size: int) -> Tables:
+def null(runs: int, size: int, only: str | None) -> Tables:
     """No difference: short refusals on one side, heavy tails, goals alike or one with a fifth of the replies."""
-    return (study_null(design, runs) for design in null_designs(size))
+    designs = [design for design in null_designs(size) if only in (None, design.name)]
+    return (study_null(design, runs) for design in designs)
 
 
-def skewed(runs: int, size: int) -> Tables:
+def skewed(runs: int, size: int, only: str | None) -> Tables:
     """As null, but only the estimator of the most skewed differences, and its p-values: intervals of two draws."""
     only: tuple[Estimator, ...] = ("mean_over_responses",)
     return (
         study_null(design, runs, estimators=only, num_bootstrap=2).drop(columns=OF_INTERVALS)
         for design in null_designs(size)
+        if only in (None, design.name)
     )
 
 
-def spread(runs: int, size: int) -> Tables:
+def spread(runs: int, size: int, only: str | None) -> Tables:
     """No difference of means, but one of spread."""
     return (study_null(design, runs) for design in spread_designs())
 
 
-def changes(runs: int, size: int) -> Tables:
+def changes(runs: int, size: int, only: str | None) -> Tables:
     """Intervals of paired changes, exactly."""
     return (study_changes([n]) for n in (24, 48, 100))
 
 
-def ablation(runs: int, size: int) -> Tables:
+def ablation(runs: int, size: int, only: str | None) -> Tables:
     """Ranks of a selection from noise among random sets, at the smallest p-value of twenty draws."""
     yield study_ranks(runs)
 
 
-def power(runs: int, size: int) -> Tables:
+def power(runs: int, size: int, only: str | None) -> Tables:
     """The share of planted experts that are found with as many prompts as a pilot names for 0.9."""
-    yield study_power(runs, goals="paired")
-    yield study_power(runs, goals="unpaired")
+    return study_power(runs, goals="paired")
 
 
-PARTS: dict[str, tuple[Callable[[int, int], Tables], int]] = {
+def unpaired_power(runs: int, size: int, only: str | None) -> Tables:
+    """The same where prompts are not in pairs."""
+    return study_power(runs, goals="unpaired")
+
+
+PARTS: dict[str, tuple[Callable[[int, int, str | None], Tables], int]] = {
     "null": (null, 400),
     "skewed": (skewed, 400),
     "spread": (spread, 100),
     "changes": (changes, 1),
     "ablation": (ablation, 200),
     "power": (power, 60),
+    "unpaired_power": (unpaired_power, 60),
 }
 """Each part, and the runs it simulates for each row unless told otherwise."""
 
@@ -88,10 +96,11 @@ def main() -> None:
     parser.add_argument(
         "--size", type=int, default=40, help="of null and skewed: replies of either class"
     )
+    parser.add_argument("--only", help="of null and skewed: the one row of data with this name")
     chosen = parser.parse_args()
     part, runs = PARTS[chosen.part]
     heads: list[str] = []
-    for table in part(chosen.runs or runs, chosen.size):
+    for table in part(chosen.runs or runs, chosen.size, chosen.only):
         if heads != list(table.columns):
             heads = list(table.columns)
             print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -41,11 +41,11 @@ def table_of(run: NestedRun, seed: int, num_bootstrap: int) -> pd.DataFrame:
 def study_power(
     num_runs: int,
     *,
-    variations: Sequence[float] = (0.5, 1.0, 2.0),
+    variations: Sequence[float] = (0.0, 0.5, 1.0, 2.0),
     risk_diff: float = 0.1,
     goals: Goals = "paired",
     model: NestedModel | None = None,
-) -> pd.DataFrame:
+) -> Iterator[pd.DataFrame]:
     """One row a variation and an assumption: what was promised, and the share of planted experts that `fdr` finds.
 
     The pilots of eighty prompts a class have no effects. Every run has a pilot, experts and layers of its own.
@@ -63,7 +63,6 @@ def study_power(
             "generation",
         )
         pilots.append((table_of(run, seed, 500), weight_concentration(used)))
-    rows = []
     for variation in variations:
         for assumed in sorted({EFFECT_VARIATION, variation}):
             shares, named, promised = [], [], []
@@ -83,17 +82,15 @@ def study_power(
                 found = {(int(layer), int(expert)) for layer, expert in chosen} & set(planted)
                 shares.append(len(found) / NUM_PLANTED)
             error = np.std(shares, ddof=1) / np.sqrt(num_runs)
-            rows.append(
-                {
-                    "goals": goals,
-                    "true cv": variation,
-                    "assumed cv": assumed,
-                    "prompts a class named": f"{np.median(named):.0f}",
-                    "power promised": f"{np.mean(promised):.2f}",
-                    "power achieved": f"{np.mean(shares):.2f} ± {error:.2f}",
-                }
-            )
-    return pd.DataFrame(rows)
+            row = {
+                "goals": goals,
+                "true cv": variation,
+                "assumed cv": assumed,
+                "prompts a class named": f"{np.median(named):.0f}",
+                "power promised": f"{np.mean(promised):.2f}",
+                "power achieved": f"{np.mean(shares):.2f} ± {error:.2f}",
+            }
+            yield pd.DataFrame([row])
 
 
 def planted_experts(

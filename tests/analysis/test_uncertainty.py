@@ -110,7 +110,9 @@ def all_flips(contrast: Contrast) -> np.ndarray:
         score = [0.0] * num_pairs
         for row in range(len(contrast)):
             sign = 1 if contrast.is_unsafe[row] else -1
-            score[contrast.cluster[row]] += sign * contrast.counts[row, expert] / half
+            score[contrast.cluster[row]] += (
+                sign * contrast.source[contrast.picked[row], expert] / half
+            )
         spread = sum(value**2 for value in score) ** 0.5
         statistics.append(
             [

@@ -148,6 +148,21 @@ def test_uncertainty_that_was_not_computed_takes_no_column(tmp_path: Path) -> No
     assert "nan" not in page.text
 
 
+def test_what_the_filter_by_verdict_cannot_fake_stands_beside_the_differences(
+    tmp_path: Path,
+) -> None:
+    run, config = make_run(tmp_path / "run", uncertainty=True)
+    run.write_table(
+        RISK, run.read_table(RISK).assign(at_same_verdict=0.013, estimate_unfiltered=0.25)
+    )
+    page = page_of(run, config)
+    heads, first, *_ = page.table("The 8 experts")
+    assert "At equal length" not in heads
+    assert first[heads.index("At one verdict")] == "+0.013"
+    assert first[heads.index("All pairs")] == "+0.250"
+    assert "refusals compared with refusals" in page.text
+
+
 def test_a_missing_value_in_one_row_is_a_dash(tmp_path: Path) -> None:
     run, config = make_run(tmp_path / "run", uncertainty=True)
     risk = run.read_table(RISK)

@@ -13,17 +13,21 @@ from scipy import stats
 from steermoe.analysis.estimators import Contrast, column_chunks
 from steermoe.analysis.freedom import effective_freedom
 from steermoe.analysis.variance import (
-    class_influences,
+    NUM_TERMS,
+    cluster_covariances,
     cluster_groups,
-    cluster_influences,
-    cluster_variances,
-    variance_by_kind,
+    clusters_alone,
+    small_sample_ratio,
+    sum_of_squares,
     variance_components,
 )
 from steermoe.records import FloatArray
 
 BLOCK_ELEMENTS = 1 << 22
 """Entries of a block of resamples' coefficients: 32 MiB, however many responses there are."""
+
+ENOUGH_DRAWS = 500
+"""Draws behind the degrees of freedom, which need a variance's spread and not its last digit."""
 
 
 def blocks_of_draws(num_draws: int, num_responses: int) -> Iterator[int]:
@@ -81,7 +85,7 @@ def bootstrap_variances(
         for columns in column_chunks(contrast.num_experts):
             drawn = coefficients @ contrast.values(columns) - centre[columns]
             total[columns] += drawn.sum(axis=0)
-            squares[columns] += np.sum(drawn**2, axis=0)
+            squares[columns] += sum_of_squares(drawn)
     return np.asarray(np.maximum(0.0, squares - total**2 / num_draws) / (num_draws - 1))
 
 
@@ -97,13 +101,10 @@ def errors_and_freedom(
 ) -> tuple[FloatArray, float]:
     """Standard error of every expert's risk difference, and the degrees of freedom of all of them.
 
-    C clusters that are resampled vary less than C new ones, by C / (C - 1) for each kind of clusters (paired, unsafe
-    only, safe only), and they are compared with all of their class rather than with their stratum. So the bootstrap
-    variance is multiplied by the ratio of the linearised difference's variance with these corrections
-    (`cluster_influences`) to that without (`class_influences`).
+    The bootstrap variance is corrected for few clusters of a kind (`small_sample_ratio`).
 
     The interval is Student's, with degrees of freedom for clusters of unequal weight (`freedom`). How the variance
-    divides among the clusters is averaged over all experts: one expert's is too uncertain to go by, and
+    divides into its components is averaged over all experts: one expert's is too uncertain to go by, and
     made intervals of clustered goals hold the truth in 97 % of the cases. A kind that has one cluster
     only shows no spread of its own; the spread shared by both classes stands in.
 
@@ -116,20 +117,18 @@ def errors_and_freedom(
     if number == len(groups):
         return np.ones(contrast.num_experts), 0.0
     variance = bootstrap_variances(contrast, num_draws, generator)
-    alone = [int(group[0]) for group in groups if len(group) == 1]
+    coefficients = contrast.coefficients()[0]
+    variance_of = cluster_covariances(contrast, coefficients, coefficients)  # (C, 3)
+    of_alone, of_all = variance_of[clusters_alone(contrast)].sum(axis=0), variance_of.sum(axis=0)
     rate = contrast.overall_rate()
-    shares = np.zeros(number)
+    relative = np.zeros(NUM_TERMS)
     for columns in column_chunks(contrast.num_experts):
         values = contrast.values(columns)
-        spread, _ = variance_by_kind(contrast, class_influences(contrast, values))
-        _, corrected = variance_by_kind(contrast, cluster_influences(contrast, values))
-        variance[columns] *= np.where(
-            spread > 0, corrected / np.where(spread > 0, spread, 1.0), 1.0
-        )
+        variance[columns] *= small_sample_ratio(contrast, values)
         scores = values - contrast.size[:, None] * rate[columns]
-        parts = cluster_variances(contrast, variance_components(contrast, values, scores))
-        variance[columns] += parts[alone].sum(axis=0)
-        total = parts.sum(axis=0)
-        shares += np.sum(parts / np.where(total > 0, total, 1.0), axis=1)
-    error = np.sqrt(variance)
-    return error, effective_freedom(contrast, shares)
+        components = variance_components(contrast, values, scores)
+        variance[columns] += of_alone @ components
+        total = of_all @ components
+        relative += np.sum(components / np.where(total > 0, total, 1.0), axis=1)
+    some = drawn_coefficients(contrast, bootstrap_weights(contrast, ENOUGH_DRAWS, generator))
+    return np.sqrt(variance), effective_freedom(contrast, relative, some)

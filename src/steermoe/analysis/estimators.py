@@ -21,7 +21,7 @@ Shape legend: N responses, S strata, C clusters, R resamples, L MoE layers, E ex
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -49,7 +49,8 @@ class Contrast:
 
     Attributes:
         rows: `(N,)` position of each response among those the contrast was built from.
-        counts: `(N, L * E)` activation counts, or other sums over tokens.
+        source: `(A, L * E)` activation counts, or other sums over tokens, of those responses and others: never copied.
+        picked: `(N,)` row of each response in `source`.
         scale: `(N,)` factor that turns counts into x.
         size: `(N,)` m.
         tokens: `(N,)` tokens of the segment.
@@ -61,7 +62,8 @@ class Contrast:
     """
 
     rows: IntArray
-    counts: IntArray | FloatArray
+    source: IntArray | FloatArray
+    picked: IntArray
     scale: FloatArray
     size: FloatArray
     tokens: FloatArray
@@ -82,11 +84,29 @@ class Contrast:
     @property
     def num_experts(self) -> int:
         """Experts of all layers together, L * E."""
-        return int(self.counts.shape[1])
+        return int(self.source.shape[1])
 
     def values(self, columns: IntArray | slice) -> FloatArray:
         """Numerators x of some experts, `(N, columns)`."""
-        return np.asarray(self.counts[:, columns] * self.scale[:, None])
+        counts = self.source[:, columns]
+        if not self._has_all:
+            counts = counts[self.picked]
+        if self._is_unscaled:
+            return counts.astype(np.float64, order="C")
+        return np.multiply(counts, self.scale[:, None], order="C")
+
+    @property
+    def _has_all(self) -> bool:
+        """Whether the responses are those of `source`, in order."""
+        return np.array_equal(self.picked, np.arange(len(self.source)))
+
+    @property
+    def _is_unscaled(self) -> bool:
+        return bool((self.scale == 1).all())
+
+    def of_experts(self, columns: IntArray) -> Contrast:
+        """The same responses, with the counts of some experts only."""
+        return replace(self, source=self.source[:, columns])
 
     def overall_rate(self) -> FloatArray:
         """Activation frequency of every expert over both classes, `(L * E,)`."""
@@ -184,7 +204,8 @@ def build_contrast(
     by_tokens = estimator in ("mean_over_batches", "pooled")
     return Contrast(
         rows=rows,
-        counts=active[rows].reshape(len(rows), -1),
+        source=active.reshape(len(active), -1),
+        picked=rows,
         scale=np.ones(len(rows)) if by_tokens else 1 / tokens,
         size=tokens if by_tokens else np.ones(len(rows)),
         tokens=tokens,

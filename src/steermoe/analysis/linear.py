@@ -16,9 +16,15 @@ from typing import Protocol
 
 import numpy as np
 from scipy import stats
+from scipy.sparse import csr_array
 
 from steermoe.analysis.estimators import Contrast, column_chunks
-from steermoe.analysis.variance import cluster_groups, cluster_influences, small_sample_factor
+from steermoe.analysis.variance import (
+    cluster_groups,
+    cluster_influences,
+    small_sample_factor,
+    sum_of_squares,
+)
 from steermoe.records import FloatArray, IntArray
 
 
@@ -101,19 +107,31 @@ def errors_of(
     """
     owners = {name: term.owners for name, term in terms.items()}
     num_owners = 1 + max(int(own.max()) for own in owners.values())
+    among_all = {name: _places(own, num_owners) for name, own in owners.items()}
     num_experts = len(next(iter(terms.values())).difference())
     found = {name: np.ones(num_experts) for name in combinations}
     for columns in column_chunks(num_experts):
         parts: dict[str, FloatArray] = {}
         for name, term in terms.items():
-            influences = term.influences(columns)
-            parts[name] = np.zeros((num_owners, influences.shape[1]))
-            np.add.at(parts[name], owners[name], influences)
+            parts[name] = among_all[name] @ term.influences(columns)
         for name, weights in combinations.items():
             if min(terms[term].least_clusters for term in weights) > 1:
-                total = sum(weight * parts[term] for term, weight in weights.items())
-                found[name][columns] = np.sqrt(np.sum(np.square(total), axis=0))
+                found[name][columns] = np.sqrt(sum_of_squares(_weighted_sum(parts, weights)))
     return found
+
+
+def _places(owners: IntArray, num_owners: int) -> csr_array:
+    """The matrix `(O, C)` that puts a term's clusters where they are among all."""
+    number = len(owners)
+    return csr_array((np.ones(number), (owners, np.arange(number))), shape=(num_owners, number))
+
+
+def _weighted_sum(parts: Mapping[str, FloatArray], weights: Mapping[str, float]) -> FloatArray:
+    (first, weight), *others = weights.items()
+    total = weight * parts[first]
+    for term, weight in others:
+        total += weight * parts[term]
+    return np.asarray(total)
 
 
 def higher_p_values(difference: FloatArray, error: FloatArray, num_clusters: int) -> FloatArray:

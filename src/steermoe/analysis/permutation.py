@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from steermoe.analysis.bootstrap import blocks_of_draws
-from steermoe.analysis.estimators import Contrast
+from steermoe.analysis.estimators import Contrast, column_chunks
 from steermoe.analysis.variance import (
     Grouping,
     cluster_groups,
     cluster_kinds,
     lost_to_rate,
+    sum_of_squares,
     variance_components,
     variance_terms,
 )
@@ -144,7 +145,7 @@ class NullModel:
             scores -= (above * shift)[:, None]
         return ClusterParts(
             scores,
-            self.flipped.sums(scores * self.coefficients[:, None]),
+            self.flipped.sums(scores, self.coefficients),
             self.permuted.sums(scores),
             variance_components(contrast, values, scores),
         )
@@ -168,7 +169,7 @@ class NullModel:
     def variances(self, parts: ClusterParts, relabelling: Relabelling) -> FloatArray:
         """What the squared difference is divided by: the larger of two spreads, `(R, M)` or `(1, M)`."""
         contrast = self.contrast
-        own = np.sum(parts.flipped**2, axis=0, keepdims=True)
+        own = sum_of_squares(parts.flipped)[None]
         if relabelling is self.as_observed:
             own = own / lost_to_rate(contrast, parts.components, np.flatnonzero(self.block < 0))
         if len(self.permuted):
@@ -196,13 +197,14 @@ class NullModel:
         added = [(self.flipped.sums(about_class), parts.flipped)]
         third = np.zeros(len(variance))
         if len(self.permuted):
-            own = self.permuted.sums(parts.scores * self.coefficients[:, None])
+            own = self.permuted.sums(parts.scores, self.coefficients)
             added.append((self.permuted.sums(about_class), own))
             size = self.permuted.sums(contrast.size)[:, None]
             third -= cubes @ _cubed(parts.permuted / size)
         difference = self.coefficients @ parts.scores
         for share, own in added:
-            third += np.sum(_cubed(own - share[:, None] * difference), axis=0)
+            about = own - share[:, None] * difference
+            third += np.einsum("ij,ij,ij->j", about, about, about)
         active = variance > 0
         return np.asarray(np.where(active, third, 0.0) / np.where(active, variance, 1.0) ** 1.5)
 
@@ -224,7 +226,7 @@ class NullModel:
     ) -> FloatArray:
         """Risk differences themselves, `(R, M)`; arguments as in `statistics`."""
         scores = values - self.contrast.size[:, None] * rate
-        drawn = relabelling.signs @ self.flipped.sums(scores * self.coefficients[:, None])
+        drawn = relabelling.signs @ self.flipped.sums(scores, self.coefficients)
         if len(self.permuted):
             drawn += relabelling.coefficients @ scores[self.permuted.rows]
         return np.asarray(drawn)
@@ -280,29 +282,30 @@ def p_values_of(
     rate = contrast.overall_rate()
     pools = frequency_pools(rate)
     drawn = np.empty((num_draws, contrast.num_experts), dtype=np.float32)
-    observed = np.empty((3, contrast.num_experts))
+    observed = np.empty((2, contrast.num_experts))
+    skewness = np.empty(contrast.num_experts)
     start = 0
     for number in blocks_of_draws(num_draws, len(contrast)):
         relabelling = null.draw(number, generator)
         cubes = null.mean_cubes(relabelling) if start == 0 else None
-        for pool in pools:
-            values = contrast.values(pool)
-            parts = null.parts(values, rate[pool])
-            drawn[start : start + number, pool] = null.studentised(parts, relabelling)
+        for columns in column_chunks(contrast.num_experts):
+            values = contrast.values(columns)
+            parts = null.parts(values, rate[columns])
+            drawn[start : start + number, columns] = null.studentised(parts, relabelling)
             if cubes is not None:
-                skewness = min(0.0, float(np.mean(null.skewness(parts, cubes))))
-                above = null.parts(values, rate[pool], bound) if bound else parts
-                seen = null.studentised(parts, null.as_observed)[0]
-                beyond = null.studentised(above, null.as_observed)[0] if bound else seen
-                observed[0, pool] = seen
-                observed[1, pool] = without_skewness(seen, skewness)
-                observed[2, pool] = without_skewness(beyond, skewness)
+                skewness[columns] = null.skewness(parts, cubes)
+                observed[0, columns] = null.studentised(parts, null.as_observed)[0]
+                if bound:
+                    parts = null.parts(values, rate[columns], bound)
+                observed[1, columns] = null.studentised(parts, null.as_observed)[0]
         start += number
     found = PValues(*(np.empty(contrast.num_experts) for _ in range(3)))
     for pool in pools:
-        pooled = np.sort(drawn[:, pool], axis=None)
+        pooled = np.sort(np.take(drawn, pool, axis=1), axis=None)
         size = len(pooled)
-        either, higher, beyond = observed[:, pool]
+        skewed = min(0.0, float(np.mean(skewness[pool])))
+        either = observed[0, pool]
+        higher, beyond = (without_skewness(seen, skewed) for seen in observed[:, pool])
         least = np.abs(either) * (1 - TIE) - TIE
         extreme = np.minimum(size, _at_least(pooled, least) + _at_most(pooled, -least))
         found.differs[pool] = (1 + extreme) / (1 + size)

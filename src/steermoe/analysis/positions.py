@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from steermoe.analysis.estimators import column_chunks
 from steermoe.analysis.linear import corrected_for_few
+from steermoe.analysis.variance import Grouping
 from steermoe.errors import RoutingError
 from steermoe.records import NO_EXPERT, BoolArray, FloatArray, IntArray
 
@@ -70,15 +71,14 @@ class AtEqualPosition:
 
     def influences(self, columns: IntArray | slice) -> FloatArray:
         """`(C, M)`: what the tokens of a cluster have above the rate of their class at their positions."""
-        sign = np.where(self.is_unsafe, 1.0, -1.0)[:, None]
+        sign = np.where(self.is_unsafe, 1.0, -1.0)
         weighted = self.weighted[:, columns]
         usual = np.empty(weighted.shape)
         for unsafe in (False, True):
             rows = self.is_unsafe == unsafe
             usual[rows] = self.weight[rows] @ self.per_bin[int(unsafe)][:, columns]
         cluster = np.unique(self.owner_of, return_inverse=True)[1]
-        parts = np.zeros((int(cluster.max()) + 1, weighted.shape[1]))
-        np.add.at(parts, cluster, sign * (weighted - usual))
+        parts = Grouping.of(cluster).sums(weighted - usual, sign)
         return corrected_for_few(parts, self._groups())
 
     def _groups(self) -> list[IntArray]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -227,8 +226,8 @@ def _resampled(
         drawn = relabel(contrast, chosen, resampling.num_permutations, for_null)
     if resampling.num_bootstrap:
         # As if the chosen experts were one, which fires as often as they do on average.
-        together = contrast.counts[:, chosen].mean(axis=1, keepdims=True)
-        alone = replace(contrast, counts=cast(IntArray, together))
+        together = contrast.source[:, chosen].mean(axis=1, keepdims=True)
+        alone = replace(contrast, source=together)
         errors, freedom = errors_and_freedom(alone, resampling.num_bootstrap, for_bootstrap)
         error = (float(errors[0]), freedom)
     return drawn, error

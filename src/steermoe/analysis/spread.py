@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steermoe.analysis.estimators import Contrast, column_chunks
-from steermoe.analysis.variance import Grouping, class_rates
-from steermoe.records import FloatArray
+from steermoe.analysis.variance import Grouping, class_rates, sum_of_squares
 
 TOO_SKEWED = 0.08
 """Mean skewness k of the differences from which p-values are not to be trusted. A standard normal that should exceed z
@@ -72,28 +71,30 @@ class ClassSpread:
 
 def class_spread(contrast: Contrast) -> ClassSpread:
     """Compare the classes' spread between goals, over all experts that are ever active."""
-    sides = [np.flatnonzero(~contrast.is_unsafe), np.flatnonzero(contrast.is_unsafe)]
-    numbers = [len(np.unique(contrast.cluster[side])) for side in sides]
+    sides = [
+        Grouping.of(contrast.cluster, np.flatnonzero(contrast.is_unsafe == unsafe))
+        for unsafe in (False, True)
+    ]
+    numbers = [len(side) for side in sides]
+    weight = contrast.coefficients()[0]
+    taken = weight * contrast.size
     ratios, skewness = [], []
     for columns in column_chunks(contrast.num_experts):
-        parts = _parts(contrast, contrast.values(columns))
-        safe, unsafe = (
-            number * np.sum(Grouping.of(contrast.cluster, side).sums(parts) ** 2, axis=0)
-            for side, number in zip(sides, numbers, strict=True)
-        )
-        whole = Grouping.of(contrast.cluster).sums(parts)
-        squares = np.sum(whole**2, axis=0)
-        active = (safe > 0) & (unsafe > 0) & (squares > 0)
-        ratios.append(unsafe[active] / safe[active])
-        seen = whole[:, active]
-        skewness.append(np.sum(seen * seen * seen, axis=0) / squares[active] ** 1.5)
+        values = contrast.values(columns)
+        rates = class_rates(contrast, values)
+        whole = np.zeros((contrast.num_clusters, values.shape[1]))
+        spreads = []
+        for side, rate in zip(sides, rates, strict=True):
+            parts = side.sums(values, weight)
+            parts -= side.sums(taken)[:, None] * rate
+            spreads.append(len(side) * sum_of_squares(parts))
+            whole[contrast.cluster[side.rows[side.starts]]] += parts
+        squares = sum_of_squares(whole)
+        active = (spreads[0] > 0) & (spreads[1] > 0) & (squares > 0)
+        ratios.append(spreads[1][active] / spreads[0][active])
+        cubes = np.einsum("ij,ij,ij->j", whole, whole, whole)
+        skewness.append(cubes[active] / squares[active] ** 1.5)
     ratio, skew = np.concatenate(ratios), np.concatenate(skewness)
     if not len(ratio):
         return ClassSpread(1.0, 0.0, numbers[1], numbers[0])
     return ClassSpread(float(np.median(ratio)), float(np.mean(skew)), numbers[1], numbers[0])
-
-
-def _parts(contrast: Contrast, values: FloatArray) -> FloatArray:
-    """What each response adds to the difference, about its class's rate, `(N, M)`."""
-    residuals = values - contrast.size[:, None] * class_rates(contrast, values)
-    return np.asarray(contrast.coefficients()[0][:, None] * residuals)

@@ -46,6 +46,13 @@ from steermoe.store.directory import RunDirectory
 from steermoe.store.names import REPORT
 from steermoe.store.state import Figures
 
+BESIDE = {
+    "at_equal_length": "At equal length",
+    "at_same_verdict": "At one verdict",
+    "estimate_unfiltered": "All pairs",
+}
+"""Columns of the risk table that stand beside the difference: what is left of it otherwise, where it was asked."""
+
 # Control characters would vanish or upset a reader; their pictures are shown in their place.
 _CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {
     127: 0x2421
@@ -183,7 +190,9 @@ def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, object]
             "ranked_by": "",
             "is_union": False,
             "estimator": "",
+            "beside": {},
         }
+    beside = {name: title for name, title in BESIDE.items() if name in material.risk}
     uncertainty = [
         name
         for name in ("ci_low", "ci_high", "shrunken", "q_value")
@@ -206,11 +215,13 @@ def _experts(material: Material, figures: Sequence[Figure]) -> dict[str, object]
                 "unsafe": numbers.percent(record["a_unsafe_n"]),
                 "safe": numbers.percent(record["a_safe_n"]),
                 "batches": steadiness.get(pair, numbers.MISSING),
+                **{name: numbers.signed(record[name]) for name in beside},
             }
         )
     return {
         "experts": rows,
         "uncertainty": uncertainty,
+        "beside": beside,
         "estimator": numbers.words(str(estimator)) if uncertainty else "",
         "num_selected": len(selected),
         "num_experts": len(material.risk),

@@ -55,7 +55,7 @@ def trust_rows(
             Row(
                 "Expected to be false among the selected",
                 percent(identified[f"expected_false_share{of_union}"]),
-                "experts that are not higher on unsafe content at all, by the null distribution",
+                "experts that are not higher on unsafe content at all, as the p-values of all experts tell",
             )
         )
     rows += _fixed_before(identified)

@@ -7,7 +7,7 @@ one another, and that their members are not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -212,7 +212,7 @@ def replication_of(
         held_out[held_out["layer"].isin(layers)],
         selected,
         Resampling(
-            replace(pooled, counts=pooled.counts[:, columns]),
+            pooled.of_experts(columns),
             settings.num_permutations,
             settings.num_bootstrap,
             config.seed,
