@@ -16,7 +16,7 @@ None of these files is part of this project. What they are is told by their form
   play along and refuse late. `--half` keeps the questions of even or odd number.
 
 Partial labels are counted apart, since neither verdict is wrong of them. Phrases were written with sight of the odd
-half alone of XSTest and of ChatGPT's replies, and of none of the replies to jailbreaks.
+half alone of XSTest (for three of its five models) and of ChatGPT's replies, and of none of `evaluate.csv`.
 """
 
 from __future__ import annotations
