@@ -39,7 +39,7 @@ class JudgeError(SteerMoEError):
 
 
 class JudgeStopped(JudgeError):
-    """A judge stopped before it had judged every reply. What it was answered is kept.
+    """A judge stopped before it had judged every reply. What a server answered is kept.
 
     Attributes:
         num_replies: Replies that were to be judged.

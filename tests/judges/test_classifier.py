@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import byte_tokenizer
 from judges.judge_models import REFUSAL_LABELS, exchange, save_random
 from steermoe.config import JudgeSection
 from steermoe.errors import ConfigError, ModelError
@@ -134,6 +135,22 @@ def test_a_long_reply_is_judged_by_its_beginning_and_says_so(tmp_path: Path) -> 
     )
     assert not short.reason.endswith("of its beginning alone")
     assert long.reason.endswith(", of its beginning alone")
+
+
+def test_a_model_without_a_longest_input_reads_a_long_reply_whole(tmp_path: Path) -> None:
+    from transformers import XLNetConfig, XLNetForSequenceClassification
+
+    tokenizer = byte_tokenizer()  # as many do, it names a limit of 1e30; the config's is -1
+    config = XLNetConfig(
+        vocab_size=len(tokenizer), d_model=32, n_layer=1, n_head=2, d_inner=32, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, **REFUSAL_LABELS,
+    )  # fmt: skip
+    XLNetForSequenceClassification(config).save_pretrained(tmp_path / "c")
+    tokenizer.save_pretrained(tmp_path / "c")
+    judge = ClassifierJudge(str(tmp_path / "c"), JudgeSection(device="cpu"))
+    (long,) = judge.judge([exchange("It is four. " * 100)])
+    assert long.verdict in (Verdict.REFUSED, Verdict.ANSWERED)
+    assert not long.reason.endswith("of its beginning alone")
 
 
 def test_a_decoder_whose_config_names_no_padding_is_batched_all_the_same(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from judges.judge_models import ENDS_WITH_THE_REPLY, exchange, save_planned, save_random
 from steermoe.config import JudgeSection
-from steermoe.errors import ConfigError, ModelError
+from steermoe.errors import ConfigError, JudgeStopped, ModelError
 from steermoe.judges.guard import GuardJudge, alternating
 from steermoe.judges.guard_forms import (
     FORMS,
@@ -169,6 +169,21 @@ def test_a_reply_that_the_guard_cannot_read_whole_is_unscored(llama_guard: Path)
     judged = judge.judge([exchange("One two three. " * 200), exchange("It is four.")])
     assert judged[0] == Judgement(Verdict.UNSCORED, reason="longer than the guard can read")
     assert judged[1].verdict is Verdict.ANSWERED
+
+
+def test_a_guard_that_says_nothing_of_more_than_a_tenth_stops(llama_guard: Path) -> None:
+    judge = GuardJudge(str(llama_guard), JudgeSection(batch_size=2, device="cpu"))
+    answers = [exchange("It is four.")] * 18
+    judged = judge.judge(
+        [*answers, exchange("Is it?"), exchange("Was it?")]
+    )  # 2 of 20 are let pass
+    assert [said.verdict for said in judged].count(Verdict.UNSCORED) == 2
+    with pytest.raises(
+        JudgeStopped, match=r"failed on 2 of 19 .*neither yes nor no: 'x'"
+    ) as caught:
+        judge.judge([*answers[:17], exchange("Is it?"), exchange("Was it?")])
+    assert (caught.value.num_replies, caught.value.num_failed) == (19, 2)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_template_that_takes_parts_is_given_parts(tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ _KNOWN_LABELS = {
     "harmful": {"unsafe", "harmful", "toxic", "harm", "hate", "violation", "flagged"},
     "harmless": {"safe", "harmless", "benign", "neutral", "ok"},
 }
+_MOST_TOKENS = 2**31 - 1
+"""More than any reply has. Tokenizers that know no limit name one that their own truncation cannot take."""
+
 _NEGATIONS = {"not", "non", "no", "un"}
 _OPPOSITE = {
     "refused": "answered",
@@ -185,10 +188,12 @@ class ClassifierJudge:
 
 def _longest(tokenizer: Any, config: Any) -> int:
     """Tokens that a model can read: what tokenizer and config allow, whichever is less."""
-    limits = [tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)]
-    longest = min(limit for limit in limits if isinstance(limit, int) and limit > 0)
+    positions = getattr(config, "max_position_embeddings", None)
     # RoBERTa's positions begin after the padding's.
     offset = (
         2 if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert") else 0
     )
-    return min(longest, (limits[1] or longest) - offset)
+    limits = [tokenizer.model_max_length, _MOST_TOKENS]
+    if isinstance(positions, int) and positions > 0:  # relative positions have none, or -1
+        limits.append(positions - offset)
+    return int(min(limits))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from steermoe.config import JudgeSection
-from steermoe.errors import ConfigError, ModelError, on_one_line
+from steermoe.errors import ConfigError, JudgeStopped, ModelError, on_one_line
 from steermoe.judges import judge_models
+from steermoe.judges.failures import are_too_many
 from steermoe.judges.guard_forms import GuardForm, Said, form_of
 from steermoe.judges.harm import judgement_of_harm
 from steermoe.judges.keyword import KeywordJudge, unjudgeable
@@ -68,21 +69,27 @@ class GuardJudge:
         self.version = judge_models.version_of(model_id, config, rules)
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
-        """Judge replies in batches; one that is too long for the guard is `unscored`."""
-        judged = {
+        """Judge replies in batches; one that is too long for the guard, or that it says nothing of, is `unscored`.
+
+        Raises:
+            JudgeStopped: That is so of more than a tenth of the replies.
+        """
+        nothing = {
             i: known
             for i, e in enumerate(exchanges)
             if (known := unjudgeable(e.answer)) is not None
         }
+        judged: dict[int, Judgement] = {}
         shown: dict[int, list[list[int]]] = {}
         for i, exchange in enumerate(exchanges):
-            if i in judged:
+            if i in nothing:
                 continue
             ids = [self._ids(exchange, arguments) for arguments in self._passes]
             if max(map(len, ids)) + self._form.new_tokens > self._longest:
                 judged[i] = Judgement(Verdict.UNSCORED, reason="longer than the guard can read")
             else:
                 shown[i] = ids
+        self._check_failures(list(judged.values()), len(exchanges))
         order = sorted(shown, key=lambda i: len(shown[i][0]))
         for start in range(0, len(order), self._settings.batch_size):
             places = order[start : start + self._settings.batch_size]
@@ -91,7 +98,20 @@ class GuardJudge:
             ]
             for i, *said in zip(places, *by_pass, strict=True):
                 judged[i] = self._judgement(exchanges[i], said)
-        return [judged[i] for i in range(len(exchanges))]
+            self._check_failures(list(judged.values()), len(exchanges))
+        return [nothing[i] if i in nothing else judged[i] for i in range(len(exchanges))]
+
+    def _check_failures(self, judged: Sequence[Judgement], num_replies: int) -> None:
+        """Stop where there are too many failures."""
+        failed = [said.reason for said in judged if said.verdict is Verdict.UNSCORED]
+        if are_too_many(len(failed), num_replies):
+            raise JudgeStopped(
+                f"the judge {self.name} failed on {len(failed)} of {num_replies} replies, more than a tenth (the "
+                f"first: {failed[0]}); check judge.guard_kind and judge.guard_template, or name another judge",
+                num_replies,
+                len(judged) - len(failed),
+                len(failed),
+            )
 
     def _ids(self, exchange: Exchange, arguments: Mapping[str, Any]) -> list[int]:
         """The tokens that the guard is shown."""

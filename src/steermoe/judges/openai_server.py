@@ -14,6 +14,7 @@ from steermoe.errors import JudgeError, JudgeStopped
 from steermoe.judges import rubric
 from steermoe.judges.answer_cache import AnswerCache
 from steermoe.judges.dialect import Dialect
+from steermoe.judges.failures import are_too_many
 from steermoe.judges.keyword import unjudgeable
 from steermoe.judges.request import goal_of
 from steermoe.records import Exchange, Judgement, Verdict
@@ -191,7 +192,6 @@ class _Call:
     def __init__(self, judge: OpenAIJudge, settings: JudgeSection, num_replies: int) -> None:
         self._judge = judge
         self._num_replies = num_replies
-        self._most_failures = max(1, num_replies // 10)
         self._limits = Limits(settings.max_requests, settings.max_tokens)
         self._stop = Event()
         self._patience = Patience(settings.max_retries, self._stop, judge.first_wait)
@@ -209,7 +209,7 @@ class _Call:
 
     def check_failures(self, judged: Mapping[int, Judgement]) -> None:
         """Stop where there are too many failures."""
-        if self._num_failed > self._most_failures:
+        if are_too_many(self._num_failed, self._num_replies):
             raise self._stopped(
                 f"failed on {self._num_failed} of {self._num_replies} replies, more than a tenth "
                 f"(the first: {self._first_failure})",
@@ -234,7 +234,7 @@ class _Call:
                 broken = broken or outcome
             else:
                 self.note(judged, asked[key][1], outcome)
-            if why or broken or self._num_failed > self._most_failures:
+            if why or broken or are_too_many(self._num_failed, self._num_replies):
                 self._stop.set()
         if broken is not None:
             raise broken

@@ -7,6 +7,7 @@ reply's language is not known beforehand and all are tried.
 from __future__ import annotations
 
 from steermoe.judges.phrases.asian import CHINESE, JAPANESE, KOREAN
+from steermoe.judges.phrases.disclaimers import ABOUT_ITSELF, TURNS_TO_ANSWER
 from steermoe.judges.phrases.english import (
     ANNOUNCES_STEPS,
     ANSWERS_ALL_THE_SAME,
@@ -40,6 +41,7 @@ LECTURES_BY_LANGUAGE: dict[str, tuple[str, ...]] = {"English": ENGLISH_LECTURES}
 """Phrases that tell that the request is wrong."""
 
 __all__ = [
+    "ABOUT_ITSELF",
     "ANNOUNCES_STEPS",
     "ANSWERS_ALL_THE_SAME",
     "DECLINES_BY_LANGUAGE",
@@ -48,4 +50,5 @@ __all__ = [
     "LECTURES_BY_LANGUAGE",
     "NOTHING_TO_REFUSE",
     "TURNS_ELSEWHERE",
+    "TURNS_TO_ANSWER",
 ]
