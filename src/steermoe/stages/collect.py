@@ -28,7 +28,7 @@ from steermoe.prompts.resolve import resolve_prompts
 from steermoe.prompts.splits import assign_splits
 from steermoe.records import NO_BATCH, Label, Prompt, Sampling, Split
 from steermoe.reporter import Bar, Reporter
-from steermoe.stages.doubts import doubts_about_routing
+from steermoe.stages.doubts import doubts_about_routing, doubts_about_tokens
 from steermoe.stages.opening import SERVER, TRANSFORMERS, kind_of, open_engine
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import SHARDS
@@ -141,6 +141,8 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     for doubt in doubts_about_routing(description):
         reporter.note(doubt)
     tokenizer = load_tokenizer(config.model, source, reporter.line)
+    for doubt in doubts_about_tokens(tokenizer, prompts):
+        reporter.note(doubt)
     missing = missing_shards(run, SHARD_PREFIX, range(len(groups)))
     if missing:
         with open_engine(config, source, tokenizer) as engine:
