@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from conftest import CHATML, byte_tokenizer
-from steermoe.chat import encode, ensure_chat_template, render
+from steermoe.chat import encode, ensure_chat_template, ids_that_stop, render
 from steermoe.errors import ConfigError, PromptError
 
 REFUSES_SYSTEM = (
@@ -152,3 +152,11 @@ def test_encoding_adds_no_special_token_of_its_own(tokenizer: Any) -> None:
     # One token a byte, and one a mark.
     assert len(ids) == len("user\nHello\nassistant\n") + 3
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("end", ["</s>", ["<|im_end|>"], 2.5])
+def test_an_end_that_is_no_id_is_refused(tokenizer: Any, end: object) -> None:
+    from types import SimpleNamespace
+
+    with pytest.raises(PromptError, match=r"eos_token_id = .* is no number of a token"):
+        ids_that_stop((SimpleNamespace(eos_token_id=end), None), tokenizer)

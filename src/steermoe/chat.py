@@ -78,12 +78,12 @@ def render(
         if not has_system or not _is_left_out(0, tokenizer, turns, kwargs, text):
             return _with_all_user_turns(tokenizer, turns, kwargs, text)
     first_user = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
-    turns = [first_user, *turns[2:]]
+    others = [first_user, *turns[2:]]
     try:
-        text = _apply(tokenizer, turns, kwargs, reply is not None)
+        text = _apply(tokenizer, others, kwargs, reply is not None)
     except TemplateError as error:
         raise PromptError(_refused(turns, error)) from None
-    return _with_all_user_turns(tokenizer, turns, kwargs, text)
+    return _with_all_user_turns(tokenizer, others, kwargs, text)
 
 
 def _with_all_user_turns(
@@ -135,11 +135,16 @@ def ids_that_stop(configs: Sequence[Any], tokenizer: Any) -> list[int]:
     """Ids that end a turn, as configs and tokenizer name them.
 
     Raises:
-        PromptError: They name none.
+        PromptError: They name none, or something that is no id.
     """
     found: list[int] = []
     for source in (*(getattr(c, "eos_token_id", None) for c in configs), tokenizer.eos_token_id):
         ids = source if isinstance(source, list) else [source]
+        if wrong := [i for i in ids if not isinstance(i, int | None)]:
+            raise PromptError(
+                f"eos_token_id = {wrong[0]!r} of the model is no number of a token; correct it in "
+                "generation_config.json or config.json"
+            )
         found += [int(i) for i in ids if i is not None and int(i) not in found]
     if not found:
         raise PromptError(

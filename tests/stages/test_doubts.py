@@ -7,6 +7,7 @@ from steermoe.config import load_config
 from steermoe.moe.description import MoEDescription, MoELayer
 from steermoe.records import PLAIN_GOAL, Label, Prompt, Split, Verdict
 from steermoe.stages.doubts import (
+    doubts_about_rendering,
     doubts_about_replies,
     doubts_about_routing,
     doubts_about_tokens,
@@ -118,3 +119,18 @@ def test_prompts_that_the_tokenizer_cannot_write_are_counted() -> None:
     assert note.startswith("2 of 3 prompts")
     tokenizer.unk_token = None
     assert said("撬锁") == []
+
+
+def test_prompts_that_a_template_makes_the_same_are_counted() -> None:
+    def said(*texts: str) -> list[str]:
+        turns = [({"role": "user", "content": text},) for text in texts]
+        return doubts_about_rendering(
+            [
+                Prompt(str(i), Label.SAFE, turn, "x", rendered=turn[0]["content"][:6])
+                for i, turn in enumerate(turns)
+            ]
+        )
+
+    assert said("Pick a lock", "Bake a loaf", "Bake a loaf") == []
+    (note,) = said("Pick a lock", "Pick a melon", "Bake a loaf")
+    assert note.startswith("1 of 3 prompts are the same text")

@@ -59,6 +59,22 @@ def doubts_about_routing(description: MoEDescription) -> list[str]:
     ]
 
 
+def doubts_about_rendering(prompts: Sequence[Prompt]) -> list[str]:
+    """What a chat template has lost of the prompts.
+
+    Args:
+        prompts: Of the run, with the texts that the model is fed.
+    """
+    asked = {prompt.rendered: prompt.messages for prompt in prompts}
+    lost = sum(prompt.messages != asked[prompt.rendered] for prompt in prompts)
+    if not lost:
+        return []
+    return [
+        f"{lost} of {len(prompts)} prompts are the same text to the model as others that say something else: its chat "
+        "template cuts or changes them"
+    ]
+
+
 def doubts_about_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[str]:
     """What of the prompts a tokenizer cannot write, and feeds to the model as one and the same unknown token.
 
