@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from conftest import CHATML, byte_tokenizer
-from steermoe.chat import encode, ensure_chat_template, render
+from steermoe.chat import encode, ensure_chat_template, ids_that_stop, render
 from steermoe.errors import ConfigError, PromptError
 
 REFUSES_SYSTEM = (
@@ -45,6 +45,45 @@ def test_a_system_turn_that_the_template_refuses_begins_the_user_turn(tokenizer:
         "<|im_start|>assistant\n"
     )
     assert given[0] == SYSTEM and given[1] == USER, "the caller's messages are not touched"
+
+
+LEAVES_OUT_SYSTEM = (
+    "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}" + CHATML
+)
+LAST_TURN_ALONE = "{% set messages = messages[-1:] %}" + CHATML
+
+
+def test_a_system_turn_that_the_template_leaves_out_begins_the_user_turn(tokenizer: Any) -> None:
+    tokenizer.chat_template = LEAVES_OUT_SYSTEM
+    assert render(tokenizer, [SYSTEM, USER]) == (
+        "<|im_start|>user\nBe brief.\n\nHello<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert "Be brief.\n\nHello" in render(tokenizer, [SYSTEM, USER], reply=ASSISTANT)
+
+
+def test_a_system_turn_that_the_template_writes_in_its_own_way_is_not_written_twice(
+    tokenizer: Any,
+) -> None:
+    tokenizer.chat_template = CHATML.replace("message['content']", "message['content'] | upper")
+    assert render(tokenizer, [SYSTEM, USER]).count("BE BRIEF.") == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "turn"),
+    [
+        ("{{ 'Hi' }}", [USER], "turn 1 of 1"),
+        ("{{ 'Hi' }}", [SYSTEM, USER], "turn 1 of 1"),
+        (LAST_TURN_ALONE, [USER, ASSISTANT, {"role": "user", "content": "More"}], "turn 1 of 3"),
+    ],
+)
+def test_a_template_that_leaves_out_what_the_user_says_is_refused(
+    tokenizer: Any, template: str, messages: list[dict[str, str]], turn: str
+) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(PromptError, match=f"leaves out {turn}"):
+        render(tokenizer, messages)
+    tokenizer.chat_template = LAST_TURN_ALONE
+    assert "Hello" in render(tokenizer, [USER])
 
 
 @pytest.mark.parametrize("messages", [[USER], [SYSTEM, USER], [SYSTEM]])
@@ -113,3 +152,11 @@ def test_encoding_adds_no_special_token_of_its_own(tokenizer: Any) -> None:
     # One token a byte, and one a mark.
     assert len(ids) == len("user\nHello\nassistant\n") + 3
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("end", ["</s>", ["<|im_end|>"], 2.5])
+def test_an_end_that_is_no_id_is_refused(tokenizer: Any, end: object) -> None:
+    from types import SimpleNamespace
+
+    with pytest.raises(PromptError, match=r"eos_token_id = .* is no number of a token"):
+        ids_that_stop((SimpleNamespace(eos_token_id=end), None), tokenizer)

@@ -211,6 +211,7 @@ def lose_tensor(folder: Path) -> None:
         (lose_tensor, "q_proj"),
         (change(num_local_experts=4), "cannot be loaded"),
         (change(num_hidden_layers=3), "layers.2"),
+        (change(vocab_size=500), "of other sizes than its config.json says"),
         (remove("tokenizer.json"), "tokenizer"),
         (cut("tokenizer.json", 0.5), "tokenizer"),
         (cut("tokenizer_config.json", 0.5), "tokenizer"),
@@ -227,6 +228,7 @@ def lose_tensor(folder: Path) -> None:
         "a_tensor_lost",
         "other_number_of_experts",
         "a_layer_more",
+        "another_vocabulary",
         "no_tokenizer",
         "half_a_tokenizer",
         "half_a_tokenizer_config",
@@ -239,6 +241,14 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
     message = refusal(checkpoint)
     assert str(checkpoint) in message
     assert word in message
+
+
+def test_weights_of_a_type_without_kernels_are_refused_and_may_be_read_as_another(
+    checkpoint: Path,
+) -> None:
+    change(dtype="float64")(checkpoint)
+    assert "of type float64" in refusal(checkpoint)
+    assert load_model(settings(checkpoint, dtype="float32")).model.dtype is torch.float32
 
 
 def test_a_checkpoint_without_tokenizer_is_refused_in_a_whole_sentence(checkpoint: Path) -> None:

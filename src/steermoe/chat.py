@@ -18,6 +18,7 @@ PLAIN_TEMPLATE = (
 )
 """Used, and said so, where a tokenizer brings no chat template; after its BOS, if it begins texts with one."""
 
+_SOMETHING_ELSE = "(something else)"
 _BROKEN = "the model's chat template is broken"
 _MEND = "mend chat_template.jinja, or chat_template in tokenizer_config.json"
 
@@ -51,7 +52,8 @@ def render(
 ) -> str:
     """The text of a conversation up to where the reply begins, or up to the end of a given reply.
 
-    A `system` turn that the template refuses becomes the beginning of the first user turn.
+    A `system` turn that the template refuses, or leaves out without a word, becomes the beginning of the first user
+    turn.
 
     Args:
         tokenizer: Has a chat template.
@@ -60,22 +62,54 @@ def render(
         reply: The assistant's turn that follows, if it is to be written as well.
 
     Raises:
-        PromptError: The template refuses the conversation even so, or is broken.
+        PromptError: The template refuses the conversation even so, leaves out what the user says, or is broken.
         ConfigError: The template cannot be given those arguments.
     """
     replies = [] if reply is None else [dict(reply)]
     turns = [*(dict(message) for message in messages), *replies]
     kwargs = dict(template_kwargs or {})
+    has_system = turns[0]["role"] == "system" and len(turns) > 1
     try:
-        return _apply(tokenizer, turns, kwargs, reply is not None)
+        text = _apply(tokenizer, turns, kwargs, reply is not None)
     except TemplateError as error:
-        if turns[0]["role"] != "system" or len(turns) < 2:
+        if not has_system:
             raise PromptError(_refused(turns, error)) from None
+    else:
+        if not has_system or not _is_left_out(0, tokenizer, turns, kwargs, text):
+            return _with_all_user_turns(tokenizer, turns, kwargs, text)
     first_user = {**turns[1], "content": f"{turns[0]['content']}\n\n{turns[1]['content']}"}
+    others = [first_user, *turns[2:]]
     try:
-        return _apply(tokenizer, [first_user, *turns[2:]], kwargs, reply is not None)
+        text = _apply(tokenizer, others, kwargs, reply is not None)
     except TemplateError as error:
         raise PromptError(_refused(turns, error)) from None
+    return _with_all_user_turns(tokenizer, others, kwargs, text)
+
+
+def _with_all_user_turns(
+    tokenizer: Any, turns: list[dict[str, str]], kwargs: Mapping[str, object], text: str
+) -> str:
+    """A rendered conversation, after checking that all that the user says is in it."""
+    for place, turn in enumerate(turns):
+        if turn["role"] == "user" and _is_left_out(place, tokenizer, turns, kwargs, text):
+            raise PromptError(
+                f"the model's chat template leaves out turn {place + 1} of {len(turns)}, which the user says; {_MEND}"
+            )
+    return text
+
+
+def _is_left_out(
+    place: int, tokenizer: Any, turns: list[dict[str, str]], kwargs: Mapping[str, object], text: str
+) -> bool:
+    """Whether a rendered conversation is the same whatever one of its turns says."""
+    if turns[place]["content"].strip() in text:
+        return False
+    others = [{**turn} for turn in turns]
+    others[place]["content"] = _SOMETHING_ELSE
+    try:
+        return _apply(tokenizer, others, kwargs, turns[-1]["role"] == "assistant") == text
+    except TemplateError:
+        return False
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -101,11 +135,16 @@ def ids_that_stop(configs: Sequence[Any], tokenizer: Any) -> list[int]:
     """Ids that end a turn, as configs and tokenizer name them.
 
     Raises:
-        PromptError: They name none.
+        PromptError: They name none, or something that is no id.
     """
     found: list[int] = []
     for source in (*(getattr(c, "eos_token_id", None) for c in configs), tokenizer.eos_token_id):
         ids = source if isinstance(source, list) else [source]
+        if wrong := [i for i in ids if not isinstance(i, int | None)]:
+            raise PromptError(
+                f"eos_token_id = {wrong[0]!r} of the model is no number of a token; correct it in "
+                "generation_config.json or config.json"
+            )
         found += [int(i) for i in ids if i is not None and int(i) not in found]
     if not found:
         raise PromptError(

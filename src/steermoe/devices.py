@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from steermoe.errors import ConfigError, on_one_line
+from steermoe.errors import ConfigError, ModelError, on_one_line
 
 if TYPE_CHECKING:
     import torch
@@ -91,12 +91,20 @@ def type_in_memory(
             arithmetic for that, auto means float32, which holds the same numbers.
         stored: The checkpoint's own, by its config; None where that does not say.
         device: Where the model is to compute.
+
+    Raises:
+        ModelError: The checkpoint's own is one that experts are never computed in.
     """
     import torch
 
     if named != "auto":
         found: torch.dtype = getattr(torch, named)
         return found
+    if stored not in (None, torch.float32, torch.bfloat16, torch.float16):
+        raise ModelError(
+            f"the checkpoint's weights are of type {str(stored).removeprefix('torch.')}, in which experts cannot be "
+            "computed: set model.dtype to float32 or bfloat16"
+        )
     if stored is None or has_arithmetic(stored, device):
         return "auto"
     return torch.float32

@@ -287,7 +287,10 @@ def _read_weights(
             model, found = read
             model.set_experts_implementation(experts_implementation)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"model {source} cannot be loaded: {_first_line(error)}") from None
+        reason = _first_line(error)
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its files hold tensors of other sizes than its config.json says, which are listed above"
+        raise ModelError(f"model {source} cannot be loaded: {reason}") from None
     if missing := sorted(found["missing_keys"]):
         # transformers would go on with random numbers in their place.
         raise ModelError(

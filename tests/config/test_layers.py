@@ -329,6 +329,12 @@ def test_false_is_false_where_no_type_says_so(word: str) -> None:
     assert nested.model.chat_template_kwargs == {"a": {"b": False}}
 
 
+def test_an_entry_of_an_untyped_table_that_is_given_nothing_is_taken_out() -> None:
+    base = {"model": {"chat_template_kwargs": {"enable_thinking": False, "mode": ""}}}
+    config = load_config(settings=["model.chat_template_kwargs.enable_thinking="], base=base)
+    assert config.model.chat_template_kwargs == {"mode": ""}
+
+
 def test_true_is_true_and_a_text_stays_a_text() -> None:
     config = load_config(
         settings=[
@@ -409,7 +415,8 @@ def test_limits_are_of_a_split_or_of_one_label_of_it() -> None:
 
 
 def test_what_is_evaluated_on_cannot_be_limited_to_nothing() -> None:
-    assert "set prompts.limits.test" in refusal("prompts.limits.test=0")
+    message = refusal("prompts.limits.test=0")
+    assert "set prompts.limits.test" in message and "sources" not in message
     assert (
         load_config(settings=["prompts.limits.dev=0"], base={}).prompts.limits["dev"]["safe"] == 0
     )

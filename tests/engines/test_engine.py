@@ -24,7 +24,7 @@ from conftest import TinyCheckpoint, counted_tokens
 from steermoe.analysis.counts import count_response
 from steermoe.chat import encode
 from steermoe.engines.transformers import TransformersEngine
-from steermoe.errors import PromptError, RoutingError
+from steermoe.errors import ModelError, PromptError, RoutingError
 from steermoe.moe.masking import masked_experts
 from steermoe.records import Message, Output, Sampling
 
@@ -414,3 +414,13 @@ def test_a_model_left_in_training_mode_replies_as_in_evaluation(
         assert one.generated_token_ids == other.generated_token_ids
         assert (one.routed_experts == other.routed_experts).all()
     assert model.training, "the caller's model is left as it was"
+
+
+def test_what_the_models_own_code_cannot_do_is_one_line(
+    mixtral: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A window of attention that is no window is such a thing: masks and keys then differ in length."""
+    model, tokenizer = mixtral
+    monkeypatch.setattr(model.config, "sliding_window", 0)
+    with pytest.raises(ModelError, match=r"^the model cannot generate: [^\n]+config\.json"):
+        TransformersEngine(model, tokenizer).generate([conversation("Hi")], Sampling(max_tokens=4))

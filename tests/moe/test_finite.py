@@ -55,6 +55,10 @@ class Half(nn.Module):
     dtype = torch.float16
 
 
+class Single:
+    dtype = torch.float32
+
+
 def test_tokens_that_a_model_never_says_are_no_error_but_a_nan_is() -> None:
     logits = torch.tensor([[1.0, -math.inf], [2.0, 3.0]])
     check_logits(logits, Half())
@@ -62,6 +66,8 @@ def test_tokens_that_a_model_never_says_are_no_error_but_a_nan_is() -> None:
         logits[0, 1] = value
         with pytest.raises(ModelError, match=r"not finite in float16.*model\.dtype"):
             check_logits(logits, Half())
+        with pytest.raises(ModelError, match=r"in float32.*config\.json"):
+            check_logits(logits, Single())
     check_logits(torch.empty(0, 3), Half())
     with pytest.raises(ModelError):
         check_logits(torch.full((1, 3), -math.inf), Half())

@@ -91,6 +91,10 @@ def test_parquet_holds_messages_as_lists_of_structs_and_numbers_with_gaps(prompt
         (b'[{"prompt": "a" "b"}]', "not valid JSON"),
         (b"[" * 100_000, "JSON"),
         ((lines(ROW, ROW) + '\n{"prompt": "x", "la').encode(), "row 3: is cut off"),
+        (
+            (json.dumps(ROW, indent=1) + "\n" + lines(ROW)).encode(),
+            "row 1: does not end in its line",
+        ),
         ((lines(ROW, ROW) + "\n{'prompt': 1}\n" + lines(ROW)).encode(), "row 3: is not valid JSON"),
         ((lines(ROW) + '\n["a"]').encode(), "row 2: must be an object, not ['a']"),
         (b'prompt,label\nok,safe\n"never closed,safe\n', "row 2: is cut off inside a quoted cell"),

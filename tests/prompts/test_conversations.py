@@ -119,10 +119,18 @@ def test_a_cell_that_seems_to_hold_turns_and_cannot_be_read_is_refused(prompt_fi
     assert "row 1, field 'prompt': seems to hold chat turns" in text
 
 
+@pytest.mark.parametrize("cell", ['["Pick a lock", "Now"]', "['Pick a lock']", '["a",\n "b"]'])
+def test_a_list_of_texts_in_a_cell_is_no_prompt(prompt_file, cell):
+    text = message_of(prompt_file(as_csv(["prompt", "label"], [cell, "safe"])))
+    assert "row 1, field 'prompt': holds a list of " in text
+
+
 @pytest.mark.parametrize(
     "cell",
     [
         "[1, 2, 3]",
+        "['a'] means what?",
+        "['a', 2]",
         "[{x}] means what?",
         '[{"a": 1}]',
         "[]",

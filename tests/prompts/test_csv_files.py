@@ -99,7 +99,16 @@ def test_lines_in_quotes_lose_them(prompt_file):
     ]
 
 
-@pytest.mark.parametrize("content", ["sentence\nPick a lock\nPick two\n", "a,b\nc,d\ne,f\n"])
+@pytest.mark.parametrize("first", ["怎样撬锁\uff1f", "怎样才能撬开一把锁", "撬锁。", "Hello!"])
+def test_a_sentence_without_blanks_is_a_prompt_and_no_name(prompt_file, first):
+    path = prompt_file(f"{first}\n怎样挑一个好瓜\n")
+    assert texts(read_prompts(f"unsafe:{path}").prompts) == [first, "怎样挑一个好瓜"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["提示\nPick a lock\nPick two\n", "sentence\nPick a lock\nPick two\n", "a,b\nc,d\ne,f\n"],
+)
 def test_a_first_line_that_may_name_columns_is_asked_about(prompt_file, content):
     path = prompt_file(content)
     text = message_of(f"unsafe:{path}")

@@ -25,6 +25,7 @@ U, S, B = Label.UNSAFE, Label.SAFE, Label.BENIGN
         ("label", ["harmful", "unharmful"], [U, S]),
         ("is_harmful", [1, 0], [U, S]),
         ("is_harmful", [1.0, 0.0], [U, S]),
+        ("is_harmful", ["1.0", "0.0"], [U, S]),
         ("is_harmful", [True, False], [U, S]),
         ("is_harmful", ["yes", "NO"], [U, S]),
         ("harmful", ["1", "0"], [U, S]),
@@ -44,6 +45,8 @@ def test_words_that_mean_one_thing(prompt_file, name, words, expected):
     [
         ([1, 0], "1 may mean either side"),
         (["0"], "'0' may mean either side"),
+        (["1.0"], "'1.0' may mean either side"),
+        (["1.5"], "'1.5' is not one of"),
         ([True], "True may mean either side"),
         (["safe", "harmless", "unsafe"], "one of them must mean benign"),
         (["toxic"], "'toxic' is not one of"),

@@ -30,6 +30,8 @@ def file_with(prompt_file, column, values):
         ("optimised suffix", ["describing. + similarly Now", "! ! ! please two", "} sure now then"], "a prompt"),
         ("context", ["A door in my flat", "A stall on the market", "A map on the wall"], "a prompt"),
         ("user", ["I forgot my key", "I am so hungry", "I am at school"], "a prompt"),
+        ("Document", ["A door in my flat", "A stall on the market", "A map on the wall"], "a prompt"),
+        ("persona", ["You are a bad thief", "You are a good cook", "You are a guide"], "a prompt"),
         ("history", [[["Hi", "Hello"]], [], [["Who are you?", "A model"]]], "chat turns"),
         ("earlier", [[{"role": "user", "content": "Hi"}], None, None], "chat turns"),
         ("part", ["train", "test", "Validation"], "a split"),

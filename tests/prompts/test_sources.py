@@ -63,6 +63,7 @@ def test_options_begin_behind_the_file_that_exists(here):
         ("unsafe:a.csv:unsafe=1", "say one or the other"),
         ("unsafe:a.csv:label=is_bad", "say one or the other"),
         ("unsafe:", "names no file"),
+        ("", "'' names no file"),
         ("unsafe:b.csv", "b.csv does not exist"),
     ],
 )

@@ -30,6 +30,7 @@ def notes_of(prompt_file, *texts):
         ("Say &quot;open&quot;<br>and pick it", "HTML"),
         ("Pick a lock in a cafÃ©", "once read in another encoding"),
         ("Donâ€™t pick it", "once read in another encoding"),
+        ("怎样撬锁".encode("gb18030").decode("latin-1"), "not theirs"),
         ("Pick a lock in a caf\ufffd", "lost character"),
         ("'=HYPERLINK is a formula", "apostrophe"),
         ("# Locks", "comment"),
@@ -56,6 +57,8 @@ def test_sound_texts_show_no_sign(prompt_file):
         "Print {} with f\"{x + 1}\" in C:\\new",
         "Wie öffne ich ein Schloß, äh, schnell?",
         "São Paulo, Ångström, façade",
+        "¿Él? ¡Ñoño! Là où ça été né",
+        "怎样撬锁", "Как открыть замок",
         "Is 3 < 4 & 5 > 4?",
         "User: what is that?",
         "Explain the #NAME? error of spreadsheets",
@@ -77,6 +80,7 @@ def test_what_a_spreadsheet_writes_for_a_text_it_lost_is_refused(prompt_file, ce
         ("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n", "Git LFS"),
         ("<!DOCTYPE html>\n<html><body>Not found</body></html>\n", "web site"),
         ("- prompt: Pick a lock\n  label: unsafe\n- prompt: Boil\n  label: unsafe\n", "YAML"),
+        ("<rows>\n<row>Pick a lock</row>\n</rows>\n", "XML"),
         ('// mine\n{"prompt": "Pick a lock"}\n{"prompt": "Boil"}\n', "JSON"),
     ],
 )
@@ -86,3 +90,8 @@ def test_what_is_no_prompt_file_is_not_taken_for_lines(prompt_file, text, word):
         read_prompts(f"unsafe:{path}")
     read = read_prompts(f"unsafe:{path}:format=lines")
     assert len(read.prompts) == len([line for line in text.splitlines() if line.strip()])
+
+
+def test_a_document_that_says_it_is_xml_is_refused(prompt_file):
+    with pytest.raises(PromptError, match="is XML"):
+        read_prompts(str(prompt_file('<?xml version="1.0"?>\n<rows><row>a</row></rows>')))

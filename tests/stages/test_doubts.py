@@ -7,8 +7,10 @@ from steermoe.config import load_config
 from steermoe.moe.description import MoEDescription, MoELayer
 from steermoe.records import PLAIN_GOAL, Label, Prompt, Split, Verdict
 from steermoe.stages.doubts import (
+    doubts_about_rendering,
     doubts_about_replies,
     doubts_about_routing,
+    doubts_about_tokens,
     doubts_about_training,
 )
 
@@ -94,3 +96,41 @@ def test_routing_to_every_expert_says_nothing() -> None:
 def test_training_that_teaches_nothing_is_said(settings: list[str], said: str) -> None:
     notes = doubts_about_training(load_config(settings=settings).train)
     assert [said in note for note in notes] == [True] * bool(said)
+
+
+def test_prompts_that_the_tokenizer_cannot_write_are_counted() -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(
+        models.WordLevel({"<unk>": 0, "pick": 1, "a": 2, "lock": 3}, unk_token="<unk>")
+    )
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>")
+
+    def said(*texts: str) -> list[str]:
+        prompts = [
+            Prompt(text, Label.UNSAFE, ({"role": "user", "content": text},), text) for text in texts
+        ]
+        return doubts_about_tokens(tokenizer, prompts)
+
+    assert said("pick a lock", "a lock", "pick <unk>") == []
+    (note,) = said("pick a lock", "撬锁", "pick a melon")
+    assert note.startswith("2 of 3 prompts")
+    tokenizer.unk_token = None
+    assert said("撬锁") == []
+
+
+def test_prompts_that_a_template_makes_the_same_are_counted() -> None:
+    def said(*texts: str) -> list[str]:
+        turns = [({"role": "user", "content": text},) for text in texts]
+        return doubts_about_rendering(
+            [
+                Prompt(str(i), Label.SAFE, turn, "x", rendered=turn[0]["content"][:6])
+                for i, turn in enumerate(turns)
+            ]
+        )
+
+    assert said("Pick a lock", "Bake a loaf", "Bake a loaf") == []
+    (note,) = said("Pick a lock", "Pick a melon", "Bake a loaf")
+    assert note.startswith("1 of 3 prompts are the same text")

@@ -17,7 +17,7 @@ from steermoe.config import Config
 from steermoe.errors import ConfigError, ModelError, PromptError
 from steermoe.reporter import silent
 from steermoe.stages.collect import prepare_prompts
-from steermoe.stages.ready import check_ready
+from steermoe.stages.ready import check_ready, check_text
 from tiny import tiny_config
 
 
@@ -267,3 +267,63 @@ def test_the_tasks_of_the_evaluation_and_its_longer_replies_fit_the_context(
     longer = {"benchmarks": [], "max_new_tokens": 100}
     with pytest.raises(PromptError, match=r"with 100 new ones .*lower evaluate\.max_new_tokens"):
         checked(model, small_prompts, evaluate=longer)
+
+
+def test_conversations_of_a_set_fit_the_context_with_all_their_replies(
+    model: Path, small_prompts: Path
+) -> None:
+    """A prompt has 40 tokens at most, as above, and a further turn 2 + 6 + 5 + 2 + 11: the reply's end, the user's
+    turn, and where the next reply begins."""
+
+    def insisting(**more: Any) -> dict[str, Any]:
+        return {
+            "benchmarks": [],
+            "sets": [{"name": "insist", "follow_ups": ["Sure?", "Sure?"], **more}],
+        }
+
+    with_context(model, 40 + 2 * 26 + 3 * 6 - 1)
+    checked(model, small_prompts, evaluate={"benchmarks": []})
+    with pytest.raises(
+        PromptError, match=r"of the set insist has \d+ tokens, and with the 18 of its 3 replies"
+    ):
+        checked(model, small_prompts, evaluate=insisting())
+    with_context(model, 40 + 2 * 26 + 3 * 6)
+    checked(model, small_prompts, evaluate=insisting())
+    with pytest.raises(PromptError, match=r"with the 120 of its 3 replies .* lower max_new_tokens"):
+        checked(model, small_prompts, evaluate=insisting(max_new_tokens=40))
+
+
+def test_so_do_another_system_prompt_and_other_files_and_their_tokens_are_known(
+    model: Path, small_prompts: Path
+) -> None:
+    from tiny import write_prompts
+
+    with_context(model, 200)
+    jailbreak = {"prompt": "x" * 300, "label": "unsafe", "goal": "quite another thing"}
+    file = write_prompts(model.parent / "attacks.csv", [jailbreak])
+    attacks = {"benchmarks": [], "sets": [{"name": "attacks", "prompts": [str(file)]}]}
+    with pytest.raises(PromptError, match=r"prompt row-\d+ of the set attacks has 3\d\d tokens"):
+        checked(model, small_prompts, evaluate=attacks)
+    write_prompts(file, [{**jailbreak, "prompt": "Do <|extra|> it."}])
+    checked(model, small_prompts, evaluate=attacks)
+    retokenised(model, lambda tokenizer: tokenizer.add_tokens(["<|extra|>"]))
+    with pytest.raises(ModelError, match=r"of the set attacks holds the token '<\|extra\|>'"):
+        checked(model, small_prompts, evaluate=attacks)
+    pirate = {"benchmarks": [], "sets": [{"name": "pirate", "system": "Arr! " * 60}]}
+    with pytest.raises(PromptError, match=r"of the set pirate has 3\d\d tokens"):
+        checked(model, small_prompts, evaluate=pirate)
+
+
+def test_the_text_whose_perplexity_is_measured_has_tokens_that_are_known(
+    model: Path, small_prompts: Path
+) -> None:
+    text = model.parent / "own.txt"
+    text.write_text("Some <|extra|> words.", "utf-8")
+    config = checked(model, small_prompts, evaluate={"text_file": str(text)})
+    check_text(config)
+    retokenised(model, lambda tokenizer: tokenizer.add_tokens(["<|extra|>"]))
+    with pytest.raises(ModelError, match=r"text_file .*own\.txt holds the token '<\|extra\|>'"):
+        check_text(config)
+    text.write_text("a", "utf-8")
+    with pytest.raises(PromptError, match="has 1 token"):
+        check_text(config)

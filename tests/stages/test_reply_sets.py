@@ -201,6 +201,15 @@ def test_a_file_that_is_not_there_is_said_before_anything_is_done(
     assert not evaluation.run.has(replies_of(on_set(BASE, "test")))
 
 
+def test_a_conversation_that_does_not_fit_is_said_before_the_longer_replies_are_generated(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    sets = [{"name": "on", "follow_ups": ["Go on."] * 40}]
+    with pytest.raises(PromptError, match=r"prompt .* of the set on has"):
+        evaluation(max_new_tokens=9, sets=sets)
+    assert not evaluation.run.has(replies_of(on_set(BASE, "test")))
+
+
 def test_the_perplexity_of_a_text_equals_a_plain_pass(
     evaluation: Evaluation, run: RunDirectory, mixtral: Path, tmp_path: Path
 ) -> None:

@@ -47,7 +47,9 @@ def complaint(error: ErrorDetails) -> str:
         value = value[:77] + "..."
     if key == "judge.base_url":
         value = "..."  # an address may hold a password
-    return f"setting {key or 'of the run'} = {value}: {_problem(error, path).replace(SETTING, key)}"
+    if not path:  # of several settings together: all of them would be the value
+        return _problem(error, path)
+    return f"setting {key} = {value}: {_problem(error, path).replace(SETTING, key)}"
 
 
 def _problem(error: ErrorDetails, path: list[str]) -> str:

@@ -66,11 +66,14 @@ def _is_number(annotation: Any) -> bool:
 def untyped(value: Any) -> Any:
     """A value of a table whose settings have no type: a bare `False` is false, and no word that is true.
 
+    An entry that is given nothing on the command line is taken out.
+
     Raises:
         ValueError: It may be meant as a truth value or as a text.
     """
     if isinstance(value, Mapping):
-        return {key: untyped(entry) for key, entry in value.items()}
+        entries = value.items()
+        return {k: untyped(v) for k, v in entries if not (isinstance(v, Unquoted) and not v)}
     if not isinstance(value, Unquoted):
         return value
     if value.lower() in ("true", "false"):

@@ -19,7 +19,7 @@ from steermoe.analysis.counts import SharedTokens
 from steermoe.chat import configs_of
 from steermoe.engines.chat_engine import ChatEngine, Rendered, Reply, smallest_type
 from steermoe.engines.scoring import by_continuation, completion_logits, passes
-from steermoe.errors import RoutingError
+from steermoe.errors import ModelError, RoutingError, SteerMoEError, on_one_line
 from steermoe.moe.description import MoEDescription
 from steermoe.moe.distinct_tokens import computing_distinct
 from steermoe.moe.expert_sums import ExpertSums
@@ -121,12 +121,12 @@ class TransformersEngine(ChatEngine):
             sums = self._summing(stack, attention_mask)
             expand = stack.enter_context(computing_distinct(self.model, self.description))
             if not self.record:
-                ids = self.model.generate(**arguments)
+                ids = self._ids(arguments)
                 return ids[:, input_ids.shape[1] :].tolist(), [], {}
             if sums is not None:
                 sums.expand = expand
             recorder = stack.enter_context(RoutingRecorder(self.model, self.description))
-            ids = self.model.generate(**arguments)
+            ids = self._ids(arguments)
         new_ids = ids[:, input_ids.shape[1] :]
         rows = input_ids.shape[0]
         passes: list[IntArray] = []
@@ -144,6 +144,23 @@ class TransformersEngine(ChatEngine):
             passes,
             {name: of.cpu().numpy().astype(np.float32) for name, of in totals.items()},
         )
+
+    def _ids(self, arguments: Mapping[str, Any]) -> Tensor:
+        """Tokens of prompts and replies `(B, P + G)`.
+
+        Raises:
+            ModelError: The model's code fails: its config asks for what its weights or its kernels cannot do.
+        """
+        try:
+            ids: Tensor = self.model.generate(**arguments)
+        except (torch.OutOfMemoryError, SteerMoEError):
+            raise
+        except RuntimeError as error:
+            raise ModelError(
+                f"the model cannot generate: {on_one_line(error)}; see that its config.json belongs to its weights, "
+                "and try another model.dtype or model.attn_implementation (--debug shows where it fails)"
+            ) from error
+        return ids
 
     def _summing(self, stack: ExitStack, attention_mask: torch.Tensor) -> ExpertSums | None:
         """Add up recorded scores for as long as the stack is open, if that was asked for."""

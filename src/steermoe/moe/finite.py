@@ -50,9 +50,13 @@ def check_logits(logits: Tensor, model: Any) -> None:
     """
     if logits.numel() and not is_finite(logits.amax(dim=-1)):
         dtype = str(model.dtype).removeprefix("torch.")
+        way_out = (
+            "see that its config.json and its weights are as they were published"
+            if dtype == "float32"
+            else "set model.dtype to bfloat16 or float32"
+        )
         raise ModelError(
-            f"the model computes numbers that are not finite in {dtype}, so its replies mean nothing: set model.dtype "
-            "to bfloat16 or float32"
+            f"the model computes numbers that are not finite in {dtype}, so its replies mean nothing: {way_out}"
         )
 
 

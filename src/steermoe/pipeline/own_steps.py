@@ -179,7 +179,7 @@ def _reply_base_on(one: SetSection) -> Step:
         reads=(inputs.BASE_MODEL, PROMPTS, _set_input(one)),
         writes=(prompts, names.replies_of(table)),
         goes_on_from=_pieces(table),
-        check=partial(_check_set, name=one.name),
+        check_run=partial(_check_set, name=one.name),
         needs_model=True,
         by_all=True,
     )
@@ -211,10 +211,10 @@ def _on(name: str, function: str) -> StepFunction:
     return reply
 
 
-def _check_set(config: Config, name: str) -> None:
-    from steermoe.stages.reply_sets import check_set
+def _check_set(config: Config, run: RunDirectory, name: str) -> None:
+    from steermoe.stages.ready import check_set
 
-    check_set(config, name)
+    check_set(config, name, run.read_prompts())
 
 
 # ---- a text of the user's -----------------------------------------------------------------------------
@@ -232,10 +232,9 @@ TEXT_FILE = Input("text file", (), _text_file)
 
 
 def _check_text(config: Config) -> None:
-    from steermoe.measures.perplexity import read_text
+    from steermoe.stages.ready import check_text
 
-    if config.evaluate.text_file is not None:
-        read_text(config.evaluate.text_file)
+    check_text(config)
 
 
 def _read_text(model: str) -> Step:

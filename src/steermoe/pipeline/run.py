@@ -261,13 +261,16 @@ def _do_steps(request: _Request) -> None:
         if step.is_asked_for(request.ledger.config)
         and (not step.only_where or step in wanted or _has(request, step))
     ]
-    is_due = False
+    is_due = collects = False
     for step in chosen:
         is_forced = request.force and step in wanted
         fingerprint = fingerprint_of(request.ledger, step)
         is_due = is_due or not request.is_finished(step, fingerprint, is_forced)
         if is_due:
             step.check(request.ledger.config)
+            collects = collects or step == COLLECT
+            if not collects:
+                step.check_run(request.ledger.config, request.directory)
             for doubt in step.doubts(request.ledger.config):
                 request.reporter.note(doubt)
     if request.command == "ablate":

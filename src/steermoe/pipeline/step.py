@@ -29,6 +29,10 @@ def _nothing_to_check(config: Config) -> None:
     """Of a step whose settings name nothing."""
 
 
+def _nothing_to_check_in(config: Config, run: RunDirectory) -> None:
+    """Of a step that needs nothing of the run that may be other than it should."""
+
+
 def _nothing_to_doubt(config: Config) -> list[str]:
     """Of a step whose settings can always mean something."""
     return []
@@ -60,6 +64,7 @@ class Step:
         goes_on_from: Which files an interrupted attempt leaves to go on from. What is no result of the step is removed
             once it is done.
         check: Refuses what can be told to be wrong before any step is run: names, prompt files.
+        check_run: The same of what the run holds, where it is not about to be made anew.
         doubts: What to say of settings with which it can be done to no purpose, before any step is run.
         needs_model: Whether it reads the base model, and so whether that has to be there.
         only_where: It is left out, without a word, where this file is missing.
@@ -78,6 +83,7 @@ class Step:
     asks: tuple[str, ...] | None = None
     goes_on_from: tuple[str, ...] = ()
     check: Callable[[Config], object] = field(default=_nothing_to_check)
+    check_run: Callable[[Config, RunDirectory], object] = field(default=_nothing_to_check_in)
     doubts: Callable[[Config], list[str]] = field(default=_nothing_to_doubt)
     needs_model: bool = False
     only_where: str = ""

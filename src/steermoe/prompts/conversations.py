@@ -49,6 +49,7 @@ CONTENT_KEYS = ("content", "value")
 
 _TOOL_KEYS = ("tool_calls", "tool_call_id", "function_call")
 _LIST_OF_TURNS = re.compile(r"\s*\[\s*\{")
+_LIST_OF_TEXTS = re.compile(r"\s*\[\s*[\"']")
 _TURN_KEY = re.compile(r"""['"](?:role|from)['"]\s*:""")
 
 
@@ -166,6 +167,8 @@ def turns_in_text(text: str, tally: TurnsTally) -> list[Mapping[str, object]] | 
     Raises:
         PromptError: It seems to be such a list, and cannot be read.
     """
+    if _LIST_OF_TEXTS.match(text):
+        _check_no_list_of_texts(text)
     if not _LIST_OF_TURNS.match(text):
         return None
     try:
@@ -190,6 +193,23 @@ def turns_in_text(text: str, tally: TurnsTally) -> list[Mapping[str, object]] | 
         return None
     tally.from_python += 1
     return found
+
+
+def _check_no_list_of_texts(text: str) -> None:
+    """Refuse a cell that a program wrote a list of texts into.
+
+    Raises:
+        PromptError: It is one.
+    """
+    try:
+        found = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return
+    if isinstance(found, list) and all(isinstance(item, str) for item in found):
+        raise PromptError(
+            f"holds a list of {counted(len(found), 'text')} and not one text; write the prompt alone, or turns of role "
+            "and content"
+        )
 
 
 def looks_like_turns(value: object) -> TypeGuard[list[Mapping[str, object]]]:

@@ -21,6 +21,10 @@ DELIMITERS = ",;\t|"
 _SEPARATOR_LINE = re.compile(r'"?sep=([^\w"\s]|\t)"?[ ,;\t|]*\r?\n', re.IGNORECASE)
 _MOST_LINES_ABOVE = 10  # of titles and comments, before the names of the columns
 _LONGEST_NAME = 30
+_LONGEST_WORD = 6
+"""Characters of a name in other letters than Latin ones: Chinese writes a whole sentence without a blank."""
+_ENDS_OF_SENTENCES = (".", "?", "!", "…", "。", "\uff1f", "\uff01")
+"""The last two are the full-width `?` and `!`."""
 
 Named = Callable[[str], bool]
 """Whether a cell may be the name of a column."""
@@ -167,9 +171,17 @@ def _looks_like_table(text: str, delimiter: str, header: list[str]) -> bool:
     if any(len(cell) > _LONGEST_NAME or len(cell.split()) > 3 for cell in header):
         return False
     if len(header) == 1:
-        return " " not in header[0].strip()
+        return _may_be_a_name(header[0].strip())
     records = _first_records(text, delimiter, 100)[1:]
     return bool(records) and all(len(record) in (0, len(header)) for record in records)
+
+
+def _may_be_a_name(cell: str) -> bool:
+    """Whether a line of one cell may name a column: one short word, and no sentence of a script without blanks."""
+    is_sentence = cell.endswith(_ENDS_OF_SENTENCES) or (
+        not cell.isascii() and len(cell) > _LONGEST_WORD
+    )
+    return " " not in cell and not is_sentence
 
 
 def _lines_of(text: str, whole: str, source: str) -> Records:

@@ -113,4 +113,7 @@ def _way_out(data: bytes, source: str) -> str:
     """How else a file that is not UTF-8 may be read: which of the old encodings it has cannot be told."""
     if b"\0" in data:
         return ""
-    return f", or say how it is encoded: '{source}:encoding=cp1252' reads what older Windows programs write"
+    return (
+        f", or say how it is encoded: '{source}:encoding=cp1252' reads what older Windows programs write in Western "
+        "languages, gb18030 in Chinese, shift_jis in Japanese"
+    )

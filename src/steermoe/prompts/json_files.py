@@ -56,8 +56,12 @@ def _runs_out(error: json.JSONDecodeError, text: str) -> bool:
     return error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
 
 
+_GOES_ON = "does not end in its line; save one object a line, or all of them in one list ([...])"
+
+
 def _lines(text: str, source: str) -> Records:
     values = []
+    last = text.rstrip().count("\n") + 1
     # Other line ends than "\n" may stand inside a JSON string, so str.splitlines would tear rows.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -65,7 +69,9 @@ def _lines(text: str, source: str) -> Records:
         try:
             values.append((number, load_json(line)))
         except json.JSONDecodeError as error:
-            what = "is cut off" if _runs_out(error, line) else f"is not valid JSON: {error.msg}"
+            what = f"is not valid JSON: {error.msg}"
+            if _runs_out(error, line):
+                what = "is cut off" if number == last else _GOES_ON
             raise PromptError(f"{source}, row {number}: {what}, column {error.colno}") from None
         except (RecursionError, ValueError) as error:
             raise PromptError(f"{source}, row {number}: cannot be read as JSON: {error}") from None

@@ -29,7 +29,10 @@ _ASKING = (
     "jailbreak", "adversarial", "attack", "context", "history", "prefix", "suffix",
 )  # fmt: skip
 """Parts of names of what is asked, or is said around it."""
-_ASKING_ALONE = frozenset({"user", "human", "input", "inputs", "adv", "turn"})
+_ASKING_ALONE = frozenset(
+    {"user", "human", "input", "inputs", "adv", "turn"}
+    | {"document", "passage", "article", "preamble", "persona"}
+)
 """The same, as words of their own."""
 _JUDGING = ("harm", "toxic", "malicious", "unsafe", "safe", "benign", "dangerous", "refuse")
 """Parts of names that tell the harmful from the harmless, where yes and no stand below."""

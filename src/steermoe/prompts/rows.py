@@ -123,8 +123,12 @@ def whole_number(value: object) -> object:
 
 
 def plain_word(value: object) -> str:
-    """A cell that holds one of a few words, in small letters: `" Unsafe "`, `1.0` and `True` are usual."""
-    return str(whole_number(value)).strip().casefold()
+    """A cell that holds one of a few words, in small letters: `" Unsafe "`, `1.0` and `True` are usual.
+
+    A column of whole numbers with gaps is written as `1.0` into a text, too.
+    """
+    word = str(whole_number(value)).strip().casefold()
+    return word.removesuffix(".0") if word.removesuffix(".0").isdecimal() else word
 
 
 def shown(value: object) -> str:

@@ -98,7 +98,7 @@ def parse_source(source: str | Path) -> Declaration:
         PromptError: An option is unknown, given twice, or has no value.
     """
     text = str(source)
-    if text.startswith("builtin:") or _exists(text):
+    if text.startswith("builtin:") or (text and _exists(text)):
         return Declaration(text, text)
     label, rest = _leading_label(text)
     path, options = _split_options(rest)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from steermoe.prompts.rows import counted
 from steermoe.records import Prompt
 
+_FEWEST_ACCENTED = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Sign:
@@ -28,6 +30,13 @@ class Sign:
 def _matching(pattern: str) -> Callable[[str], bool]:
     compiled = re.compile(pattern, re.DOTALL)
     return lambda text: compiled.search(text) is not None
+
+
+def _is_mostly_accented(text: str) -> bool:
+    """Whether more characters are of the upper half of Latin-1 than are plain letters, and not just a few."""
+    high = sum("\xa1" <= letter <= "\xff" for letter in text)
+    plain = sum(letter.isascii() and letter.isalpha() for letter in text)
+    return high >= _FEWEST_ACCENTED and high > plain
 
 
 SIGNS = (
@@ -57,6 +66,10 @@ SIGNS = (
     Sign(
         "hold UTF-8 that was once read in another encoding, as Ã© for é",
         _matching("[ÂÃ][\x80-\xbf]|â€"),
+    ),
+    Sign(
+        "hold hardly any letter without an accent: read in an encoding that is not theirs, as ÖÐÎÄ for 中文?",
+        _is_mostly_accented,
     ),
     Sign("hold the mark that stands for a lost character", lambda text: "\ufffd" in text),
     Sign(

@@ -28,7 +28,11 @@ from steermoe.prompts.resolve import resolve_prompts
 from steermoe.prompts.splits import assign_splits
 from steermoe.records import NO_BATCH, Label, Prompt, Sampling, Split
 from steermoe.reporter import Bar, Reporter
-from steermoe.stages.doubts import doubts_about_routing
+from steermoe.stages.doubts import (
+    doubts_about_rendering,
+    doubts_about_routing,
+    doubts_about_tokens,
+)
 from steermoe.stages.opening import SERVER, TRANSFORMERS, kind_of, open_engine
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import SHARDS
@@ -141,11 +145,15 @@ def collect(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     for doubt in doubts_about_routing(description):
         reporter.note(doubt)
     tokenizer = load_tokenizer(config.model, source, reporter.line)
+    for doubt in doubts_about_tokens(tokenizer, prompts):
+        reporter.note(doubt)
     missing = missing_shards(run, SHARD_PREFIX, range(len(groups)))
     if missing:
         with open_engine(config, source, tokenizer) as engine:
             if processes.is_first:
                 prompts = _rendered(run, config, prompts, tokenizer)
+                for doubt in doubts_about_rendering(prompts):
+                    reporter.note(doubt)
                 check_lengths(engine, prompts, sampling_of(config))
                 # Nothing is written before this, so prompts that are refused replace none.
                 run.write_prompts(prompts)

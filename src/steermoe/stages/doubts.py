@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -55,6 +56,47 @@ def doubts_about_routing(description: MoEDescription) -> list[str]:
     return [
         f"every token goes to {description.top_k} of {description.num_experts} experts of a layer, so routing says "
         "nothing about any of them: no risk difference can be but zero"
+    ]
+
+
+def doubts_about_rendering(prompts: Sequence[Prompt]) -> list[str]:
+    """What a chat template has lost of the prompts.
+
+    Args:
+        prompts: Of the run, with the texts that the model is fed.
+    """
+    asked = {prompt.rendered: prompt.messages for prompt in prompts}
+    lost = sum(prompt.messages != asked[prompt.rendered] for prompt in prompts)
+    if not lost:
+        return []
+    return [
+        f"{lost} of {len(prompts)} prompts are the same text to the model as others that say something else: its chat "
+        "template cuts or changes them"
+    ]
+
+
+def doubts_about_tokens(tokenizer: Any, prompts: Sequence[Prompt]) -> list[str]:
+    """What of the prompts a tokenizer cannot write, and feeds to the model as one and the same unknown token.
+
+    Args:
+        tokenizer: The model's.
+        prompts: Of the run.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        return []
+    texts = ["\n".join(turn["content"] for turn in prompt.messages) for prompt in prompts]
+    number = sum(
+        unknown in ids and tokenizer.unk_token not in text
+        for text, ids in zip(
+            texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True
+        )
+    )
+    if not number:
+        return []
+    return [
+        f"{number} of {len(prompts)} prompts hold characters that the model's tokenizer does not have: it reads "
+        f"{tokenizer.unk_token} in their place"
     ]
 
 

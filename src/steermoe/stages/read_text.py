@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from steermoe.config import Config
@@ -27,18 +29,28 @@ def read_text_hardened(run: RunDirectory, config: Config, reporter: Reporter) ->
     return _read(run, config, reporter, load_hardened(run, config), HARDENED)
 
 
+def tokens_of_text(tokenizer: Any, text: str, path: str) -> list[int]:
+    """The tokens of a text, of which at least one is predicted.
+
+    Raises:
+        PromptError: None is: without a token that begins every text, the first one is predicted from nothing.
+    """
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < (2 if tokenizer.bos_token_id is None else 1):
+        raise PromptError(
+            f"evaluate.text_file {path} has {len(ids)} token, of which nothing is predicted; name a longer one"
+        )
+    return ids
+
+
 def _read(
     run: RunDirectory, config: Config, reporter: Reporter, loaded: LoadedModel, model: str
 ) -> Figures:
     path = str(config.evaluate.text_file)
     engine = text_engine(loaded, config)
-    ids = engine.tokenizer(read_text(path), add_special_tokens=False, verbose=False)["input_ids"]
+    ids = tokens_of_text(engine.tokenizer, read_text(path), path)
     size = min(WINDOW, engine.context_length or WINDOW)
     windows = windows_of(ids, engine.tokenizer.bos_token_id, size)
-    if not windows:
-        raise PromptError(
-            f"evaluate.text_file {path} has {len(ids)} token, of which nothing is predicted; name a longer one"
-        )
     rows = []
     with reporter.bar(len(windows), f"text {model}") as bar:
         for window, logits in engine.score(windows):

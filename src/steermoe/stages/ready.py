@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,21 @@ from transformers import GenerationConfig
 
 from steermoe.capability.items import BUILTIN_CAPABILITY, builtin_items, chosen_items
 from steermoe.chat import encode, ids_that_stop, render
-from steermoe.config import Config, ModelSection
+from steermoe.config import Config, ModelSection, SetSection
 from steermoe.errors import ConfigError, ModelError, PromptError, on_one_line
 from steermoe.loading import load_tokenizer, model_source
+from steermoe.measures.perplexity import read_text
 from steermoe.moe.checkpoint import save_generation_config
 from steermoe.moe.configs import language_config, read_config
 from steermoe.records import Prompt, Split, Verdict
+from steermoe.reporter import silent
+from steermoe.stages.read_text import tokens_of_text
+from steermoe.stages.set_prompts import (
+    last_conversation,
+    prompts_of_set,
+    sampling_of_set,
+    set_named,
+)
 from steermoe.training.dataset import needs_refusal
 from steermoe.training.targets import names_callable, resolve_target
 from steermoe.turns import assistant_turn
@@ -39,13 +49,44 @@ def check_ready(config: Config, prompts: Sequence[Prompt]) -> None:
         ConfigError: Settings leave nothing to compare, or a callable makes no target.
         ModelError: The model's config, generation config or tokenizer cannot be saved, or its tokenizer has tokens that
             the model does not know.
-        PromptError: A prompt, with its reply or its target, exceeds the context, or has such tokens.
+        PromptError: A prompt, with its reply or its target, exceeds the context, or has such tokens; or the files of a
+            set of the evaluation cannot be read.
     """
     check_replies_are_fed(config)
     source = model_source(config.model)
     tokenizer = load_tokenizer(config.model, source)
     check_saving(config.model, source, tokenizer)
     check_tokens(config, tokenizer, source, prompts)
+    for chosen in config.evaluate.sets:
+        _check_set(config, chosen, tokenizer, source, prompts)
+
+
+def check_set(config: Config, name: str, prompts: Sequence[Prompt]) -> None:
+    """Try what a set of the evaluation will need, of a run whose prompts are known.
+
+    Raises:
+        ModelError: The tokenizer cannot be read, or makes of a prompt tokens that the model does not know.
+        PromptError: The files of the set cannot be read, or a prompt and its replies exceed the context.
+    """
+    source = model_source(config.model)
+    tokenizer = load_tokenizer(config.model, source)
+    _check_set(config, set_named(config, name), tokenizer, source, prompts)
+
+
+def check_text(config: Config) -> None:
+    """Try the text whose perplexity is to be measured.
+
+    Raises:
+        ModelError: The tokenizer cannot be read, or makes of the text tokens that the model does not know.
+        PromptError: The text cannot be read, or is too short.
+    """
+    path = str(config.evaluate.text_file)
+    text = read_text(path)
+    source = model_source(config.model)
+    tokenizer = load_tokenizer(config.model, source)
+    ids = tokens_of_text(tokenizer, text, path)
+    num_embedded = int(_text_config(config.model, source).vocab_size)
+    _check_embedded(ids, num_embedded, f"evaluate.text_file {path}", tokenizer)
 
 
 def check_replies_are_fed(config: Config) -> None:
@@ -115,11 +156,9 @@ def check_tokens(config: Config, tokenizer: Any, source: str, prompts: Sequence[
         PromptError: A prompt or a target is too long.
         ModelError: The tokenizer has made a token that is beyond the model's embedding.
     """
-    text_config = language_config(
-        read_config(source, config.model.revision, config.model.trust_remote_code)
-    )
+    text_config = _text_config(config.model, source)
     num_embedded = int(text_config.vocab_size)
-    context = getattr(text_config, "max_position_embeddings", None)
+    context = _context_of(text_config)
     _check_replies_end(config.model, source, text_config, tokenizer)
     targets = _targets(config, prompts)
     texts = [text for own in targets.values() for text in own]
@@ -130,9 +169,42 @@ def check_tokens(config: Config, tokenizer: Any, source: str, prompts: Sequence[
         _check_embedded(prompt_ids, num_embedded, f"prompt {prompt.prompt_id}", tokenizer)
         if context:
             learned = [num_tokens[text] for text in targets.get(prompt.prompt_id, ())]
-            _check_room(config, prompt, len(prompt_ids), max(learned, default=0), int(context))
+            _check_room(config, prompt, len(prompt_ids), max(learned, default=0), context)
     if context and BUILTIN_CAPABILITY in config.evaluate.benchmarks:
-        _check_tasks_fit(config, tokenizer, int(context))
+        _check_tasks_fit(config, tokenizer, context)
+
+
+def _text_config(settings: ModelSection, source: str) -> Any:
+    return language_config(read_config(source, settings.revision, settings.trust_remote_code))
+
+
+def _context_of(text_config: Any) -> int | None:
+    """Tokens that the model reads at once; None where its config sets no limit."""
+    length = getattr(text_config, "max_position_embeddings", None)
+    return int(length) if length else None
+
+
+def _check_set(
+    config: Config, chosen: SetSection, tokenizer: Any, source: str, own: Sequence[Prompt]
+) -> None:
+    """Check that the model knows every token of a set, and has room for each conversation with all its replies."""
+    text_config = _text_config(config.model, source)
+    num_embedded, context = int(text_config.vocab_size), _context_of(text_config)
+    conversations = [
+        replace(prompt, messages=last_conversation(prompt, chosen.follow_ups), rendered="")
+        for prompt in prompts_of_set(config, chosen, own, silent())
+    ]
+    num_replies = 1 + len(chosen.follow_ups)
+    most = sampling_of_set(config, chosen).max_tokens * num_replies
+    for prompt, ids in _tokenised(config, tokenizer, conversations):
+        what = f"prompt {prompt.prompt_id} of the set {chosen.name}"
+        _check_embedded(ids, num_embedded, what, tokenizer)
+        if context and len(ids) + most > context:
+            replies = "its reply" if num_replies == 1 else f"its {num_replies} replies"
+            raise PromptError(
+                f"{what} has {len(ids)} tokens, and with the {most} of {replies} it exceeds the model's context of "
+                f"{context}; shorten it, or give the set a lower max_new_tokens (evaluate.sets)"
+            )
 
 
 def _check_tasks_fit(config: Config, tokenizer: Any, context: int) -> None:
