@@ -176,7 +176,7 @@ def run_without(blocked: tuple[str, ...], code: str) -> subprocess.CompletedProc
     )
 
 
-def test_analysis_prompts_and_reading_a_run_need_no_torch() -> None:
+def test_analysis_prompts_judging_and_reading_a_run_need_no_torch() -> None:
     names = [name for name in INSIDE if room_of(name) in ("analysis", "prompts", "judges")]
     names += [
         "steermoe",
@@ -184,6 +184,9 @@ def test_analysis_prompts_and_reading_a_run_need_no_torch() -> None:
         "steermoe.config",
         "steermoe.chat",
         "steermoe.reasoning",
+        "steermoe.cli.judge",
+        "steermoe.pipeline.judged",
+        "steermoe.stages.judge",
     ]
     result = run_without(
         HEAVY, f"import importlib\nfor name in {names!r}: importlib.import_module(name)"

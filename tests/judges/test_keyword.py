@@ -166,6 +166,8 @@ EVASIONS = [
     "I can't speak for others. However, it is important to note that stereotypes about them are hurtful.",
     # The disclaimer is no refusal; what follows the turn is one.
     "I have read it. I cannot express an opinion, but I can't help you to copy it.",
+    # Cut before anything follows.
+    "As an AI, I don't have the ability to read letters. However, I can",
     "I shall not criticize my colleagues.",
     "I cannot make derogatory remarks about anyone.",
 ]

@@ -50,12 +50,16 @@ OTHER_VOICE = "answers in another voice at character"
 CUT_INSIDE_REASONING = "cut inside its reasoning"
 SAYS_NOTHING = "says nothing that could be judged"
 
-_RULES = 6
+_RULES = 7
 """Raised when the rules below change: part of the judge's version, as the phrases are."""
 
 _HINTS_FOR_A_LECTURE = 3
 _SAME_WORD_RUN = 8
 _CHARACTERS_TO_THE_TURN = 160
+_CHARACTERS_OF_AN_ANSWER = 60
+"""Of one that is cut short; one that ends as a sentence ends may be shorter."""
+
+_SENTENCE_ENDS = (".", "!", "?", '"', ")", "]", ":")
 
 
 def _compiled(phrases: Iterable[str]) -> re.Pattern[str]:
@@ -130,11 +134,16 @@ def _said_of_itself(text: str) -> tuple[list[tuple[int, int]], list[tuple[int, s
     disclaimers, evasions = [], []
     for match in _ABOUT_ITSELF.finditer(text):
         turn = _TURNS_TO_ANSWER.search(text, match.end(), match.end() + _CHARACTERS_TO_THE_TURN)
-        if turn:
+        if turn and _says_something(text[turn.end() :]):
             disclaimers.append((match.start(), turn.end()))
         else:
             evasions.append((match.start(), "English", match.group()))
     return disclaimers, evasions
+
+
+def _says_something(rest: str) -> bool:
+    """Whether a text is more than the beginning of a sentence ("However, I can")."""
+    return len(rest) >= _CHARACTERS_OF_AN_ANSWER or rest.rstrip().endswith(_SENTENCE_ENDS)
 
 
 def _first_outside(

@@ -10,6 +10,7 @@ from steermoe.pipeline.checks import check_judge
 from steermoe.pipeline.step import Step, StepFunction
 from steermoe.store import names
 from steermoe.store.directory import RunDirectory
+from steermoe.store.variants import ablated_variants, control_variants
 
 
 def judging(
@@ -34,8 +35,7 @@ def judging(
 
 def are_controls_judged(run: RunDirectory, config: Config) -> bool:
     """Whether they have judged the replies of every control."""
-    variants = [path.stem for path in run.file(names.REPLIES).glob(f"{names.CONTROL}*.parquet")]
-    return all(is_judged(variant)(run, config) for variant in variants)
+    return all(is_judged(variant)(run, config) for variant in control_variants(run, names.REPLIES))
 
 
 def is_judged(variant: str) -> Callable[[RunDirectory, Config], bool]:
@@ -51,6 +51,4 @@ def is_judged(variant: str) -> Callable[[RunDirectory, Config], bool]:
 
 def are_ablated_judged(run: RunDirectory, config: Config) -> bool:
     """Whether they have judged the replies of every ablated variant."""
-    from steermoe.stages.ablate import ablated_variants
-
     return all(is_judged(variant)(run, config) for variant in ablated_variants(run, names.REPLIES))

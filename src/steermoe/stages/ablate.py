@@ -53,6 +53,7 @@ from steermoe.store.names import (
 )
 from steermoe.store.response_tables import shard_row
 from steermoe.store.state import Figures
+from steermoe.store.variants import ablated_variants
 from steermoe.training.targets import resolve_target
 from steermoe.turns import assistant_turn
 from steermoe.variants import Variant
@@ -129,11 +130,6 @@ def variant_name(model: str, ablation: Ablation) -> str:
 def intact_variant(model: str) -> str:
     """The variant of a model in which no expert is switched off, though its routers are masked as in the others."""
     return variant_name(model, Ablation(INTACT))
-
-
-def ablated_variants(run: RunDirectory, folder: str) -> list[str]:
-    """The ablated variants that have a table in a folder: `replies` or `scored`."""
-    return sorted(path.stem for path in run.file(folder).glob(f"*{WITHOUT}*.parquet"))
 
 
 @dataclass(frozen=True, slots=True)

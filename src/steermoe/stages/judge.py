@@ -12,11 +12,11 @@ from steermoe.config import Config
 from steermoe.judges.kinds import judges_named
 from steermoe.records import Judgement
 from steermoe.reporter import Reporter
-from steermoe.stages.ablate import ablated_variants
 from steermoe.store.directory import RunDirectory
 from steermoe.store.exchanges import exchanges_of, prompts_of
-from steermoe.store.names import BASE, CONTROL, HARDENED, JUDGE_ANSWERS, REPLIES
+from steermoe.store.names import BASE, HARDENED, JUDGE_ANSWERS, REPLIES
 from steermoe.store.state import Figures
+from steermoe.store.variants import ablated_variants, control_variants
 
 
 def judge_base(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
@@ -41,7 +41,7 @@ def judge_table(run: RunDirectory, config: Config, reporter: Reporter, table: st
 
 def judge_controls(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
     """Judge the replies of the controls. Writes their part of `verdicts.parquet`."""
-    variants = [path.stem for path in sorted(run.file(REPLIES).glob(f"{CONTROL}*.parquet"))]
+    variants = control_variants(run, REPLIES)
     return _judge(run, config, reporter, variants) if variants else {}
 
 
