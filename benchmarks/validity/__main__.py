@@ -40,9 +40,9 @@ def null(runs: int, size: int, only: str | None) -> Tables:
 
 def skewed(runs: int, size: int, only: str | None) -> Tables:
     """As null, but only the estimator of the most skewed differences, and its p-values: intervals of two draws."""
-    only: tuple[Estimator, ...] = ("mean_over_responses",)
+    estimators: tuple[Estimator, ...] = ("mean_over_responses",)
     return (
-        study_null(design, runs, estimators=only, num_bootstrap=2).drop(columns=OF_INTERVALS)
+        study_null(design, runs, estimators=estimators, num_bootstrap=2).drop(columns=OF_INTERVALS)
         for design in null_designs(size)
         if only in (None, design.name)
     )
