@@ -31,11 +31,11 @@ import pandas as pd
 import steermoe
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import build_contrast
+from steermoe.analysis.influences import cluster_robust_errors
 from steermoe.analysis.replication import replicate
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.stability import selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty
-from steermoe.analysis.variance import cluster_robust_errors
 
 HERE = Path(__file__).resolve().parent.parent
 NUM_REPLIES, NUM_LAYERS, NUM_EXPERTS = 2000, 48, 128

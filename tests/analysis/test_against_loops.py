@@ -7,22 +7,15 @@ import pytest
 
 import statistics_references as reference
 from statistics_references import Responses, expert_of, odd_data
-from steermoe.analysis import variance
+from steermoe.analysis import influences
 from steermoe.analysis.bootstrap import bootstrap_variances, errors_and_freedom, half_widths
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS, Contrast, build_contrast
+from steermoe.analysis.grouping import Grouping, cluster_groups
+from steermoe.analysis.influences import class_influences, cluster_influences, cluster_robust_errors
 from steermoe.analysis.permutation import NullModel, p_values_of
 from steermoe.analysis.stability import _half_samples, selection_stability
-from steermoe.analysis.variance import (
-    Grouping,
-    class_influences,
-    cluster_groups,
-    cluster_influences,
-    cluster_robust_errors,
-    degrees_of_freedom,
-    lost_to_rate,
-    variance_components,
-)
+from steermoe.analysis.variance import degrees_of_freedom, lost_to_rate, variance_components
 
 EXPERTS = range(6)
 
@@ -82,8 +75,8 @@ def test_the_analytic_error_squares_parts_that_are_as_large_as_about_the_true_ra
             expected = [parts[cluster] for cluster in names_of(contrast, data)]
             assert found[:, column] == pytest.approx(expected, abs=1e-12)
         with monkeypatch.context() as patched:
-            patched.setattr(variance, "cluster_influences", lambda *_, found=found: found)
-            patched.setattr(variance, "small_sample_factor", lambda number: 1.0)
+            patched.setattr(influences, "cluster_influences", lambda *_, found=found: found)
+            patched.setattr(influences, "small_sample_factor", lambda number: 1.0)
             total = np.sqrt(np.sum(found**2, axis=0))
             assert cluster_robust_errors(contrast) == pytest.approx(total)
 

@@ -12,9 +12,9 @@ from scipy import stats
 from steermoe.analysis.confounds import confound_contrasts, explain, flag_confounded, within_strata
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import build_contrast
+from steermoe.analysis.influences import cluster_robust_errors
 from steermoe.analysis.linear import OfContrast, errors_of, higher_p_values
 from steermoe.analysis.positions import at_equal_position, position_bins
-from steermoe.analysis.variance import cluster_robust_errors
 from steermoe.errors import RoutingError
 
 

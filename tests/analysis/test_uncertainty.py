@@ -16,6 +16,7 @@ from steermoe.analysis.bootstrap import errors_and_freedom
 from steermoe.analysis.clusters import find_clusters
 from steermoe.analysis.counts import RoutingCounts
 from steermoe.analysis.estimators import ESTIMATORS, Contrast, build_contrast
+from steermoe.analysis.influences import cluster_robust_errors
 from steermoe.analysis.permutation import NullModel, frequency_pools, p_values_of
 from steermoe.analysis.uncertainty import (
     UNCERTAINTY_COLUMNS,
@@ -23,7 +24,6 @@ from steermoe.analysis.uncertainty import (
     estimate_uncertainty,
     round_significant,
 )
-from steermoe.analysis.variance import cluster_robust_errors
 from steermoe.errors import RoutingError
 
 TINY = RoutingModel(num_layers=2, num_experts=16, top_k=4)

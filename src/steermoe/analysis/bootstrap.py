@@ -12,15 +12,9 @@ from scipy import stats
 
 from steermoe.analysis.estimators import Contrast, column_chunks
 from steermoe.analysis.freedom import effective_freedom
-from steermoe.analysis.variance import (
-    NUM_TERMS,
-    cluster_covariances,
-    cluster_groups,
-    clusters_alone,
-    small_sample_ratio,
-    sum_of_squares,
-    variance_components,
-)
+from steermoe.analysis.grouping import cluster_groups, clusters_alone, sum_of_squares
+from steermoe.analysis.influences import small_sample_ratio
+from steermoe.analysis.variance import NUM_TERMS, cluster_covariances, variance_components
 from steermoe.records import FloatArray
 
 BLOCK_ELEMENTS = 1 << 22

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steermoe.analysis.variance import Grouping
+from steermoe.analysis.grouping import Grouping
 from steermoe.records import BoolArray, FloatArray, IntArray
 
 

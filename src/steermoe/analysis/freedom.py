@@ -15,14 +15,9 @@ import numpy as np
 from scipy import optimize, stats
 
 from steermoe.analysis.estimators import Contrast
-from steermoe.analysis.variance import (
-    cluster_groups,
-    cluster_variances,
-    clusters_alone,
-    degrees_of_freedom,
-    small_sample_ratio,
-    within_units,
-)
+from steermoe.analysis.grouping import cluster_groups, clusters_alone
+from steermoe.analysis.influences import small_sample_ratio
+from steermoe.analysis.variance import cluster_variances, degrees_of_freedom, within_units
 from steermoe.records import FloatArray
 
 FEW = 30.0

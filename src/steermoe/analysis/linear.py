@@ -19,12 +19,8 @@ from scipy import stats
 from scipy.sparse import csr_array
 
 from steermoe.analysis.estimators import Contrast, column_chunks
-from steermoe.analysis.variance import (
-    cluster_groups,
-    cluster_influences,
-    small_sample_factor,
-    sum_of_squares,
-)
+from steermoe.analysis.grouping import cluster_groups, sum_of_squares
+from steermoe.analysis.influences import cluster_influences, small_sample_factor
 from steermoe.records import FloatArray, IntArray
 
 

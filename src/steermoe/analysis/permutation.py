@@ -14,15 +14,8 @@ import numpy.typing as npt
 
 from steermoe.analysis.bootstrap import blocks_of_draws
 from steermoe.analysis.estimators import Contrast, column_chunks
-from steermoe.analysis.variance import (
-    Grouping,
-    cluster_groups,
-    cluster_kinds,
-    lost_to_rate,
-    sum_of_squares,
-    variance_components,
-    variance_terms,
-)
+from steermoe.analysis.grouping import Grouping, cluster_groups, cluster_kinds, sum_of_squares
+from steermoe.analysis.variance import lost_to_rate, variance_components, variance_terms
 from steermoe.records import BoolArray, FloatArray, IntArray
 
 Float32Array = npt.NDArray[np.float32]

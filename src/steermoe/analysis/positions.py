@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from steermoe.analysis.estimators import column_chunks
+from steermoe.analysis.grouping import Grouping
 from steermoe.analysis.linear import corrected_for_few
-from steermoe.analysis.variance import Grouping
 from steermoe.errors import RoutingError
 from steermoe.records import NO_EXPERT, BoolArray, FloatArray, IntArray
 

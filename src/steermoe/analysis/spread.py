@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from steermoe.analysis.estimators import Contrast, column_chunks
-from steermoe.analysis.variance import Grouping, class_rates, sum_of_squares
+from steermoe.analysis.grouping import Grouping, sum_of_squares
+from steermoe.analysis.influences import class_rates
 
 TOO_SKEWED = 0.08
 """Mean skewness k of the differences from which p-values are not to be trusted. A standard normal that should exceed z

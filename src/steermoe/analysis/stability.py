@@ -18,9 +18,9 @@ import pandas as pd
 from steermoe.analysis.clusters import find_clusters
 from steermoe.analysis.counts import PerResponse, Segment
 from steermoe.analysis.estimators import Contrast, Estimator, build_contrast, column_chunks
+from steermoe.analysis.grouping import cluster_groups
 from steermoe.analysis.selection import RankWithin
 from steermoe.analysis.uncertainty import expert_frame, of_layers
-from steermoe.analysis.variance import cluster_groups
 from steermoe.errors import RoutingError, SelectionError
 from steermoe.records import FloatArray, IntArray
 

@@ -93,6 +93,7 @@ def power_table(
     import numpy as np
     import pandas as pd
 
+    from steermoe.analysis.grouping import cluster_kinds
     from steermoe.analysis.power import (
         EFFECT_VARIATION,
         check_findable,
@@ -101,7 +102,6 @@ def power_table(
         risk_diffs_to_find,
         weight_concentration,
     )
-    from steermoe.analysis.variance import cluster_kinds
     from steermoe.scores import RISK_DIFF
     from steermoe.stages.contrast import train_contrast
 

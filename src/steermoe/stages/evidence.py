@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from steermoe.analysis import estimators
+from steermoe.analysis.influences import cluster_robust_errors
 from steermoe.analysis.replication import Resampling, replicate
 from steermoe.analysis.risk import risk_tables
 from steermoe.analysis.sensitivity import other_estimates
 from steermoe.analysis.spread import ClassSpread, class_spread
 from steermoe.analysis.stability import Stability, selection_stability
 from steermoe.analysis.uncertainty import estimate_uncertainty, expert_frame, of_layers
-from steermoe.analysis.variance import cluster_robust_errors
 from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.records import Expert, ResponseSums, Split

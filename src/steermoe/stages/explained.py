@@ -15,10 +15,10 @@ from steermoe.analysis.confounds import (
     within_strata,
 )
 from steermoe.analysis.counts import RoutingCounts, Segment
+from steermoe.analysis.influences import cluster_robust_errors
 from steermoe.analysis.linear import Linear, OfContrast
 from steermoe.analysis.positions import AtEqualPosition, at_equal_position
 from steermoe.analysis.uncertainty import expert_frame, of_layers, round_significant
-from steermoe.analysis.variance import cluster_robust_errors
 from steermoe.config import Config
 from steermoe.errors import RoutingError
 from steermoe.prompts.splits import goal_groups
