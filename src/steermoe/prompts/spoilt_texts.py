@@ -33,11 +33,11 @@ def _matching(pattern: str) -> Callable[[str], bool]:
 
 
 def _is_mostly_accented(text: str) -> bool:
-    """Whether more letters are of the upper half of Latin-1 than are plain ones, and not just a few."""
+    """Whether far more letters are of the upper half of Latin-1 than are plain ones, and not just a few."""
     letters = [letter for letter in text if letter.isalpha()]
     high = sum("\x80" <= letter <= "\xff" for letter in letters)
     plain = sum(map(str.isascii, letters))
-    return high >= _FEWEST_ACCENTED and high > plain
+    return high >= _FEWEST_ACCENTED and high > 2 * plain
 
 
 SIGNS = (
