@@ -58,6 +58,7 @@ def test_sound_texts_show_no_sign(prompt_file):
         "Wie öffne ich ein Schloß, äh, schnell?",
         "São Paulo, Ångström, façade",
         "¿Él? ¡Ñoño! Là où ça été né",
+        "¿Qué? ¡Sí!",
         "怎样撬锁", "Как открыть замок",
         "Is 3 < 4 & 5 > 4?",
         "User: what is that?",

@@ -177,11 +177,11 @@ def _looks_like_table(text: str, delimiter: str, header: list[str]) -> bool:
 
 
 def _may_be_a_name(cell: str) -> bool:
-    """Whether a line of one cell may name a column: one short word, and no sentence of a script without blanks."""
+    """Whether a line of one cell may name a column: one short word, and neither a tag nor a sentence without blanks."""
     is_sentence = cell.endswith(_ENDS_OF_SENTENCES) or (
         not cell.isascii() and len(cell) > _LONGEST_WORD
     )
-    return " " not in cell and not is_sentence
+    return " " not in cell and not is_sentence and not cell.startswith("<")
 
 
 def _lines_of(text: str, whole: str, source: str) -> Records:

@@ -33,10 +33,11 @@ def _matching(pattern: str) -> Callable[[str], bool]:
 
 
 def _is_mostly_accented(text: str) -> bool:
-    """Whether more characters are of the upper half of Latin-1 than are plain letters, and not just a few."""
-    high = sum("\xa1" <= letter <= "\xff" for letter in text)
-    plain = sum(letter.isascii() and letter.isalpha() for letter in text)
-    return high >= _FEWEST_ACCENTED and high > plain
+    """Whether far more letters are of the upper half of Latin-1 than are plain ones, and not just a few."""
+    letters = [letter for letter in text if letter.isalpha()]
+    high = sum("\x80" <= letter <= "\xff" for letter in letters)
+    plain = sum(map(str.isascii, letters))
+    return high >= _FEWEST_ACCENTED and high > 2 * plain
 
 
 SIGNS = (
