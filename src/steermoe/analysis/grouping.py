@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from steermoe.analysis.estimators import Contrast
 from steermoe.records import BoolArray, FloatArray, IntArray
@@ -41,6 +40,8 @@ class Grouping:
 
         A product with a sparse matrix, which reads every row once; `np.add.reduceat` takes twenty times as long.
         """
+        from scipy.sparse import csr_array  # figures of a finished run are shown without it
+
         weights = np.ones(len(self.rows)) if weight is None else weight[self.rows]
         ends = np.append(self.starts, len(self.rows))
         shape = (len(self), len(values))
