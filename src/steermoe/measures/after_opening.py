@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from steermoe.judges.course import Course, course_of
 from steermoe.measures.evidence import Side, VariantEvidence
 from steermoe.metrics import MeasureRow
 from steermoe.records import Label, Prompt
+
+if TYPE_CHECKING:
+    from steermoe.judges.course import Course
 
 
 def _is_harmful(prompt: Prompt) -> bool:
@@ -47,6 +50,9 @@ class CourseRate:
         """The share and its change; none without replies."""
         if not evidence.own.texts or not evidence.own.verdicts:
             return []
+        # What the measure is called is asked for without the phrases, which take a tenth of a second to compile.
+        from steermoe.judges.course import course_of
+
         chosen = evidence.replied([i for i, p in evidence.prompts.items() if self.counts(p)])
 
         def hits(side: Side) -> list[bool | None]:
