@@ -57,16 +57,13 @@ def measured(run: RunDirectory, config: Config, style: str, work: Path) -> dict[
     """Margins of the prompts of a style that was left out; of all held-out prompts where none was."""
     experts: Sequence[Expert] = run.read_selection().chosen(config.train.experts)
     shares = [config.train.kept_change]
-    whole = config.model_copy(
-        update={"train": config.train.model_copy(update={"kept_change": 1.0})}
-    )
     if style == ALL:
         held_out = [p for p in run.read_prompts() if p.split is not Split.TRAIN]
-        found = trained_and_measured(run, whole, experts, work, held_out, shares)
+        found = trained_and_measured(run, config, experts, work, held_out, shares)
     else:
         with without_style(run, style) as changed:
             own = [p for p in changed.read_prompts() if p.split is Split.DEV]
-            found = trained_and_measured(changed, whole, experts, work, own, shares)
+            found = trained_and_measured(changed, config, experts, work, own, shares)
     margins: dict[str, float] = found[0]["margins"]
     return margins
 

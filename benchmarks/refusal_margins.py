@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from benchmarks.arguments import parser_of_a_run
 from benchmarks.statistics import show
@@ -48,6 +49,13 @@ def target_tokens(config: Config, tokenizer: Any, prompts: list[Prompt]) -> list
     return sorted({turn.token_ids[0] for turn in turns})
 
 
+def margins_of(logits: Tensor, refusals: list[int]) -> Tensor:
+    """The margin of each reply, of the logits `(N, V)` that predict its first token."""
+    others = logits.clone()
+    others[:, refusals] = -torch.inf
+    return logits[:, refusals].amax(dim=1) - others.amax(dim=1)
+
+
 @torch.inference_mode()
 def margins(run_dir: Path, split: str) -> tuple[list[Prompt], FloatArray]:
     """The prompts of a split, and the margin of each in nats."""
@@ -59,9 +67,7 @@ def margins(run_dir: Path, split: str) -> tuple[list[Prompt], FloatArray]:
     for text in fed_texts(run.config, loaded.tokenizer, prompts):
         fed = torch.tensor([encode(loaded.tokenizer, text)])
         logits = loaded.model(fed, use_cache=False, logits_to_keep=1).logits[0, -1].float()
-        refusing = logits[refusals].max()
-        logits[refusals] = -torch.inf
-        found.append(float(refusing - logits.max()))
+        found.append(float(margins_of(logits[None], refusals)))
     return prompts, np.array(found)
 
 

@@ -20,16 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
 
 from benchmarks.arguments import parser_of_a_run
-from benchmarks.refusal_margins import target_tokens
+from benchmarks.refusal_margins import margins_of, target_tokens
 from benchmarks.statistics import show
-from steermoe.analysis.forecast import UNSAFE
+from steermoe.analysis.forecast import forecast
 from steermoe.analysis.matched_sets import MatchedSets
-from steermoe.analysis.selection import activation_frequencies, create_expert_mask
+from steermoe.analysis.selection import (
+    SCORE,
+    activation_frequencies,
+    create_expert_mask,
+    in_order,
+)
 from steermoe.config import Config
 from steermoe.engines.scoring import by_continuation, completion_logits, kl_per_token, passes
 from steermoe.loading import LoadedModel
@@ -61,19 +67,21 @@ def planned(run: RunDirectory, number: int, draws: int, seed: int) -> dict[str, 
     """The sets by name: first the highest by risk difference, which random ones are matched to."""
     scores = run.read_table(SCORES)
     risk = run.read_table(RISK)
-    ordered = risk.sort_values(["risk_diff", "layer", "expert"], ascending=[False, True, True])
-    pairs = [Expert(*pair) for pair in zip(ordered["layer"], ordered["expert"], strict=True)]
-    found = {"risk_diff": pairs[:number]}
+    found = {"risk_diff": first_of(risk, number)}
     matched = MatchedSets(activation_frequencies(risk), found["risk_diff"]).draw(draws, seed)
     found |= {f"{RANDOM} {i + 1}": list(draw) for i, draw in enumerate(matched)}
-    found[LOWEST] = pairs[-number:]
+    found[LOWEST] = first_of(risk, number, lowest_first=True)
     for name, table in scores.groupby("score", sort=True):
-        if name in found:
-            continue
-        table = table.sort_values(["value", "layer", "expert"], ascending=[False, True, True])
-        pairs = [Expert(*pair) for pair in zip(table["layer"], table["expert"], strict=True)]
-        found[str(name)] = pairs[:number]
+        if name not in found:
+            own = table[["layer", "expert", "value"]].rename(columns={"value": SCORE})
+            found[str(name)] = first_of(own, number)
     return found
+
+
+def first_of(table: pd.DataFrame, number: int, lowest_first: bool = False) -> list[Expert]:
+    """The experts of highest score, or of lowest."""
+    ordered = in_order(table, lowest_first=lowest_first).head(number)
+    return [Expert(*pair) for pair in zip(ordered["layer"], ordered["expert"], strict=True)]
 
 
 def interference(
@@ -85,13 +93,12 @@ def interference(
     if sums is None or measured is None:
         return {}
     shape = (sums.num_layers, sums.num_experts)
-    harmful = measured.of_kind(UNSAFE)
     found = {}
     for name, experts in sets.items():
         mask = create_expert_mask(*shape, experts, sums.layer_indices)
-        moved = measured.products[:, mask].sum(axis=1)
+        kinds = forecast(measured, mask, (), 0, 0.95, 0)
         found[name] = {
-            heading: float(moved[measured.of_kind(kind)].mean() / moved[harmful].mean())
+            heading: float(kinds[kind].selected.value or np.nan)
             for heading, kind in (("look-alikes", "look_alike"), ("benign", "benign"))
         }
     return found
@@ -132,9 +139,7 @@ def measure(
         margins: dict[str, float] = {}
         for together in passes(dev.openings):
             logits = completion_logits(model, description, pad, together).float()
-            refusing = logits[:, dev.refusals].amax(dim=1)
-            logits[:, dev.refusals] = -torch.inf
-            for opening, margin in zip(together, refusing - logits.amax(dim=1), strict=True):
+            for opening, margin in zip(together, margins_of(logits, dev.refusals), strict=True):
                 margins[opening.prompt_id] = float(margin)
         divergence: dict[str, list[float]] = {}
         for together, base_logits in zip(passes(dev.replies), before, strict=True):
@@ -339,10 +344,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     run = RunDirectory(chosen.run)
     config = Run(run).config
-    train = {"kept_change": 1.0} | ({"epochs": chosen.epochs} if chosen.epochs else {})
-    config = config.model_copy(
-        update={"seed": chosen.seed, "train": config.train.model_copy(update=train)}
-    )
+    train = config.train.model_copy(update={"epochs": chosen.epochs or config.train.epochs})
+    config = config.model_copy(update={"seed": chosen.seed, "train": train})
     prompts = [p for p in run.read_prompts() if p.split is Split.DEV]
     sets = planned(run, chosen.number, chosen.draws, chosen.seed)
     chosen.out.mkdir(parents=True, exist_ok=True)
