@@ -9,7 +9,7 @@ class SteerMoEError(Exception):
     """Something the user can mend. The message is one line that says how."""
 
 
-def on_one_line(error: Exception) -> str:
+def on_one_line(error: Exception | str) -> str:
     """What an error says, its lines joined: the errors of other people's code may have several."""
     return " ".join(str(error).split())
 

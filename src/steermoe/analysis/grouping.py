@@ -74,3 +74,8 @@ def clusters_alone(contrast: Contrast) -> IntArray:
 def sum_of_squares(values: FloatArray) -> FloatArray:
     """Of each column of `(N, M)`, without a copy of it, `(M,)`."""
     return np.asarray(np.einsum("ij,ij->j", values, values))
+
+
+def sum_of_cubes(values: FloatArray) -> FloatArray:
+    """The same of third powers."""
+    return np.asarray(np.einsum("ij,ij,ij->j", values, values, values))

@@ -14,7 +14,13 @@ import numpy.typing as npt
 
 from steermoe.analysis.bootstrap import blocks_of_draws
 from steermoe.analysis.estimators import Contrast, column_chunks
-from steermoe.analysis.grouping import Grouping, cluster_groups, cluster_kinds, sum_of_squares
+from steermoe.analysis.grouping import (
+    Grouping,
+    cluster_groups,
+    cluster_kinds,
+    sum_of_cubes,
+    sum_of_squares,
+)
 from steermoe.analysis.variance import lost_to_rate, variance_components, variance_terms
 from steermoe.records import BoolArray, FloatArray, IntArray
 
@@ -196,8 +202,7 @@ class NullModel:
             third -= cubes @ _cubed(parts.permuted / size)
         difference = self.coefficients @ parts.scores
         for share, own in added:
-            about = own - share[:, None] * difference
-            third += np.einsum("ij,ij,ij->j", about, about, about)
+            third += sum_of_cubes(own - share[:, None] * difference)
         active = variance > 0
         return np.asarray(np.where(active, third, 0.0) / np.where(active, variance, 1.0) ** 1.5)
 

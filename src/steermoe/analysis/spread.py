@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from steermoe.analysis.estimators import Contrast, column_chunks
-from steermoe.analysis.grouping import Grouping, sum_of_squares
+from steermoe.analysis.grouping import Grouping, sum_of_cubes, sum_of_squares
 from steermoe.analysis.influences import class_rates
 
 TOO_SKEWED = 0.08
@@ -93,8 +93,7 @@ def class_spread(contrast: Contrast) -> ClassSpread:
         squares = sum_of_squares(whole)
         active = (spreads[0] > 0) & (spreads[1] > 0) & (squares > 0)
         ratios.append(spreads[1][active] / spreads[0][active])
-        cubes = np.einsum("ij,ij,ij->j", whole, whole, whole)
-        skewness.append(cubes[active] / squares[active] ** 1.5)
+        skewness.append(sum_of_cubes(whole)[active] / squares[active] ** 1.5)
     ratio, skew = np.concatenate(ratios), np.concatenate(skewness)
     if not len(ratio):
         return ClassSpread(1.0, 0.0, numbers[1], numbers[0])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from steermoe.errors import ConfigError, RunDirectoryError
+from steermoe.errors import ConfigError, RunDirectoryError, on_one_line
 from steermoe.harness.figures import Figure
 from steermoe.harness.processes import Target, missing_by, run_tool, tool_version
 
@@ -159,7 +159,7 @@ def _why_unfinished(folder: Path) -> str:
     for _, log in reversed(list(_logs(folder))):
         error = log.get("error")
         if isinstance(error, dict) and "message" in error:
-            said = " ".join(str(error["message"]).split())
+            said = on_one_line(str(error["message"]))
             return f"Inspect failed, as its log in {folder} says: {said}"
     return f"{folder} holds no finished log of Inspect; run its task first"
 
