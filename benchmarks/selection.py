@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.arguments import parser_of_a_run
 from benchmarks.refusal_margins import margins_of, target_tokens
 from benchmarks.statistics import show
-from steermoe.analysis.forecast import forecast
+from steermoe.analysis.forecast import drawn_weights, forecast
 from steermoe.analysis.matched_sets import MatchedSets
 from steermoe.analysis.selection import (
     SCORE,
@@ -249,30 +249,14 @@ class Curves:
         }
 
 
-def drawn_weights(prompts: list[Prompt], number: int, seed: int) -> FloatArray:
-    """`(number, prompts)` goals drawn with replacement, those with the same labels among themselves."""
-    goals: dict[str, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        goals.setdefault(normalised_goal(prompt.goal), []).append(place)
-    alike: dict[frozenset[str], list[list[int]]] = {}
-    for places in goals.values():
-        alike.setdefault(frozenset(prompts[i].label for i in places), []).append(places)
-    generator = np.random.default_rng(seed)
-    weight = np.zeros((number, len(prompts)))
-    for groups in alike.values():
-        counts = generator.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), number)
-        for group, column in zip(groups, counts.T, strict=True):
-            weight[:, group] = column[:, None]
-    return weight
-
-
 def compare(
     curves: Mapping[str, Curves], prompts: list[Prompt], refusal: float, seed: int
 ) -> list[dict[str, object]]:
     """A row a set: its figures at equal refusal, and less the mean of the random ones, with intervals."""
     labels = np.array([str(p.label) for p in prompts], dtype=object)
     random = [name for name in curves if name.startswith(RANDOM)]
-    weights = drawn_weights(prompts, NUM_BOOTSTRAP, seed)
+    goals = np.unique([normalised_goal(p.goal) for p in prompts], return_inverse=True)[1]
+    weights = drawn_weights(goals, list(labels), NUM_BOOTSTRAP, np.random.default_rng(seed))
     ones = np.ones(len(prompts))
     own = {name: of.at_equal_refusal(ones, labels, refusal) for name, of in curves.items()}
     drawn = {

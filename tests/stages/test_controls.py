@@ -13,7 +13,7 @@ from steermoe.analysis.selection import activation_frequencies
 from steermoe.errors import ConfigError
 from steermoe.moe.delta import apply_delta, read_delta_header
 from steermoe.pipeline import run_pipeline
-from steermoe.stages.controls import check_controls, control_variants
+from steermoe.stages.controls import check_controls, trained_controls
 from steermoe.store.names import CONTROLS, RISK, replies_of
 from steermoe.store.run import Run
 from tiny import CommandLine, Listener, copy_of, finished_run, tiny_config
@@ -39,7 +39,7 @@ def controlled(
 
 def test_controls_are_matched_sets_and_the_lowest(controlled: tuple[Run, Path, str]) -> None:
     run = controlled[0]
-    assert control_variants(run.directory) == NAMES
+    assert trained_controls(run.directory) == NAMES
     risk = run.directory.read_table(RISK)
     selected = run.trained_experts
     draws = MatchedSets(activation_frequencies(risk), selected).draw(2, 0)
@@ -134,7 +134,7 @@ def test_an_interrupted_control_is_the_only_one_made_again(
         "control-lowest",
         "control-random-01",
     ]
-    assert control_variants(run.directory) == NAMES
+    assert trained_controls(run.directory) == NAMES
 
 
 def test_without_the_flag_there_are_no_controls(finished: Path) -> None:

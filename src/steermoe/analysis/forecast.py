@@ -102,7 +102,9 @@ def forecast(
     """
     sets = [selected, *random]
     values = np.stack([measured.products[:, of_set].sum(axis=1) for of_set in sets], axis=1)
-    draws = _drawn_weights(measured, num_bootstrap, np.random.default_rng(seed))
+    draws = drawn_weights(
+        measured.clusters, measured.kinds, num_bootstrap, np.random.default_rng(seed)
+    )
     unsafe = measured.of_kind(UNSAFE)
     found = {}
     for kind in dict.fromkeys(measured.kinds):
@@ -148,16 +150,16 @@ def _ratios(
     return np.asarray(means[0] / np.where(means[1] > 0, means[1], np.nan))
 
 
-def _drawn_weights(
-    measured: Measured, num_draws: int, generator: np.random.Generator
+def drawn_weights(
+    clusters: IntArray, kinds: Sequence[str], num_draws: int, generator: np.random.Generator
 ) -> FloatArray:
     """`(R, P)` how often each prompt is drawn: whole clusters, with replacement, among those of the same kinds."""
-    cluster = np.unique(measured.clusters, return_inverse=True)[1]
+    cluster = np.unique(clusters, return_inverse=True)[1]
     grouping = Grouping.of(cluster)
     members = np.split(grouping.rows, grouping.starts[1:])
     alike: dict[frozenset[str], list[int]] = {}
     for number, rows in enumerate(members):
-        alike.setdefault(frozenset(measured.kinds[row] for row in rows), []).append(number)
+        alike.setdefault(frozenset(kinds[row] for row in rows), []).append(number)
     weight = np.zeros((num_draws, len(members)))
     for group in alike.values():
         evenly = np.full(len(group), 1 / len(group))

@@ -178,7 +178,7 @@ def _opened(run: RunDirectory, config: Config, variant: str) -> Iterator[LoadedM
 # ---- replies --------------------------------------------------------------------------------------------
 
 
-def control_variants(run: RunDirectory) -> list[str]:
+def trained_controls(run: RunDirectory) -> list[str]:
     """The controls that are trained, by name."""
     return sorted(Path(name).stem for name in run.matching((f"{CONTROLS}/*.safetensors",)))
 
@@ -188,7 +188,7 @@ def reply_controls(run: RunDirectory, config: Config, reporter: Reporter) -> Fig
     split = Split(config.evaluate.split)
     prompts = {p.prompt_id: p for p in run.read_prompts() if p.split is split}
     done = []
-    for variant in control_variants(run) if prompts else ():
+    for variant in trained_controls(run) if prompts else ():
         done.append(variant)
         if run.has(scored_of(variant)):
             continue
@@ -217,7 +217,7 @@ def summarise_controls(run: RunDirectory, config: Config, reporter: Reporter) ->
     """
     split = Split(config.evaluate.split)
     prompts = [p for p in run.read_prompts() if p.split is split]
-    controls = [name for name in control_variants(run) if run.has(scored_of(name))]
+    controls = [name for name in trained_controls(run) if run.has(scored_of(name))]
     if not controls or not prompts or not run.has(replies_of(HARDENED)):
         run.remove(CONTROL_FIGURES)
         return {}
