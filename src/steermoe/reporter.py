@@ -35,6 +35,14 @@ class Bar:
     done: int = 0
     _started: float = 0.0
     _last_line: float = 0.0
+    _found: int = 0
+
+    def find_done(self, amount: int) -> None:
+        """Count work that was done before: it says nothing about how long the rest takes."""
+        self.done += amount
+        self._found += amount
+        if self._progress is not None:
+            self._progress.reset(self._progress.task_ids[0], completed=self.done)
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         """Count work that is done; `note` stands beside the bar."""
@@ -44,11 +52,11 @@ class Bar:
             self._progress.update(self._progress.task_ids[0], advance=amount, description=text)
             return
         now = time.monotonic()
-        is_end = amount > 0 and self.done >= self.total
-        if is_end or now - self._last_line >= SECONDS_BETWEEN_LOG_LINES:
+        is_time = now - self._last_line >= SECONDS_BETWEEN_LOG_LINES
+        if amount and (self.done >= self.total or is_time):
             self._last_line = now
             elapsed = now - self._started
-            left = elapsed / max(self.done, 1) * (self.total - self.done)
+            left = elapsed / max(self.done - self._found, 1) * (self.total - self.done)
             tail = (
                 f", about {left:.0f} s left" if self.done < self.total else f" in {elapsed:.0f} s"
             )
@@ -86,7 +94,7 @@ class Reporter:
     def bar(self, total: int, description: str, done: int = 0) -> Iterator[Bar]:
         """Show the progress of `total` pieces of work, `done` of which are done already."""
         started = time.monotonic()
-        bar = Bar(total, description, self, None, done, started, started)
+        bar = Bar(total, description, self, None, done, started, started, done)
         if not self.live:
             yield bar
             return

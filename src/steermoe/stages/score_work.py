@@ -163,11 +163,13 @@ class Work:
     ) -> str:
         """The name of a piece of a part of the pass, which is made if it is not there; it does `amount` prompts."""
         name = score_shard_of(f"{self.name}-{part}", index)
-        if not self.run.has(name):
+        if self.run.has(name):
+            self.bar.find_done(amount)
+        else:
             tensors = {key: value.contiguous().cpu() for key, value in make().items()}
             with self.run.writing(name) as path:
                 save_file(tensors, path)
-        self.bar.advance(amount)
+            self.bar.advance(amount)
         return name
 
     def read(self, piece: str, *names: str) -> list[Tensor]:

@@ -250,6 +250,9 @@ class _BarCallback(TrainerCallback):
         self.bar = bar
         self.note = ""
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.find_done(state.global_step)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.advance(state.global_step - self.bar.done, self.note)
 
