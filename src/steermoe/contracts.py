@@ -9,8 +9,10 @@ Shape legend: N responses, L MoE layers, E experts, B rows of a micro-batch, C c
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from steermoe.errors import ConfigError
@@ -235,3 +237,35 @@ def own_callable(what: str, name: str) -> Callable[..., Any]:
         raise ConfigError(f"the {what} {name!r} is a {type(found).__name__}; name a callable")
     made: Callable[..., Any] = found
     return made
+
+
+def check_takes(
+    what: str,
+    name: str,
+    function: Callable[..., Any],
+    *arguments: str,
+    settings: Mapping[str, object] = MappingProxyType({}),
+) -> None:
+    """Refuse a callable of a user's own that cannot be called as it will be, without calling it.
+
+    Args:
+        what: What it is, for messages: `judge`, `selection rule`.
+        name: Where it is.
+        function: It; code without a signature (built in, or compiled) is let through.
+        arguments: What it will be called with, in words.
+        settings: What it will be called with by name.
+
+    Raises:
+        ConfigError: It takes fewer arguments, or needs more.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*arguments, **settings)
+    except TypeError as error:
+        called_with = ", ".join((*arguments, *settings))
+        raise ConfigError(
+            f"the {what} {name!r} takes {signature}, but is called with {called_with} ({error})"
+        ) from None

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from steermoe.contracts import own_callable
+from steermoe.contracts import check_takes, own_callable
 from steermoe.errors import ConfigError, SelectionError
 from steermoe.records import BoolArray, Expert
 
@@ -307,6 +307,7 @@ def how_to_select_more(rule: str, threshold: float, largest: float) -> str:
 def _users_rule(name: str) -> Rule:
     try:
         rule = own_callable("selection rule", name)
+        check_takes("selection rule", name, rule, "a risk table")
     except ConfigError as error:
         raise SelectionError(str(error)) from error
 

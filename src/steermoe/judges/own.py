@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from steermoe.contracts import check_takes
 from steermoe.errors import ConfigError, JudgeError, on_one_line
 from steermoe.judges.keyword import unjudgeable
 from steermoe.records import Exchange, Judgement, Verdict
@@ -22,12 +23,13 @@ class OwnJudge:
     Attributes:
         name: `package.module:callable`.
         version: The callable's own `version` where it has one, otherwise a hash of its source.
+        ask: The callable.
     """
 
     def __init__(self, name: str, judge: Callable[[Sequence[Exchange]], Any]) -> None:
         self.name = name
         self.version = str(getattr(judge, "version", "")) or _hash_of(judge)
-        self._judge = judge
+        self.ask = judge
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
         """Judge a batch of replies.
@@ -42,7 +44,7 @@ class OwnJudge:
 
     def _ask(self, exchanges: Sequence[Exchange]) -> list[Judgement]:
         try:
-            said = self._judge(exchanges)
+            said = self.ask(exchanges)
         except Exception as error:  # the user's code may fail in any way
             raise JudgeError(
                 f"the judge {self.name} failed on {len(exchanges)} replies ({type(error).__name__}: "
@@ -92,7 +94,7 @@ def own_judge(name: str, found: Any) -> Any:
         found: What was imported.
 
     Raises:
-        ConfigError: A class cannot be made without arguments.
+        ConfigError: A class cannot be made without arguments, or it cannot be called with a list of exchanges.
     """
     if inspect.isclass(found):
         try:
@@ -106,6 +108,7 @@ def own_judge(name: str, found: Any) -> Any:
     if method is None and not callable(found):
         raise ConfigError(f"judge.main: the judge {name} has no judge method and cannot be called")
     judge = OwnJudge(name, method if method is not None else found)
+    check_takes("judge", name, judge.ask, "a list of Exchange")
     if method is not None and getattr(found, "version", None):
         judge.version = str(found.version)
     return judge

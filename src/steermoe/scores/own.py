@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from steermoe.errors import RoutingError
+from steermoe.contracts import check_takes
+from steermoe.errors import ConfigError, RoutingError, on_one_line
 from steermoe.records import ResponseSums
 from steermoe.scores.source import Source
 
@@ -20,13 +21,21 @@ class OwnScore:
         function: It, or a class with a method `sums`: from a `Source` to `ResponseSums`, or to their `total` alone,
             `(N, 2, L, E)` over the tokens that are counted. Its attribute `needs` says what it needs; by default
             `counts`.
+
+    Raises:
+        ConfigError: It cannot be made, or cannot be called with a `Source`.
     """
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
-        made = function() if isinstance(function, type) else function
+        made = _made(name, function)
         self.needs: str = getattr(made, "needs", "counts")
         self._function: Callable[[Source], Any] = getattr(made, "sums", made)
+        if not callable(self._function):
+            raise ConfigError(
+                f"the score {name!r} has no method sums; name a class that has one, or a callable"
+            )
+        check_takes("score", name, self._function, "a Source")
 
     def sums(self, source: Source) -> ResponseSums:
         """Its sums over the tokens of every response.
@@ -39,7 +48,7 @@ class OwnScore:
             found = self._function(source)
         except Exception as error:
             raise RoutingError(
-                f"the score {self.name!r} failed with {type(error).__name__}: {error}; mend the score"
+                f"the score {self.name!r} failed with {type(error).__name__}: {on_one_line(error)}; mend the score"
             ) from error
         if not isinstance(found, ResponseSums):
             found = ResponseSums(np.asarray(found), counts.num_tokens, counts.layer_indices)
@@ -54,3 +63,16 @@ class OwnScore:
                 f"the score {self.name!r} returned numbers that are not finite; mend the score"
             )
         return found
+
+
+def _made(name: str, function: Callable[..., Any]) -> Any:
+    """What is to be called: the function, or an object of the class."""
+    if not isinstance(function, type):
+        return function
+    try:
+        return function()
+    except Exception as error:  # the user's code may fail in any way
+        raise ConfigError(
+            f"the score {name!r} cannot be made ({type(error).__name__}: {on_one_line(error)}); its class must need "
+            "no arguments"
+        ) from error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from steermoe.config import Config
-from steermoe.contracts import Engine, own_callable
+from steermoe.contracts import Engine, check_takes, own_callable
 from steermoe.engines.transformers import TransformersEngine
 from steermoe.errors import ConfigError
 from steermoe.loading import describe_model, load_model
@@ -45,7 +45,7 @@ def check_engine(config: Config) -> None:
             "collect.engine_args has no effect: collect.engine is transformers, which [model] sets up"
         )
     elif kind != TRANSFORMERS:
-        own_callable("engine", config.collect.engine)
+        _maker_of_own(config)
 
 
 def check_alone(count: int) -> None:
@@ -79,7 +79,7 @@ def open_engine(config: Config, source: str, tokenizer: Any) -> Iterator[Engine]
     elif kind == SERVER:
         yield _with_server(config, source, tokenizer)
     else:
-        make = own_callable("engine", config.collect.engine)
+        make = _maker_of_own(config)
         yield _own(make(source, tokenizer, **config.collect.engine_args), config.collect.engine)
 
 
@@ -144,6 +144,14 @@ def vllm_engine(
         )
     finally:
         process.close()
+
+
+def _maker_of_own(config: Config) -> Callable[..., Any]:
+    """The user's callable, which is called with a model, its tokenizer and the arguments for the engine."""
+    name, arguments = config.collect.engine, config.collect.engine_args
+    make = own_callable("engine", name)
+    check_takes("engine", name, make, "a model", "its tokenizer", settings=arguments)
+    return make
 
 
 def _own(engine: Any, name: str) -> Engine:
