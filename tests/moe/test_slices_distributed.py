@@ -71,10 +71,16 @@ def shard(model: torch.nn.Module) -> torch.nn.Module:
     return fully_shard(model)
 
 
+def begin_group() -> None:
+    """Join the other process, unless earlier work of this one has."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo")
+
+
 def work(kind: str, dtype_name: str) -> None:
     """Two steps on a plain loss; asserts fail the test."""
     dtype = getattr(torch, dtype_name)
-    dist.init_process_group("gloo")
+    begin_group()
     rank = dist.get_rank()
     model, slices = build(dtype)
     names = [name for name, _ in slices.named_parameters()]
@@ -171,7 +177,7 @@ def work_stepping_during_backward() -> None:
     """Copies would drift apart and are refused, however early; sharded masters step on the mean."""
     early_model, early = build(torch.float32)
     early.step_during_backward(sgd)
-    dist.init_process_group("gloo")
+    begin_group()
     ids = batches()[dist.get_rank()]
     with pytest.raises(TrainingError, match="the copies of 2 processes would drift apart"):
         loss_of(DistributedDataParallel(early_model), ids).backward()
@@ -198,8 +204,8 @@ def work_stepping_during_backward() -> None:
         torch.testing.assert_close(tensor, masters[name], rtol=1e-5, atol=1e-6)
 
 
-def run_in_two_processes(work: str, *arguments: str) -> None:
-    """Run one of the functions above in both processes; what it asserts is asserted here."""
+def two_processes(*works: tuple[str, ...]) -> list[str]:
+    """Do work of the functions above, one after the other, in both processes; returns what each said."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -216,7 +222,7 @@ def run_in_two_processes(work: str, *arguments: str) -> None:
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, __file__, work, *arguments],
+            [sys.executable, __file__, *map(as_argument, works)],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -229,21 +235,58 @@ def run_in_two_processes(work: str, *arguments: str) -> None:
     finally:
         for process in processes:
             process.kill()
-    for process, output in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, output[-4000:]
+    return [
+        f"{output}\nended with {process.returncode}\n"
+        for process, output in zip(processes, outputs, strict=True)
+    ]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["ddp", "fully_shard"])
-def test_two_processes_train_as_one(kind: str, dtype: str) -> None:
-    run_in_two_processes("work", kind, dtype)
+def as_argument(work: tuple[str, ...]) -> str:
+    return ",".join(work)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fully_shard"])
-def test_the_trainers_loss_gives_two_processes_the_mean_of_their_gradients(
-    kind: str, tmp_path: Path
+def assert_done(outputs: list[str], *work: str) -> None:
+    """Both processes did it, and ended well."""
+    for output in outputs:
+        assert f"did {as_argument(work)}\n" in output, output[-4000:]
+        assert "\nended with 0\n" in output, output[-4000:]
+
+
+MODES = [(kind, dtype) for kind in ("ddp", "fully_shard") for dtype in ("float32", "bfloat16")]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What two processes said that did most of the work: starting them takes far longer."""
+    folder = str(tmp_path_factory.mktemp("trainer"))
+    return two_processes(
+        ("work_stepping_during_backward",),  # which begins before the other process is there
+        *(("work", *mode) for mode in MODES),
+        ("work_with_the_trainer", "ddp", folder),
+    )
+
+
+@pytest.mark.parametrize(("kind", "dtype"), MODES)
+def test_two_processes_train_as_one(together: list[str], kind: str, dtype: str) -> None:
+    assert_done(together, "work", kind, dtype)
+
+
+def test_copies_of_the_masters_are_not_stepped_during_backward_and_shards_are(
+    together: list[str],
 ) -> None:
-    run_in_two_processes("work_with_the_trainer", kind, str(tmp_path))
+    assert_done(together, "work_stepping_during_backward")
+
+
+def test_the_trainers_loss_gives_two_processes_the_mean_of_their_gradients(
+    together: list[str],
+) -> None:
+    (line,) = {line for line in together[0].splitlines() if "work_with_the_trainer" in line}
+    assert_done(together, *line.removeprefix("did ").split(","))
+
+
+def test_processes_that_begin_and_end_with_the_trainer_shard_alike(tmp_path: Path) -> None:
+    work = ("work_with_the_trainer", "fully_shard", str(tmp_path))
+    assert_done(two_processes(work), *work)
 
 
 def threads_of_gloo() -> list[int]:
@@ -255,7 +298,7 @@ def threads_of_gloo() -> list[int]:
 
 def work_with_starved_threads() -> None:
     """Gloo's threads get no processor time that anybody else wants, and are late at letting go of tensors."""
-    dist.init_process_group("gloo")
+    begin_group()
     gather_late()
     end_group()
     assert not threads_of_gloo()
@@ -276,13 +319,12 @@ def gather_late() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="threads are named on Linux alone")
 def test_no_thread_of_a_collective_outlives_the_process_group() -> None:
-    run_in_two_processes("work_with_starved_threads")
-
-
-def test_copies_of_the_masters_are_not_stepped_during_backward_and_shards_are() -> None:
-    run_in_two_processes("work_stepping_during_backward")
+    assert_done(two_processes(("work_with_starved_threads",)), "work_with_starved_threads")
 
 
 if __name__ == "__main__":
-    globals()[sys.argv[1]](*sys.argv[2:])
+    for argument in sys.argv[1:]:
+        name, *arguments = argument.split(",")
+        globals()[name](*arguments)
+        print(f"did {argument}", flush=True)
     end_group()
