@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 
@@ -23,11 +21,4 @@ def rank_correlations(scores: pd.DataFrame, layers: Sequence[int] | None = None)
         scores = scores[scores["layer"].isin(list(layers))]
     names = list(dict.fromkeys(scores["score"]))
     wide = scores.pivot(index=["layer", "expert"], columns="score", values="value")[names]
-    found: npt.NDArray[np.float64] = np.full((len(names), len(names)), np.nan)
-    for i, first in enumerate(names):
-        for j, second in enumerate(names):
-            both = wide[[first, second]].dropna().to_numpy()
-            if len(both) > 1 and np.ptp(both[:, 0]) > 0 and np.ptp(both[:, -1]) > 0:
-                ranks = pd.DataFrame(both).rank().to_numpy()
-                found[i, j] = np.corrcoef(ranks[:, 0], ranks[:, -1])[0, 1]
-    return pd.DataFrame(found, index=names, columns=names)
+    return wide.corr(method="spearman", min_periods=2).rename_axis(index=None, columns=None)
