@@ -12,12 +12,16 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
 from conftest import TinyCheckpoint
+from ready_run import ready_run
 from steermoe import devices
 from steermoe.config import ModelSection
 from steermoe.devices import Widths, has_arithmetic, pick_device, type_in_memory
 from steermoe.errors import ConfigError
 from steermoe.loading import load_model, widths_named
 from steermoe.pipeline import run_pipeline
+from steermoe.records import Expert
+from steermoe.reporter import silent
+from steermoe.stages.train import train_experts
 from steermoe.store.run import load_run
 from tiny import Listener, tiny_config
 
@@ -134,3 +138,29 @@ def test_a_run_in_float32_hardens_a_checkpoint_of_bfloat16(
     stems = {f"model.layers.{layer}.block_sparse_moe.experts.{e}." for layer, e in selected}
     assert changed
     assert all(any(name.startswith(stem) for stem in stems) for name in changed)
+
+
+def test_what_was_trained_is_rounded_once(
+    without_half_precision: None, half_checkpoint: Path, small_prompts: Path, tmp_path: Path
+) -> None:
+    ready = ready_run(half_checkpoint, small_prompts, tmp_path / "run")
+    ready.select((0, 3))
+    config = ready.config(learning_rate=1e-2)
+    made = train_experts(ready.run, config, silent(), [Expert(0, 3)], tmp_path / "checkpoints")
+    assert made is not None
+    ((name, master),) = (
+        (name, tensor[0].detach().double())
+        for name, tensor in made.trainable.named_parameters()
+        if name.endswith("down_proj")
+    )
+    assert name.startswith("model.layers.0.")
+    fused = made.loaded.model.model.layers[0].mlp.experts.down_proj
+    base = fused[3].detach().double()
+    assert torch.equal(base, base.bfloat16().double())
+    assert not torch.equal(master, master.bfloat16().double())
+    made.fold(0.75)
+    assert fused.dtype is torch.bfloat16
+    exact = base + 0.75 * (master - base)
+    # A number of bfloat16 is off by half of its eighth bit at most, which rounding twice exceeds.
+    last_bit = 2.0 ** (exact.abs().log2().floor() - 7)
+    assert ((fused[3].double() - exact).abs() <= last_bit / 2 * (1 + 1e-4)).all()

@@ -131,8 +131,7 @@ def train_controls(run: RunDirectory, config: Config, reporter: Reporter) -> Fig
         made = train_experts(run, config, reporter, experts, folder)
         if not leads or made is None:
             continue
-        made.trainable.fold(config.train.kept_change)
-        made.check_sound()
+        made.fold(config.train.kept_change)
         _save(run, config, made.loaded, variant, experts)
         del made
         gc.collect()

@@ -72,8 +72,7 @@ def train(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
         reporter.note(
             f"train.kept_change is {settings.kept_change:g}, but a baseline keeps its whole change"
         )
-    trained.fold(settings.kept_change if settings.trains_experts else 1.0)
-    made.check_sound()
+    made.fold(settings.kept_change if settings.trains_experts else 1.0)
     # Only now: settings that the trainer refuses, or that spoil the model, must leave the finished run as it is.
     run.write_json_lines(SFT_DATASET, (row.as_sft() for row in all_rows(made.phases)))
     _save(run, config, reporter, made.loaded, trained, experts)
@@ -102,12 +101,14 @@ class Trained:
     phases: Sequence[Phase]
     history: History
 
-    def check_sound(self) -> None:
-        """Check, once it is folded and before anything is saved, that the model computes numbers.
+    def fold(self, kept_change: float) -> None:
+        """Put what was trained into the model, as it is saved: the masters' change is rounded once, and here.
 
         Raises:
-            TrainingError: It does not.
+            TrainingError: The model does not compute numbers any more; nothing is saved yet.
         """
+        self.trainable.fold(kept_change)
+        self.loaded.as_saved()
         _check_sound(self.loaded, next(all_rows(self.phases)))
 
 
@@ -174,7 +175,6 @@ def _train(
     with _saving_checkpoints(checkpoints):
         history = fit.run(phases)
     gc.collect()  # the trainer and its moments sit in reference cycles, and saving needs room
-    loaded.as_saved()
     return Trained(loaded, trained, phases, history)
 
 
