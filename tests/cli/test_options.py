@@ -151,6 +151,9 @@ def test_show_imports_no_statistics(finished: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_page_needs_no_torch() -> None:
-    done = run_without(HEAVY, "import steermoe.report.page")
+@pytest.mark.parametrize(
+    "module", ["report.page", "stages.evaluate", "stages.ablation", "stages.judge"]
+)
+def test_what_reads_results_alone_needs_no_torch(module: str) -> None:
+    done = run_without(HEAVY, f"import steermoe.{module}")
     assert done.returncode == 0, done.stderr

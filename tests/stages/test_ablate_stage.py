@@ -20,7 +20,7 @@ from steermoe.config import Config
 from steermoe.loading import LoadedModel, load_model
 from steermoe.pipeline import run_pipeline
 from steermoe.stages import ablate as stage
-from steermoe.stages.ablate import choose_subjects
+from steermoe.stages.ablation_plan import choose_subjects
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import ABLATION, ABLATION_FIGURES, MODEL
 from steermoe.store.run import load_run

@@ -21,23 +21,21 @@ from steermoe.analysis.ablation import (
     BENIGN,
     DIVERGENCE,
     INTACT,
-    LOOK_ALIKES,
     RANDOM,
     REFUSAL,
     REPLY,
     UNSAFE,
     Ablation,
     matching_figures,
-    plan_ablations,
 )
 from steermoe.analysis.risk import expert_label
 from steermoe.chat import encode, stop_token_ids
 from steermoe.config import Config
 from steermoe.engines.scoring import kl_per_token, log_prob_per_token
 from steermoe.loading import LoadedModel, load_model, model_source
-from steermoe.prompts.goals import seeded_rank
-from steermoe.records import Continuation, Label, Prompt, Split
+from steermoe.records import Continuation
 from steermoe.reporter import Bar, Reporter
+from steermoe.stages.ablation_plan import QUANTITIES, Subject, choose_subjects, planned_ablations
 from steermoe.stages.collect import group_sampling, sampling_of
 from steermoe.stages.reply import as_continuation, greedy_replies, load_hardened, text_engine
 from steermoe.store.directory import RunDirectory
@@ -46,23 +44,18 @@ from steermoe.store.names import (
     HARDENED,
     MODEL,
     REPLIES,
-    RISK,
     SCORED,
-    WITHOUT,
     scored_of,
 )
 from steermoe.store.response_tables import shard_row
 from steermoe.store.state import Figures
-from steermoe.store.variants import ablated_variants
+from steermoe.store.variants import ablated_variants, variant_name
 from steermoe.training.targets import resolve_target
 from steermoe.turns import assistant_turn
 from steermoe.variants import Variant
 
 ENOUGH_DRAWS = 20
 """Random draws below which a set that lies outside all of them has a p-value above 0.05."""
-
-QUANTITIES = {REPLY: "reply_log_prob", REFUSAL: "refusal_log_prob", DIVERGENCE: "kl"}
-"""What is measured token by token, as `scored/<variant>.parquet` names it."""
 
 
 def ablate(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
@@ -109,63 +102,6 @@ def ablate(run: RunDirectory, config: Config, reporter: Reporter) -> Figures:
 
 
 # ---- what is compared ---------------------------------------------------------------------------------
-
-
-def planned_ablations(run: RunDirectory, config: Config) -> list[Ablation]:
-    """The sets of experts to switch off: none first, then the selected ones, the lowest, and random ones."""
-    selected = run.read_selection().chosen(config.train.experts)
-    top_k = int(run.routing_metadata()["top_k"])
-    return plan_ablations(
-        run.read_table(RISK), selected, config.ablate.num_draws, top_k, config.seed
-    )
-
-
-def variant_name(model: str, ablation: Ablation) -> str:
-    """`base-without-selected`, `hardened-without-random-03`, `base-without-none`."""
-    name = "none" if ablation.name == INTACT else ablation.name
-    draw = f"-{ablation.draw:02d}" if ablation.name == RANDOM else ""
-    return f"{model}{WITHOUT}{name}{draw}"
-
-
-def intact_variant(model: str) -> str:
-    """The variant of a model in which no expert is switched off, though its routers are masked as in the others."""
-    return variant_name(model, Ablation(INTACT))
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A held-out prompt and which kind it is."""
-
-    prompt: Prompt
-    kind: str
-
-
-def choose_subjects(run: RunDirectory, config: Config) -> dict[str, Subject]:
-    """So many prompts of each kind, picked by the seed, in the order of the run."""
-    split = Split(config.evaluate.split)
-    found: dict[str, list[str]] = {}
-    subjects: dict[str, Subject] = {}
-    for prompt in run.read_prompts():
-        kind = _kind_of(prompt)
-        if prompt.split is split and kind is not None:
-            subjects[prompt.prompt_id] = Subject(prompt, kind)
-            found.setdefault(kind, []).append(prompt.prompt_id)
-    chosen = {
-        prompt_id
-        for ids in found.values()
-        for prompt_id in sorted(ids, key=lambda i: seeded_rank(config.seed, i))[
-            : config.ablate.num_prompts
-        ]
-    }
-    return {i: subject for i, subject in subjects.items() if i in chosen}
-
-
-def _kind_of(prompt: Prompt) -> str | None:
-    if prompt.label is Label.UNSAFE:
-        return UNSAFE
-    if prompt.label is Label.BENIGN:
-        return BENIGN
-    return LOOK_ALIKES if prompt.is_look_alike else None
 
 
 def _say_plan(ablations: Sequence[Ablation], reporter: Reporter) -> None:

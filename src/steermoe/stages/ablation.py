@@ -25,17 +25,17 @@ from steermoe.config import Config
 from steermoe.measures.evidence import total
 from steermoe.prompts.goals import normalised_goal
 from steermoe.reporter import Reporter
-from steermoe.stages.ablate import (
+from steermoe.stages.ablation_plan import (
     QUANTITIES,
     Subject,
     choose_subjects,
     planned_ablations,
-    variant_name,
 )
 from steermoe.stages.evaluate import intervals_of
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import ABLATION, ABLATION_FIGURES, BASE, HARDENED, replies_of, scored_of
 from steermoe.store.state import Figures
+from steermoe.store.variants import variant_name
 
 PURPOSE = "fragility, for the model's owner: what changes where these experts fail, are pruned or are removed"
 

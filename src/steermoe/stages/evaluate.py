@@ -21,8 +21,7 @@ from steermoe.measures.groups import BY_GROUP
 from steermoe.metrics import Comparison, Evaluation, MeasureRow, SidesOfSet
 from steermoe.records import Prompt, Split, Verdict
 from steermoe.reporter import Reporter
-from steermoe.stages.ablate import intact_variant
-from steermoe.stages.benchmarks import benchmark_rows
+from steermoe.stages.benchmark_rows import benchmark_rows
 from steermoe.store.capability_table import read_graded
 from steermoe.store.directory import RunDirectory
 from steermoe.store.label_table import read_labels
@@ -40,7 +39,7 @@ from steermoe.store.names import (
 )
 from steermoe.store.names import MEASURES as MEASURES_FILE
 from steermoe.store.state import Figures
-from steermoe.store.variants import ablated_variants
+from steermoe.store.variants import ablated_variants, intact_variant
 
 ABLATION_SET = "ablation"
 """The set of prompts that ablated variants are measured on: so many of each kind of the evaluated split."""
