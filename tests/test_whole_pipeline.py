@@ -15,12 +15,12 @@ from steermoe.analysis.risk import calculate_risk_diff_per_batch
 from steermoe.pipeline.commands import RUN
 
 WANTED = {
-    ("unsafe", "train"): 8,
-    ("safe", "train"): 8,
-    ("benign", "train"): 4,
-    ("unsafe", "test"): 4,
-    ("safe", "test"): 4,
-    ("benign", "test"): 4,
+    ("unsafe", "train"): 4,
+    ("safe", "train"): 4,
+    ("benign", "train"): 2,
+    ("unsafe", "test"): 2,
+    ("safe", "test"): 2,
+    ("benign", "test"): 2,
 }
 
 
@@ -43,11 +43,12 @@ def test_the_embedded_model_goes_through_every_stage(tmp_path: Path) -> None:
     prompts = few_prompts(tmp_path / "few prompts.jsonl")
     config = load_config(
         settings=[
+            "collect.batch_size=8",
             "collect.max_new_tokens=8",
             "train.epochs=2",
             "train.learning_rate=1e-3",
-            "identify.score_prompts=4",
-            "evaluate.benchmark_limit=2",
+            "identify.score_prompts=2",
+            "evaluate.benchmark_limit=1",
         ],
         overrides={"run": str(tmp_path / "run"), "prompts": {"sources": [str(prompts)]}},
     )
@@ -72,7 +73,7 @@ def test_the_embedded_model_goes_through_every_stage(tmp_path: Path) -> None:
     assert (
         run.evaluation["base"]["refusal_rate"]["n"]
         + run.evaluation["base"]["refusal_rate"]["num_unscored"]
-        == 4
+        == 2
     )
     hardened = AutoModelForCausalLM.from_pretrained(run.path / "model")
     assert hardened.config.num_local_experts == 8
