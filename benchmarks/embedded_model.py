@@ -4,11 +4,11 @@
     python -m benchmarks.embedded_model --keep 1 0.95 0.9
     python -m benchmarks.embedded_model --build
 
-The first prints the figures of docs/embedded-model.md. It collects and identifies with the preset's settings, on train
-and dev prompts of `builtin:starter`, in a run of its own that is gone on with where it is there already. Figures named
-"train" are of train prompts, all others of dev prompts. The second builds mixtures that keep other shares of the
-neurons, and prints how far they are from the dense model. The third builds in an empty cache and prints seconds,
-memory and hash.
+The first prints the figures of docs/embedded-model.md, of a run that is there already (that of `make run` will do), or
+of one that it makes: with the preset's settings, collected and identified on train and dev prompts of
+`builtin:starter`. Figures named "train" are of train prompts, all others of dev prompts. The second builds mixtures
+that keep other shares of the neurons, and prints how far they are from the dense model. The third builds in an empty
+cache and prints seconds, memory and hash.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from steermoe.embedded.upcycle import upcycle_dense_to_moe
 from steermoe.pipeline import run_pipeline
 from steermoe.records import Label, Output, Split
 from steermoe.reporter import Reporter
-from steermoe.store.run import Run
+from steermoe.store.run import Run, load_run
 from steermoe.units import gibibytes
 
 BATCH_SIZE = 48
@@ -230,18 +230,24 @@ def routing_figures(run: Run) -> list[dict[str, object]]:
     ]
 
 
-def measure(run_dir: Path, num_samples: int) -> None:
-    """Collect and identify if need be, and print all figures."""
+def _identified(run_dir: Path) -> Run:
+    """A run with the preset's settings, as far as its experts are selected."""
     config = load_config(
         settings=SETTINGS,
         overrides={"run": str(run_dir), "model": {"id": embedded.EMBEDDED_MODEL_ID}},
     )
     for command in ("collect", "identify"):
         run = run_pipeline(config, only=command, reporter=Reporter(quiet=True))
+    return run
+
+
+def measure(run_dir: Path, num_samples: int) -> None:
+    """Print all figures, of a run that is there already or is made for them."""
+    run = load_run(run_dir) if run_dir.exists() else _identified(run_dir)
     labels, outputs = zip(*dev_outputs(run), strict=True)
     dense, _ = dense_model()
     prompts = [output.prompt_token_ids for output in outputs]
-    replies = list(dense_replies(dense, prompts, config.collect.max_new_tokens))
+    replies = list(dense_replies(dense, prompts, run.config.collect.max_new_tokens))
     mixture = AutoModelForCausalLM.from_pretrained(embedded.embedded_model_path(report=print))
     before = circles(labels, [reply.reply for reply in replies])
     after = circles(labels, [output.generated_token_ids for output in outputs])
