@@ -1,7 +1,7 @@
 """Does it matter which experts are trained? The first of every score, random ones and the lowest, trained alike.
 
     steermoe identify --run RUN --set 'identify.scores=["taylor", "selectivity", "selective_gain", "projection"]'
-    python -m benchmarks.selection RUN --out DIR [--number 48] [--draws 5] [--epochs 0.5] [--seed 0]
+    python -m benchmarks.selection RUN --out DIR [--number 48] [--epochs 0.5 --shares 0.8 1.2 1.8] [--seed 0]
 
 Every set is trained on the run's rows with the run's settings, then looked at on dev prompts at several shares of its
 change, those beyond 1 extrapolated. A prompt counts as refused where a greedy reply begins as a refusal does
@@ -51,8 +51,8 @@ from steermoe.store.directory import RunDirectory
 from steermoe.store.names import RISK, SCORES
 from steermoe.store.run import Run
 
-SHARES = (0.8, 1.2, 1.8, 2.7)
-"""Of the change of training that the trained experts keep."""
+SHARES = (0.6, 0.9, 1.2, 1.6)
+"""Of the change of training that the trained experts keep; a shorter training needs larger ones."""
 RANDOM, LOWEST = "random", "lowest"
 HARMLESS = {"look-alikes": Label.SAFE, "benign": Label.BENIGN}
 NUM_BOOTSTRAP = 2000
@@ -189,10 +189,12 @@ class Curves:
     """Of one set at every share: margins of prompts, summed divergence and tokens of benign replies.
 
     Attributes:
+        shares: Of the change of training, ascending.
         margins: `(shares, prompts)`.
         kl: `(shares, benign prompts, 2)` sum and number of tokens.
     """
 
+    shares: FloatArray
     margins: FloatArray
     kl: FloatArray
 
@@ -201,6 +203,7 @@ class Curves:
         """From a file of a set."""
         benign = [p.prompt_id for p in prompts if p.prompt_id in measured[0]["kl"]]
         return cls(
+            np.array([at["share"] for at in measured]),
             np.array([[at["margins"][p.prompt_id] for p in prompts] for at in measured]),
             np.array([[[sum(at["kl"][i]), len(at["kl"][i])] for i in benign] for at in measured]),
         )
@@ -241,7 +244,7 @@ class Curves:
 
     def ranking(self, labels: FloatArray) -> dict[str, float]:
         """How well margins rank harmful above harmless prompts, with the whole change."""
-        margins = self.margins[int(np.argmin(np.abs(np.array(SHARES) - 1)))]
+        margins = self.margins[int(np.argmin(np.abs(self.shares - 1)))]
         harmful = margins[labels == Label.UNSAFE][:, None]
         return {
             name: float((harmful > margins[labels == label]).mean())
@@ -321,6 +324,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=5, help="random sets")
     parser.add_argument("--epochs", type=float, help="passes over the rows; the run's by default")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="ascending")
     parser.add_argument("--only", nargs="*", help="sets by name; by default all")
     parser.add_argument("--refusal", type=float, nargs="+", default=(0.8, 0.9))
     parser.add_argument("--show", action="store_true", help="train nothing, compare what is there")
@@ -343,7 +347,7 @@ def main() -> None:
             if chosen.show:
                 continue
             found = trained_and_measured(
-                run, config, experts, chosen.out / "checkpoints" / key, prompts
+                run, config, experts, chosen.out / "checkpoints" / key, prompts, chosen.shares
             )
             file.write_text(json.dumps(found), "utf-8")
         curves[name] = Curves.of(json.loads(file.read_text("utf-8")), prompts)
