@@ -45,13 +45,13 @@ def test_sorry_bench_keeps_the_styles_of_a_question_together(prompt_file):
 
 @pytest.mark.parametrize("turns", ['["A question"]', "A question"])
 def test_sorry_bench_in_csv(prompt_file, turns):
-    content = as_csv(["question_id", "category", "turns"], [1, "c", turns])
+    content = as_csv(["question_id", "category", "turns"], [1, "7", turns])
     assert texts(read_prompts(prompt_file(content)).prompts) == ["A question"]
 
 
 @pytest.mark.parametrize("turns", ['["one", "two"]', "[]", "[3]", '[""]'])
 def test_sorry_bench_rows_of_other_than_one_turn_are_refused(prompt_file, turns):
-    path = prompt_file(as_csv(["question_id", "category", "turns"], [1, "c", turns]))
+    path = prompt_file(as_csv(["question_id", "category", "turns"], [1, "7", turns]))
     assert "row 1, field 'turns': must be a list of one text" in message_of(path)
 
 

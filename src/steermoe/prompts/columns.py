@@ -42,14 +42,14 @@ _NAMES: dict[Role, tuple[str, ...]] = {
     Role.MESSAGES: ("messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns"),
     Role.LABEL: ("label", "labels", "class", *POLARITY),
     Role.GOAL: ("goal",),
-    Role.SYSTEM: ("system", "systemprompt", "systemmessage"),
-    Role.PAIR_ID: ("pairid",),
+    Role.SYSTEM: ("system", "systemprompt", "systemmessage", "systemmsg", "systemturn", "sys"),
+    Role.PAIR_ID: ("pairid", "pair", "pairidx", "pairindex", "pairno", "pairnum", "pairnumber", "contrastpair"),
     Role.CATEGORY: ("category", "categories"),
     Role.SPLIT: ("split", "set", "subset", "fold", "partition"),
     Role.STYLE: ("style",),
     Role.PROMPT_ID: ("promptid",),
     Role.ID: ("id",),
-    Role.SUCCESS: ("success", "jailbroken", "jailbreak", "attacksuccess", "issuccessful", "succeeded"),
+    Role.SUCCESS: ("success", "jailbroken", "jailbreak", "attacksuccess", "successful", "succeeded"),
 }  # fmt: skip
 MEANINGS: Mapping[str, Role] = {name: role for role, names in _NAMES.items() for name in names}
 """What a name means, without case, blanks and punctuation."""
@@ -62,12 +62,14 @@ _ENDINGS = {
     "label": Role.LABEL,
     "split": Role.SPLIT,
     "success": Role.SUCCESS,
+    "successful": Role.SUCCESS,
+    "jailbroken": Role.SUCCESS,
 }
 _MAY_MEAN_ANYTHING = frozenset(
-    {"class", "set", "subset", "fold", "partition", "jailbreak"}
+    {"class", "set", "subset", "fold", "partition", "jailbreak", "pair", "contrastpair", "sys"}
     | {name for name in POLARITY if not name.startswith("is")}
 )
-"""Names that are taken for a label, a split or a success only where every value is one."""
+"""Names that are taken for what they may mean only where every value can be that."""
 
 REPLIES = ("response", "completion", "answer", "output", "generation", "reply")
 """Beginnings of names of replies."""
@@ -128,7 +130,7 @@ def meaning(field: str) -> Role | None:
         return MEANINGS[name]
     if name.startswith((*REPLIES, "model", "num")):  # told of a reply, or counted
         return None
-    if name.startswith("judgesuccess"):
+    if name.startswith(("judgesuccess", "jailbrokenby")):
         return Role.SUCCESS
     return next((role for ending, role in _ENDINGS.items() if name.endswith(ending)), None)
 
@@ -151,11 +153,22 @@ def role_of(field: str, rows: Sequence[Row]) -> Role | None:
     values = [row.values[field] for row in rows if not is_blank(row.values.get(field))]
     if role is Role.SPLIT:
         fits = all(isinstance(value, str) and plain_word(value) in SPLIT_WORDS for value in values)
+    elif role is Role.PAIR_ID:
+        fits = all(_is_name(value) for value in values)
+    elif role is Role.SYSTEM:
+        fits = all(isinstance(value, str) and len(value.split()) > 1 for value in values)
     elif role is Role.SUCCESS:
         fits = all(plain_word(value) in (*YES, *NO) for value in values)
     else:
         fits = all(fits_label(field, value) for value in values)
     return role if values and fits else None
+
+
+def _is_name(value: object) -> bool:
+    """Whether a value may name a pair: a number, or a text without blanks."""
+    if isinstance(value, str):
+        return len(value.split()) == 1
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def fields_of(rows: Sequence[Row]) -> list[str]:

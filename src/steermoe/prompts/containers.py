@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from steermoe.errors import PromptError
 from steermoe.prompts import csv_files, json_files
 from steermoe.prompts.arrow_files import is_arrow, read_arrow
@@ -11,6 +13,8 @@ from steermoe.prompts.rows import Row
 from steermoe.prompts.sources import Declaration
 from steermoe.prompts.tables import Records, as_rows
 
+_BEGINS_JSON = re.compile(r'\s*(?:\[\s*["{\[\d\-tfn\]]|\{\s*["}])')
+"""What a list or an object may begin with; a text in brackets begins with a word."""
 LINES = "lines"
 """The format of a text that holds one prompt a line, whatever its first line looks like."""
 
@@ -55,6 +59,17 @@ def _check_not_text(source: str, said: Declaration) -> None:
         )
 
 
+def _read_json(text: str, source: str, said: Declaration) -> Records:
+    try:
+        return json_files.read_json(text, source)
+    except PromptError as error:
+        if said.label is None or _BEGINS_JSON.match(text):
+            raise
+        raise PromptError(
+            f"{error}; where it holds one prompt a line, '{said.label}:{source}:format={LINES}' reads it"
+        ) from None
+
+
 def _read_text(text: str, source: str, said: Declaration) -> Records:
     start = text.lstrip()[:1]
     if not start:
@@ -63,7 +78,7 @@ def _read_text(text: str, source: str, said: Declaration) -> Records:
         return csv_files.read_lines(text)
     check_no_leftover(text, source)
     if start in "[{":
-        return json_files.read_json(text, source)
+        return _read_json(text, source, said)
     return csv_files.read_csv_or_lines(
         text, source, said.columns.values(), may_be_lines=said.label is not None
     )

@@ -48,7 +48,10 @@ ROLE_KEYS = ("role", "from")
 CONTENT_KEYS = ("content", "value")
 
 _TOOL_KEYS = ("tool_calls", "tool_call_id", "function_call")
-_LIST_OF_TURNS = re.compile(r"\s*\[\s*\{")
+_LIST_OF_TURNS = re.compile(r"\s*(?:\[\s*)?\{")
+"""A turn by itself, too."""
+_NOT_WRITTEN_BACK = re.compile(r"\s*(?:array\(\s*\[|\()\s*\{")
+"""Turns as numpy prints them, and a tuple of them."""
 _LIST_OF_TEXTS = re.compile(r"\s*\[\s*[\"']")
 _TURN_KEY = re.compile(r"""['"](?:role|from)['"]\s*:""")
 
@@ -62,6 +65,7 @@ class TurnsTally:
         from_json: Conversations that stood as JSON in a text.
         from_python: The same, as Python writes lists.
         joined_parts: Turns whose content came in parts.
+        without_role: Conversations of one turn that names no role, and is taken for the user's.
         roles: Turns by the name of their role, where it is not one of ours.
         extra_keys: Turns by a key of theirs that is not read.
     """
@@ -70,6 +74,7 @@ class TurnsTally:
     from_json: int = 0
     from_python: int = 0
     joined_parts: int = 0
+    without_role: int = 0
     roles: Counter[str] = field(default_factory=Counter)
     extra_keys: Counter[str] = field(default_factory=Counter)
 
@@ -89,6 +94,10 @@ class TurnsTally:
             )
         if self.joined_parts:
             notes.append(f"the text parts of {counted(self.joined_parts, 'message')} are joined")
+        if self.without_role:
+            notes.append(
+                f"{counted(self.without_role, 'conversation')} of one turn without a role, read as the user's"
+            )
         for name, number in sorted(self.roles.items()):
             role = OTHER_ROLES.get(plain_word(name), plain_word(name))
             notes.append(f"role {shown(name)} is read as {role} ({counted(number, 'message')})")
@@ -153,12 +162,35 @@ def parse_conversation(value: object, tally: TurnsTally | None = None) -> tuple[
     if not value:
         raise PromptError("is an empty list; a user message is needed")
     items = list(value)
+    if tally is not None and (alone := _said_alone(items)) is not None:
+        tally.without_role += 1
+        return user_turn(checked_text(alone))
     if tally is not None and len(items) > 1 and _is_assistants(items[-1]):
         items.pop()
         tally.cut_replies += 1
     messages = tuple(_message(item, position, tally) for position, item in enumerate(items, 1))
     _check_turns([message["role"] for message in messages])
     return messages
+
+
+def _said_alone(items: list[object]) -> object | None:
+    """What the one turn of a list says that names no role: a text, or a message without one; None if it is no such.
+
+    Raises:
+        PromptError: There are several, without the replies between them.
+    """
+    if not all(isinstance(item, str) for item in items):
+        item = items[0]
+        if len(items) > 1 or not isinstance(item, Mapping) or _first_key(item, ROLE_KEYS):
+            return None
+        key = _first_key(item, CONTENT_KEYS)
+        return item[key] if key else None
+    if len(items) > 1:
+        raise PromptError(
+            f"holds {len(items)} texts without roles: where all are the user's, the replies between them are missing; "
+            "write turns of role and content"
+        )
+    return items[0]
 
 
 def turns_in_text(text: str, tally: TurnsTally) -> list[Mapping[str, object]] | None:
@@ -169,10 +201,14 @@ def turns_in_text(text: str, tally: TurnsTally) -> list[Mapping[str, object]] | 
     """
     if _LIST_OF_TEXTS.match(text):
         _check_no_list_of_texts(text)
+    if _NOT_WRITTEN_BACK.match(text) and _TURN_KEY.search(text[:200]):
+        raise PromptError(
+            "seems to hold chat turns as numpy or a tuple is printed, which cannot be read back; save the file as JSONL"
+        )
     if not _LIST_OF_TURNS.match(text):
         return None
     try:
-        found = load_json(text)
+        found = _listed(load_json(text))
         if not looks_like_turns(found):
             return None
         tally.from_json += 1
@@ -182,9 +218,9 @@ def turns_in_text(text: str, tally: TurnsTally) -> list[Mapping[str, object]] | 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)  # of escapes that Python does not know
-            found = ast.literal_eval(text.strip())
+            found = _listed(ast.literal_eval(text.strip()))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        if _TURN_KEY.search(text[:200]):
+        if text.lstrip().startswith("[") and _TURN_KEY.search(text[:200]):
             raise PromptError(
                 "seems to hold chat turns, but is neither JSON nor a Python list; save the file as JSONL"
             ) from None
@@ -193,6 +229,12 @@ def turns_in_text(text: str, tally: TurnsTally) -> list[Mapping[str, object]] | 
         return None
     tally.from_python += 1
     return found
+
+
+def _listed(found: object) -> object:
+    """A turn by itself as the only one of a list, if it says something; anything else as it is."""
+    is_turn = isinstance(found, Mapping) and any(key in found for key in CONTENT_KEYS)
+    return [found] if is_turn else found
 
 
 def _check_no_list_of_texts(text: str) -> None:

@@ -12,6 +12,7 @@ from steermoe.errors import PromptError
 from steermoe.prompts.columns import is_known
 from steermoe.prompts.foreign_texts import check_holds_lines
 from steermoe.prompts.rows import counted, listed
+from steermoe.prompts.strict_json import load_json
 from steermoe.prompts.tables import Records, check_names, field_name
 
 MISSING_CELLS = frozenset({"", "nan", "NaN", "<NA>", "None", "null"})
@@ -186,18 +187,30 @@ def _may_be_a_name(cell: str) -> bool:
 
 def _lines_of(text: str, whole: str, source: str) -> Records:
     check_holds_lines(text, source)
-    return _quoted_lines(text) or read_lines(whole)
+    return _quoted_lines(text, source) or read_lines(whole)
 
 
-def _quoted_lines(text: str) -> Records | None:
-    """The cells of a file of one column without a name; None if it is no such file."""
+def _quoted_lines(text: str, source: str) -> Records | None:
+    """The cells of a file of one column without a name, or texts of JSON, one a line; None if it is no such file.
+
+    Raises:
+        PromptError: There are several cells in every row, and no names of columns.
+    """
     if not text.startswith('"'):
         return None
+    if (texts := _json_texts(text)) is not None:
+        return texts
     try:
         records = list(_records(text, ","))
     except csv.Error:
         return None
-    if any(len(record) > 1 for record in records):
+    widths = {len(record) for record in records if record}
+    if len(widths) == 1 and widths != {1}:
+        raise PromptError(
+            f"{source} is a table of {widths.pop()} columns without names; put a first line above it that names them, "
+            "as 'prompt,label' does"
+        )
+    if widths != {1}:
         return None
     cells = [record[0] for record in records if record and record[0].strip()]
     blank = len(records) - len(cells)
@@ -205,6 +218,22 @@ def _quoted_lines(text: str) -> Records | None:
     if blank:
         notes.append(f"{counted(blank, 'blank line')} skipped")
     return Records.numbered(({"prompt": cell} for cell in cells), ["prompt"], notes)
+
+
+def _json_texts(text: str) -> Records | None:
+    """Texts that are quoted and escaped as JSON has them, one a line; None where a line is none."""
+    values: list[tuple[int, dict[str, object]]] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            found = load_json(line)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(found, str):
+            return None
+        values.append((number, {"prompt": found}))
+    return Records(values, ["prompt"], ["one prompt a line, as texts of JSON"])
 
 
 def _table(text: str, source: str, delimiter: str, position: int, notes: list[str]) -> Records:
@@ -225,6 +254,7 @@ def _table(text: str, source: str, delimiter: str, position: int, notes: list[st
                 check_names(source, filter(None, header))
             elif record:
                 number += 1
+                _check_no_second_header(source, number, names[0], record)
                 num_empty += not filled
                 if filled:
                     rows.append((number, _cells(source, number, header, record)))
@@ -245,6 +275,15 @@ def _table(text: str, source: str, delimiter: str, position: int, notes: list[st
         (number, {name: _cell(cells[i]) for i, name in named.items()}) for number, cells in rows
     ]
     return Records(values, list(named.values()), notes)
+
+
+def _check_no_second_header(source: str, number: int, header: list[str], record: list[str]) -> None:
+    """Refuse the names of the columns again: one file was put behind another."""
+    if record == header and (len(record) > 1 or is_known(record[0])):
+        raise PromptError(
+            f"{source}, row {number}: repeats the names of the columns, as where one file stands behind another; "
+            "remove it"
+        )
 
 
 def _named_columns(header: list[str], rows: list[tuple[int, list[str]]]) -> dict[int, str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steermoe.errors import ConfigError, PromptError
+from steermoe.prompts.attacks import goal_and_attacks, success_fields
 from steermoe.prompts.columns import (
     REPLIES,
     Columns,
@@ -33,11 +34,18 @@ from steermoe.prompts.layouts import (
     layout_named,
     looks_like_or_bench,
 )
-from steermoe.prompts.overlooked import check_unread, hint_of_label
+from steermoe.prompts.overlooked import (
+    check_tells_success,
+    check_unread,
+    check_whole_conversations,
+    hint_of_label,
+)
 from steermoe.prompts.rows import Row, Wanted, listed, shown, unknown_word
 from steermoe.prompts.sources import Declaration, parse_source
 from steermoe.records import Label, Prompt
 
+_OF_JUDGES = ("judge", "verdict", "eval", "guard", "gpt", "llm", "pred", "reply", "response")
+"""Parts of names of labels that somebody gave to a reply."""
 _ANYWHERE = (Role.SPLIT, Role.SUCCESS)
 """Columns that the user may name without saying that the file holds plain rows."""
 
@@ -206,7 +214,11 @@ def _columns(rows: Sequence[Row], layout: Layout, declaration: Declaration) -> C
             settled.add(Role.LABEL)
         if settled & {Role.PROMPT, Role.MESSAGES}:
             settled |= {Role.PROMPT, Role.MESSAGES}
-        check_unread(rows, doubtful, read, layout.title, settled)
+        check_whole_conversations(rows, doubtful)
+        check_unread(rows, doubtful, read, layout.title, settled, declaration.label)
+    tells = Role.SUCCESS in of or success_fields(read)
+    if layout.format is PromptFormat.JAILBREAK and not tells:
+        check_tells_success(rows, [field for field in unread if field in free])
     return Columns(of, tuple(read), tuple(unread))
 
 
@@ -260,13 +272,15 @@ def _columns_of_rows(
 
 
 def _check_label_is_of_prompts(rows: Sequence[Row], label: str, said: Declaration) -> None:
-    """Refuse `is_safe` and its kind beside a reply: it may be the reply that is safe."""
+    """Refuse `is_safe`, a judge's label and their kind beside a reply or an attack: these may be what is safe."""
+    fields = fields_of(rows)
     replies = [
-        field
-        for field in fields_of(rows)
-        if loose(field).startswith(REPLIES) and not is_empty(field, rows)
+        field for field in fields if loose(field).startswith(REPLIES) and not is_empty(field, rows)
     ]
-    if loose(label) in POLARITY and replies:
+    is_judged = any(word in loose(label) for word in _OF_JUDGES)
+    if is_judged and not replies and (attack := goal_and_attacks(fields)):
+        replies = list(attack[1])
+    if (is_judged or loose(label) in POLARITY) and replies:
         raise PromptError(
             f"{said.path}: {shown(label)} may be said of {shown(replies[0])} and not of the prompt; "
             f"'{said.path}:label={label}' reads it as the prompt's label, 'unsafe:{said.path}:ignore={label}' gives "

@@ -12,7 +12,7 @@ from typing import Any, cast
 from steermoe.errors import PromptError
 from steermoe.prompts.columns import is_known
 from steermoe.prompts.conversations import CONTENT_KEYS, looks_like_turns
-from steermoe.prompts.labels import LABEL_WORDS, SPLIT_WORDS
+from steermoe.prompts.labels import LABEL_WORDS, SPLIT_WORDS, loose
 from steermoe.prompts.rows import counted, listed, plain_word, shown
 from steermoe.prompts.strict_json import RepeatedKeyError, load_json
 from steermoe.prompts.tables import Records, field_name
@@ -27,7 +27,8 @@ def read_json(text: str, source: str) -> Records:
         PromptError: It is malformed, cut off, or of a shape in which no rows are found.
     """
     if text.lstrip().startswith("["):
-        return _from_list(_whole(text, source), source)
+        lists = _lists_by_line(text)
+        return _from_list(_whole(text, source) if lists is None else lists, source)
     try:
         value = load_json(text)
     except RepeatedKeyError as error:
@@ -37,6 +38,17 @@ def read_json(text: str, source: str) -> Records:
             text, source
         )  # more than one object, or a broken one: the lines will tell which
     return _from_object(cast(Object, value), source)
+
+
+def _lists_by_line(text: str) -> list[object] | None:
+    """A list of each line, of which there are several; None where that is not what the text holds."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) < 2 or not all(line.strip()[0] + line.strip()[-1] == "[]" for line in lines):
+        return None
+    try:
+        return [load_json(line) for line in lines]
+    except (RecursionError, ValueError):
+        return None
 
 
 def _whole(text: str, source: str) -> list[object]:
@@ -93,8 +105,25 @@ def _from_list(items: list[object], source: str) -> Records:
             f"{source} holds rows without names of columns; write it with DataFrame.to_json(orient='records')"
         )
     if _is_cell(items) and not any(_names_a_column(item) for item in items):
+        _check_one_conversation(cast(list[Object], items), source)
         return Records.numbered([{"messages": items}], notes=["one conversation"])
     return Records.numbered(items)
+
+
+_OF_CONVERSATIONS = ("conv", "dialog", "session", "thread", "chatid")
+"""Parts of names of what tells conversations apart."""
+
+
+def _check_one_conversation(turns: list[Object], source: str) -> None:
+    """Refuse turns of several conversations in one list, which something beside role and content tells apart."""
+    keys = {key for turn in turns for key in turn}
+    for key in sorted(key for key in keys if any(part in loose(key) for part in _OF_CONVERSATIONS)):
+        values = [shown(turn.get(key)) for turn in turns]
+        if 1 < len(set(values)) < len(values):
+            raise PromptError(
+                f"{source} is a list of turns of several conversations, as {shown(key)} says; write a list of turns "
+                "for each"
+            )
 
 
 def _names_a_column(item: object) -> bool:
@@ -111,7 +140,7 @@ def _from_object(value: Object, source: str) -> Records:
     if keys and len(lists) == len(keys):
         if all(plain_word(key) in {**LABEL_WORDS, **SPLIT_WORDS} for key in keys):
             return _lists_by_word(value, source)
-        if all(_is_list_of_attacks(value[key]) for key in keys):
+        if any(value.values()) and all(_is_list_of_attacks(value[key]) for key in keys):
             return _attacks_by_behaviour(value)
         if known and not any(_is_list_of(value[key], Mapping) for key in keys):
             return _columns(
@@ -119,15 +148,37 @@ def _from_object(value: Object, source: str) -> Records:
             )
     if keys and all(isinstance(item, Mapping) for item in value.values()):
         return _mapping_of_mappings(cast(Mapping[str, Object], value), bool(known), source)
+    words = [key for key in lists if plain_word(key) in {**LABEL_WORDS, **SPLIT_WORDS}]
+    if words and words == lists:
+        found = _lists_by_word({key: value[key] for key in words}, source)
+        others = [key for key in keys if key not in words]
+        return Records(found.values, (), [*found.notes, f"not read beside them: {listed(others)}"])
     rows = [key for key in lists if _is_list_of(value[key], (Mapping, str, list))]
     is_row = any(key not in lists and not isinstance(value[key], Mapping) for key in known)
     if len(rows) == 1 and not is_row:
+        _check_not_a_row(value, rows[0], source)
         return _under_key(value, rows[0], source)
     if len(rows) > 1 and not is_row:
         raise PromptError(
             f"{source} holds several lists, {listed(rows)}; save the one with the prompts by itself"
         )
     return Records.numbered([value])
+
+
+_WRAPPERS = frozenset(
+    {"data", "rows", "items", "examples", "instances", "records", "entries", "list", "samples"}
+)
+
+
+def _check_not_a_row(value: Object, key: str, source: str) -> None:
+    """Refuse a list of texts beside other texts under a name that may be a column's: tags of one row, not prompts."""
+    texts = [other for other, item in value.items() if isinstance(item, str)]
+    is_texts = _is_list_of(value[key], str)
+    if is_texts and texts and not is_known(key) and field_name(key) not in _WRAPPERS:
+        raise PromptError(
+            f"{source} may be one row, or prompts under {shown(key)} beside {listed(texts)}: save the prompts by "
+            "themselves, or the row in a list ([...])"
+        )
 
 
 def _is_cell(value: object) -> bool:
@@ -138,8 +189,9 @@ def _is_cell(value: object) -> bool:
 
 
 def _is_list_of_attacks(value: object) -> bool:
-    return _is_list_of(value, Mapping) and all(
-        "test_case" in item for item in cast(list[Object], value)
+    """Whether it holds nothing but attacks: of a behaviour that nobody attacked, none."""
+    return isinstance(value, list) and all(
+        isinstance(item, Mapping) and "test_case" in item for item in value
     )
 
 

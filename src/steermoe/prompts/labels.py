@@ -139,7 +139,8 @@ def _problem(row: Row, value: object, word: str) -> str:
     name = row.column("label")
     column = "" if name == "label" else f"label={name},"
     if word in (*YES, *NO):
-        return f"{shown(value)} may mean either side; '{row.source}:{column}unsafe=1,safe=0' says which is which"
+        yes, no = next(pair for pair in zip(YES, NO, strict=True) if word in pair)
+        return f"{shown(value)} may mean either side; '{row.source}:{column}unsafe={yes},safe={no}' says which is which"
     return (
         f"{unknown_word(value, [member.value for member in Label])}; "
         f"'{row.source}:{column}unsafe=WORD,safe=WORD' says what other words mean"

@@ -96,6 +96,14 @@ def _is_xstest(fields: Sequence[str], rows: Sequence[Row]) -> bool:
     return 2 * known >= len(rows)
 
 
+def _is_sorry_bench(fields: Sequence[str], rows: Sequence[Row]) -> bool:
+    """Whether it has styles, or categories that are numbers: harmless benches of turns have words there."""
+    if not {"question_id", "category", "turns"} <= set(fields):
+        return False
+    numbered = all(plain_word(row.value("category")).isdecimal() for row in rows)
+    return "prompt_style" in fields or numbered
+
+
 def _is_harmbench(fields: Sequence[str], _: Sequence[Row]) -> bool:
     return "behavior" in fields and bool({"semanticcategory", "behaviorid"} & set(fields))
 
@@ -214,7 +222,7 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         PromptFormat.SORRY_BENCH,
         "SORRY-Bench",
-        _has("question_id", "category", "turns"),
+        _is_sorry_bench,
         known_sets.read_sorry_bench,
         reads=("question_id", "category", "turns", "prompt_style"),
         is_harmful=True,

@@ -19,10 +19,10 @@ from steermoe.prompts.columns import (
     role_of,
     same_in_every_row,
 )
-from steermoe.prompts.conversations import looks_like_turns
+from steermoe.prompts.conversations import OTHER_ROLES, ROLES, looks_like_turns
 from steermoe.prompts.labels import LABEL_WORDS, NO, SPLIT_WORDS, YES, loose
 from steermoe.prompts.rows import Row, is_blank, plain_word, shown
-from steermoe.records import Label
+from steermoe.records import Label, Split
 
 _ASKING = (
     "prompt", "question", "instruction", "query", "request", "utterance", "behavior", "behaviour", "goal",
@@ -34,6 +34,8 @@ _ASKING_ALONE = frozenset(
     | {"document", "passage", "article", "preamble", "persona"}
 )
 """The same, as words of their own."""
+_ABOUT = frozenset({"context", "document", "passage", "article"})
+"""Those of what a prompt is about."""
 _JUDGING = ("harm", "toxic", "malicious", "unsafe", "safe", "benign", "dangerous", "refuse")
 """Parts of names that tell the harmful from the harmless, where yes and no stand below."""
 _GOOD = ("harmless", "safe", "benign")
@@ -44,6 +46,13 @@ _OF_SOMETHING_ELSE = (
 )  # fmt: skip
 """Parts of names of replies, and of what is said about a prompt."""
 _FEWEST_WORDS = 3
+_OUTCOME = (
+    "success", "jailbroken", "score", "verdict", "outcome", "asr", "fail", "refus", "judge", "judgment", "result",
+    "rating", "broken", "complied", "compliance",
+)  # fmt: skip
+"""Parts of names of what became of an attack."""
+_MOST_OUTCOMES = 12
+"""Different words of a column that says what became of attacks."""
 
 
 def check_unread(
@@ -52,6 +61,7 @@ def check_unread(
     read: Sequence[str],
     layout: str,
     settled: Collection[Role] = (),
+    label: Label | None = None,
 ) -> None:
     """Refuse a column that seems to hold something of ours, and that nobody reads.
 
@@ -61,6 +71,7 @@ def check_unread(
         read: Columns that are read.
         layout: How the file is read.
         settled: What the user has said where to find; no other column is meant.
+        label: That of all rows, where the user has said it.
 
     Raises:
         PromptError: There is such a column.
@@ -75,10 +86,70 @@ def check_unread(
         if role is Role.LABEL and any(_agree(field, other, rows) for other in labels):
             continue
         source = rows[0].source
+        said = source if label is None else f"{label}:{source}"
         raise PromptError(
             f"{source}: {shown(field)} seems to hold {NOUNS[role]}, which is not read from a file of {layout}; "
-            f"'{source}:ignore={field}' leaves it out{_other_reading(source, field, role, rows)}"
+            f"'{said}:ignore={field}' leaves it out{_other_reading(source, field, role, rows, label)}"
         )
+
+
+def check_whole_conversations(rows: Sequence[Row], unread: Sequence[str]) -> None:
+    """Refuse rows that are turns, not conversations: replies would be read as prompts.
+
+    Args:
+        rows: The rows of the file.
+        unread: Columns that are not read, but for those that the user says to leave.
+
+    Raises:
+        PromptError: One of them says whose turn each row is.
+    """
+    for field in unread:
+        roles = {plain_word(row.values.get(field)) for row in rows}
+        ours = {OTHER_ROLES.get(role, role) for role in roles}
+        if "assistant" in ours and ours <= set(ROLES):
+            source = rows[0].source
+            raise PromptError(
+                f"{source}: each row is one turn of a conversation, as {shown(field)} says, and a prompt file has a "
+                f"conversation a row: put the turns of each into a list 'messages'; '{source}:ignore={field}' takes "
+                "every row for a prompt"
+            )
+
+
+def check_tells_success(rows: Sequence[Row], unread: Sequence[str]) -> None:
+    """Refuse results of attacks where nothing that is read tells the successes, and something else may.
+
+    Args:
+        rows: The rows of the file.
+        unread: Columns that are not read, but for those that the user says to leave.
+
+    Raises:
+        PromptError: One of them may tell.
+    """
+    for field in unread:
+        values = [row.values[field] for row in rows if not is_blank(row.values.get(field))]
+        if values and any(part in loose(field) for part in _OUTCOME) and _may_be_outcomes(values):
+            source = rows[0].source
+            raise PromptError(
+                f"{source}: {shown(field)} may tell which attacks succeeded, and no column is read that does; "
+                f"'{source}:success={field}' reads it, if a yes (1, true) there is a success, "
+                f"'{source}:ignore={field}' takes all attacks for successes"
+            )
+
+
+def _may_be_outcomes(values: Sequence[object]) -> bool:
+    """Whether these are numbers, yes and no, or a few words that differ: the name of a judge is the same everywhere."""
+    words = {plain_word(value) for value in values}
+    if all(_is_number(value) for value in values) or words <= {*YES, *NO}:
+        return True
+    return 1 < len(words) <= _MOST_OUTCOMES and all(len(word.split()) <= 2 for word in words)
+
+
+def _is_number(value: object) -> bool:
+    try:
+        float(str(value))
+    except ValueError:
+        return False
+    return True
 
 
 def seems_to_hold(field: str, rows: Sequence[Row]) -> Role | None:
@@ -86,6 +157,8 @@ def seems_to_hold(field: str, rows: Sequence[Row]) -> Role | None:
     role = role_of(field, rows)
     if role is not None:
         return role
+    if _names_a_split(field, rows):
+        return Role.SPLIT
     values = [row.values[field] for row in rows if not is_blank(row.values.get(field))]
     plain = field.casefold()
     if not values or plain.startswith(("model", "num")):
@@ -101,6 +174,14 @@ def seems_to_hold(field: str, rows: Sequence[Row]) -> Role | None:
     if any(word in plain for word in _JUDGING) and _are_yes_and_no(values):
         return None if _has_replies(rows) else Role.LABEL  # it may be said of those
     return _of_words(values)
+
+
+def _names_a_split(field: str, rows: Sequence[Row]) -> bool:
+    """Whether a column says yes or no to a split: `is_test`, `holdout`."""
+    name = loose(field).removeprefix("is").removeprefix("in")
+    values = [row.values[field] for row in rows if not is_blank(row.values.get(field))]
+    words = {plain_word(value) for value in values}
+    return name in (*SPLIT_WORDS, "holdout", "heldout") and bool(words) and words <= {*YES, *NO}
 
 
 def hint_of_label(rows: Sequence[Row], fields: Sequence[str]) -> str:
@@ -181,13 +262,21 @@ def _agree(first: str, other: str, rows: Sequence[Row]) -> bool:
     return all(a is b for a, b in pairs if a is not None and b is not None)
 
 
-def _other_reading(source: str, field: str, role: Role, rows: Sequence[Row]) -> str:
+def _other_reading(
+    source: str, field: str, role: Role, rows: Sequence[Row], label: Label | None
+) -> str:
+    """The words that read the column, with those that the user has said already."""
+    said = source if label is None else f"{label}:{source}"
+    if role is Role.PROMPT and set(re.split(r"[^a-z0-9]+", field.casefold())) & _ABOUT:
+        return f", '{said}:input={field}' puts it below the prompt"
     if role in (Role.PROMPT, Role.MESSAGES):
-        has_label = any(role_of(name, rows) is Role.LABEL for name in fields_of(rows))
-        label = "" if has_label else ",label=unsafe"
-        return f", '{source}:{'column' if role is Role.PROMPT else role}={field}{label}' reads it"
+        has_label = label or any(role_of(name, rows) is Role.LABEL for name in fields_of(rows))
+        more = "" if has_label else ",label=unsafe"
+        return f", '{said}:{'column' if role is Role.PROMPT else role}={field}{more}' reads it"
     if role is Role.SUCCESS:
         return f", '{source}:success={field},format=jailbreak' reads the file as results of attacks"
+    if role is Role.SPLIT and _names_a_split(field, rows):
+        return f"; a column 'split' says {', '.join(Split)} in every row"
     if role_of(field, rows) is None:  # its values tell, and its name does not
-        return f", '{source}:{role}={field}' reads it as the {role}"
-    return f", '{source}:format=rows' reads the file as plain rows"
+        return f", '{said}:{role}={field}' reads it as the {role}"
+    return f", '{said}:format=rows' reads the file as plain rows"
