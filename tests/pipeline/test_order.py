@@ -165,6 +165,13 @@ def test_a_run_that_stopped_goes_on_where_it_stopped(
     fakes.failing = {}
     run_pipeline(config())
     assert fakes.take() == ALL[ALL.index(failing) :]
+    stages = load_run(config().run_dir).state.stages
+    assert {name: stage.interrupted for name, stage in stages.items() if stage.interrupted} == {
+        failing: 1
+    }
+    assert stages[failing].attempts == " (last of 2 attempts)"
+    run_pipeline(config(), force=True)
+    assert not any(s.attempts for s in load_run(config().run_dir).state.stages.values())
 
 
 def test_what_an_interrupted_step_left_is_kept_for_the_same_settings_alone(

@@ -209,11 +209,12 @@ def _cost_table(run: Run) -> Table:
         table.add_row(
             name,
             stage.status,
-            f"{stage.seconds:.1f}" if done else "",
+            f"{stage.seconds:.1f}{stage.attempts}" if done else "",
             gibibytes(stage.peak_memory_bytes or 0) if done else "",
             _work(stage.figures),
         )
-    table.add_row("all", "", f"{seconds:.1f}", "", "")
+    at_least = "more than " if any(s.interrupted for s in run.state.stages.values()) else ""
+    table.add_row("all", "", f"{at_least}{seconds:.1f}", "", "")
     return table
 
 

@@ -273,6 +273,7 @@ def _stages(state: RunState) -> list[dict[str, object]]:
                 "name": name,
                 "status": stage.status,
                 "seconds": stage.seconds,
+                "attempts": stage.attempts,
                 "peak_memory_bytes": stage.peak_memory_bytes,
                 "figures": [
                     (words(key), _figure_text(value))

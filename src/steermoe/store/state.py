@@ -39,7 +39,8 @@ class StepRecord(_Record):
         settings: The settings that shape its result, as it was really done.
         inputs: Hash of everything that it read, by name.
         files: What it left.
-        seconds: How long it took.
+        seconds: How long it took; where it went on from attempts that were interrupted, the last one alone.
+        interrupted: How many such attempts there were before it.
         peak_memory_bytes: Largest resident memory meanwhile.
         figures: What it told of its work.
     """
@@ -50,8 +51,14 @@ class StepRecord(_Record):
     inputs: dict[str, str] = Field(default_factory=dict)
     files: list[str] = Field(default_factory=list)
     seconds: float | None = None
+    interrupted: int = 0
     peak_memory_bytes: int | None = None
     figures: Figures = Field(default_factory=dict)
+
+    @property
+    def attempts(self) -> str:
+        """What to say beside its seconds; nothing where it was not interrupted."""
+        return f" (last of {self.interrupted + 1} attempts)" if self.interrupted else ""
 
 
 class ModelRecord(_Record):
