@@ -1,5 +1,7 @@
 """What is written for a prompt file: its path, and how it is to be read."""
 
+import unicodedata
+
 import pytest
 
 from prompt_files import as_csv, message_of, texts
@@ -185,3 +187,23 @@ def test_a_files_hash_goes_by_content_and_reading_not_by_its_path(here):
     assert content_hash("b.csv") != plain
     with pytest.raises(PromptError, match="does not exist"):
         content_hash("c.csv")
+
+
+# ---- one word in two spellings --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of_file", ["NFC", "NFD"])
+@pytest.mark.parametrize("typed", ["NFC", "NFD"])
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_an_accent_apart_from_its_letter_makes_no_other_name_or_word(
+    prompt_file, of_file, typed, kind
+):
+    def put(form, text):
+        return unicodedata.normalize(form, text)
+
+    names = [put(of_file, "プロンプト"), put(of_file, "Größe"), "note"]
+    row = ["Öffne es", put(of_file, "gefährlich"), "x"]
+    content = as_csv(names, row) if kind == "csv" else [dict(zip(names, row, strict=True))]
+    options = put(typed, "column=プロンプト,label=Größe,unsafe=Gefährlich,ignore=note")
+    (prompt,) = read_prompts(f"{prompt_file(content)}:{options}").prompts
+    assert (prompt.label, texts([prompt])) == (Label.UNSAFE, ["Öffne es"])

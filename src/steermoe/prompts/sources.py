@@ -22,6 +22,7 @@ from pathlib import Path
 from steermoe.errors import PromptError
 from steermoe.prompts.columns import Role
 from steermoe.prompts.rows import listed, plain_word, shown, unknown_word
+from steermoe.prompts.tables import field_name
 from steermoe.records import JAILBREAK_FORMAT, LOOK_ALIKE, PLAIN_GOAL, Label
 
 BUILTIN_STARTER = "builtin:starter"
@@ -185,7 +186,7 @@ def _with_options(declaration: Declaration, options: list[tuple[str, str]]) -> D
         if not value:
             raise PromptError(f"{problem}option {key!r} has no value")
         if key == "ignore":
-            ignored.append(value.lower())
+            ignored.append(field_name(value))
         elif key in list(Label):
             words[plain_word(value)] = Label(key)
         elif key == "label" and value.casefold() in list(Label):
@@ -197,7 +198,7 @@ def _with_options(declaration: Declaration, options: list[tuple[str, str]]) -> D
         elif _ROLES.get(key, key) in (columns if key in _ROLES else single):
             raise PromptError(f"{problem}option {key!r} is given twice")
         elif key in _ROLES:
-            columns[_ROLES[key]] = value.lower()
+            columns[_ROLES[key]] = field_name(value)
         else:
             single[key] = value
     if label is not None and (words or Role.LABEL in columns):
