@@ -13,6 +13,7 @@ from steermoe.errors import PromptError
 _PARQUET = b"PAR1"
 _ARROW_FILE = b"ARROW1"
 _ARROW_STREAM = b"\xff\xff\xff\xff"
+_NOT_FOR_PYTHON = (pa.ArrowException, ValueError, OverflowError, KeyError)  # of zones: KeyError
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -96,7 +97,7 @@ def _all_streams(data: bytes, source: str) -> pa.Table:
 def _cells(column: pa.ChunkedArray) -> list[object]:
     try:
         found: list[object] = column.to_pylist()
-    except (pa.ArrowException, ValueError, OverflowError):
+    except _NOT_FOR_PYTHON:
         return [_cell(scalar) for scalar in column]
     return found
 
@@ -104,5 +105,5 @@ def _cells(column: pa.ChunkedArray) -> list[object]:
 def _cell(scalar: pa.Scalar) -> object:
     try:
         return scalar.as_py()
-    except (pa.ArrowException, ValueError, OverflowError):
+    except _NOT_FOR_PYTHON:
         return Unconverted(str(scalar.type))
