@@ -564,8 +564,9 @@ def test_both_names_of_the_judge_are_refused_where_they_differ() -> None:
 def test_an_address_that_is_none_or_holds_a_secret_is_refused_without_showing_it(
     address: str,
 ) -> None:
-    message = refusal(f"judge.base_url={address}")
-    assert "judge.base_url" in message and "hunter2" not in message
+    for written in (address, f'"{address}', f"[{address}"):
+        message = refusal(f"judge.base_url={written}")
+        assert "judge.base_url" in message and "hunter2" not in message
 
 
 def test_a_label_may_mean_only_what_a_judge_can_say() -> None:
