@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,41 @@ def test_a_setting_on_the_command_line_is_read_as_toml_or_else_as_text(
     setting: str, read: Any
 ) -> None:
     assert read(load_config(settings=[setting]))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("train.target_response=['I can't help.', 'Sorry.']", """write '["one", "two"]'"""),
+        ('train.target_response=["a", "b"', "begins with [ and is no list"),
+        ("model.chat_template_kwargs.x=[False]", "'[true, 3]'"),
+        ("model.chat_template_kwargs={a: b}", "begins with { and is no table"),
+        ('train.target_response="Sorry, no', """write '"Sorry, no"',"""),
+        ('prompts.system_prompt= "You are nice', """write '"You are nice"',"""),
+        ("prompts.system_prompt='It's me'", """write '"It'\\''s me"',"""),
+        (r'run="C:\Users\me"', r"""write '"C:\\Users\\me"',"""),
+        ('train.target_response="No" is no', 'begins with " and is no text'),
+        ('train.target_response="No"\nmore = 2', "more lines follow"),
+        ('train.target_response=["' + "x" * 500, "..."),
+    ],
+)
+def test_what_begins_as_a_value_of_toml_and_is_none_is_refused_with_what_to_write(
+    setting: str, words: str
+) -> None:
+    message = refusal(setting)
+    assert message.startswith(f"--set {setting.partition('=')[0]}=") and words in message
+    assert len(message) < 450
+
+
+@pytest.mark.parametrize(
+    "text", ["['I can't help.', 'Sorry.']", "{a} b", '"Sorry", he said', "'tis no \\ use"]
+)
+def test_what_is_to_be_written_for_a_text_that_begins_so_gives_that_text(text: str) -> None:
+    message = refusal(f"train.target_response={text}")
+    written = re.search(r"""(?:so as|, or) ('"(?:[^']|'\\'')*')""", message)
+    assert written is not None
+    (value,) = shlex.split(written[1])
+    assert load_config(settings=[f"train.target_response={value}"]).train.target_response == text
 
 
 def test_phases_take_from_the_section_what_they_leave_open() -> None:
@@ -349,12 +386,65 @@ def test_true_is_true_and_a_text_stays_a_text() -> None:
     assert type(config.model.chat_template_kwargs["effort"]) is str
 
 
-@pytest.mark.parametrize("word", ["no", "off", "Yes", "None", "null"])
+@pytest.mark.parametrize(
+    "word", ["no", "off", "Yes", "None", "null", "f", "N", "y", "T", "disabled", "Enable", "never"]
+)
 def test_a_word_that_may_be_a_truth_value_is_refused(word: str) -> None:
     message = refusal(f"model.chat_template_kwargs.enable_thinking={word}")
     assert word in message and "true or false" in message
     quoted = load_config(settings=[f'model.chat_template_kwargs.mode="{word}"'])
     assert quoted.model.chat_template_kwargs == {"mode": word}
+
+
+@pytest.mark.parametrize("value", ["nan", "-inf", "NaN", "Infinity", "[1.0, nan]", "{a = inf}"])
+@pytest.mark.parametrize("table", ["model.chat_template_kwargs", "train.arguments"])
+def test_a_number_that_is_not_finite_is_refused_where_no_type_does(table: str, value: str) -> None:
+    message = refusal(f"{table}.x={value}")
+    assert table in message and "not finite" in message
+    for number in (math.nan, [math.inf]):
+        assert "not finite" in refusal(model={"chat_template_kwargs": {"x": number}})
+    quoted = load_config(settings=['model.chat_template_kwargs.x="nan"'])
+    assert quoted.model.chat_template_kwargs == {"x": "nan"}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "prompts.limits.dev=true",
+        "prompts.limits.dev=false",
+        "prompts.limits.train.benign=true",
+        "prompts.split_fractions=[true, false, 0.0]",
+    ],
+)
+def test_a_truth_value_is_no_number_in_lists_and_tables_either(setting: str) -> None:
+    message = refusal(setting)
+    assert setting.split("=")[0].rsplit(".", 2)[0] in message and "must be a number" in message
+
+
+def test_a_path_of_python_is_its_text() -> None:
+    config = load_config(
+        overrides={
+            "run": Path("runs/x"),
+            "model": {"id": Path("/m/x"), "chat_template_kwargs": {"a": [Path("b")]}},
+            "prompts": {"sources": [Path("a.csv"), "b.csv"]},
+            "train": {"arguments": {"logging_dir": Path("/logs")}},
+        }
+    )
+    assert (config.run, config.model.id) == ("runs/x", "/m/x")
+    assert config.prompts.sources == ("a.csv", "b.csv")
+    assert config.model.chat_template_kwargs == {"a": ["b"]}
+    assert config.train.arguments.model_dump()["logging_dir"] == "/logs"
+    assert load_config(overrides={"prompts": {"sources": Path("a")}}).prompts.sources == ("a",)
+
+
+def test_a_name_with_dots_is_refused_with_how_to_write_it(tmp_path: Path) -> None:
+    message = refusal(**{"prompts.sources": ["a.csv"]})
+    assert 'write {"prompts": {"sources": ...}} in Python' in message
+    message = refusal(prompts={"limits.dev": 3})
+    assert 'write {"prompts": {"limits": {"dev": ...}}}' in message
+    message = refusal(file=write(tmp_path, '"train.epochs" = 3\n'))
+    assert "train.epochs = ... without quotes around the name" in message
+    assert load_config(write(tmp_path, "train.epochs = 3\n")).train.epochs == 3
 
 
 @pytest.mark.parametrize(
@@ -425,6 +515,9 @@ def test_what_is_evaluated_on_cannot_be_limited_to_nothing() -> None:
 def test_one_text_is_a_list_of_one() -> None:
     config = load_config(settings=["train.arguments.report_to=wandb", "prompts.sources=mine.csv"])
     assert (config.train.arguments.report_to, config.prompts.sources) == (("wandb",), ("mine.csv",))
+    config = load_config(settings=["identify.replicate_on=test"])
+    assert config.identify.replicate_on == ("test",)
+    assert "'dev' or 'test'" in refusal("identify.replicate_on=train")
 
 
 def test_the_home_directory_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -471,8 +564,9 @@ def test_both_names_of_the_judge_are_refused_where_they_differ() -> None:
 def test_an_address_that_is_none_or_holds_a_secret_is_refused_without_showing_it(
     address: str,
 ) -> None:
-    message = refusal(f"judge.base_url={address}")
-    assert "judge.base_url" in message and "hunter2" not in message
+    for written in (address, f'"{address}', f"[{address}"):
+        message = refusal(f"judge.base_url={written}")
+        assert "judge.base_url" in message and "hunter2" not in message
 
 
 def test_a_label_may_mean_only_what_a_judge_can_say() -> None:

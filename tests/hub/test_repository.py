@@ -11,7 +11,7 @@ import pytest
 from steermoe.hashes import sha256_of
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import EVALUATION, MODEL_CARD, RUN_JSON
-from steermoe.store.published import without_places
+from steermoe.store.published import paths_in, without_place, without_places
 from tiny import CommandLine, copy_of, tiny_config
 
 
@@ -201,6 +201,86 @@ def test_settings_keep_what_made_the_model_and_lose_where_it_was_made(tmp_path: 
     assert found["train"]["arguments"]["logging_dir"] == "logs"
     assert found["train"]["arguments"]["optim"] == "adamw_torch"
     assert str(tmp_path) not in json.dumps(found) and "10.0.0.5" not in json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "published"),
+    [
+        ("/data/Jane Doe/secret/guard.txt", "guard.txt"),
+        ("/data/Doe, Jane/it's/guard.txt", "guard.txt"),
+        (r"C:\Users\Jane Doe\guard.txt", "guard.txt"),
+        ("\\\\host\\Jane Doe\\guard", "guard"),
+        ("~jane/my guard/", "my guard"),
+        ("../my files/guard", "guard"),
+        ("secret/clients/acme/guard", "guard"),
+        ("acme/zero3.json", "zero3.json"),
+        ("guard:/srv/Acme Corp/guards/v2", "guard:v2"),
+        ("guard:secret/clients/v2", "guard:v2"),
+        ("lm_eval:/home/jane doe/task", "lm_eval:task"),
+        ("lm_eval:mine,arc_easy@/srv/Acme, Corp/tasks", "lm_eval:mine,arc_easy@tasks"),
+        ("lm_eval:a/b/c.yaml@x/y/z", "lm_eval:c.yaml@z"),
+        ("inspect:/home/jane@acme/my tasks/quiz.py@quiz", "inspect:quiz.py@quiz"),
+        ("inspect:tasks/quiz.py@quiz", "inspect:quiz.py@quiz"),
+        ("--config /data/Jane Doe/x.json", "--config x.json"),
+        ("file:///data/Jane Doe/x.json", "x.json"),
+        ("openai:http://me@10.0.0.5/Jane Doe/v1", "openai:ADDRESS"),
+        # What is no path stays.
+        ("guard:meta-llama/Llama-Guard-3-8B", "guard:meta-llama/Llama-Guard-3-8B"),
+        ("openai:accounts/acme/models/large", "openai:accounts/acme/models/large"),
+        ("inspect:inspect_evals/gsm8k", "inspect:inspect_evals/gsm8k"),
+        ("inspect:hf/owner/data/task", "inspect:hf/owner/data/task"),
+        ("lm_eval:arc_easy,hellaswag", "lm_eval:arc_easy,hellaswag"),
+        ("my.package:judge", "my.package:judge"),
+        ("owner/model-1.5", "owner/model-1.5"),
+    ],
+)
+def test_a_path_goes_as_a_whole_whatever_its_names_hold(text: str, published: str) -> None:
+    assert without_place(text) == published
+
+
+def test_no_setting_keeps_a_part_of_a_path(tmp_path: Path) -> None:
+    config = tiny_config(
+        tmp_path / "models" / "mine",
+        tmp_path / "run",
+        tmp_path / "secret" / "p.csv",
+        judge={"main": "guard:/srv/secret Corp/v2", "guard_template": "secret/guard"},
+        collect={"engine_args": {"download_dir": "/data/secret Doe/x", "/secret a/b": "balanced"}},
+        evaluate={
+            "benchmarks": ["lm_eval:mine@/home/secret doe/tasks"],
+            "text_file": "secret/book",
+        },
+        train={"arguments": {"deepspeed": "my secret/acme/zero3.json"}},
+    )
+    found = without_places(config)
+    assert "secret" not in json.dumps(found)
+    assert found["judge"]["main"] == "guard:v2" and found["judge"]["guard_template"] == "guard"
+    assert found["collect"]["engine_args"] == {"download_dir": "x", "b": "balanced"}
+    assert found["evaluate"]["benchmarks"] == ["lm_eval:mine@tasks"]
+    assert found["train"]["arguments"]["deepspeed"] == "zero3.json"
+    assert set(paths_in(config)) == {
+        "/srv/secret Corp/v2",
+        "secret/guard",
+        "/data/secret Doe/x",
+        "/secret a/b",
+        "/home/secret doe/tasks",
+        "secret/book",
+        "my secret/acme/zero3.json",
+    }
+
+
+@pytest.mark.parametrize("form", ["{}", '{{"where": "{}"}}'])
+def test_a_path_of_any_setting_is_looked_for_in_what_is_published(
+    steermoe: CommandLine, run: Path, form: str
+) -> None:
+    template = "/srv/Zoë Doe/guards/mine.txt"
+    change_json(
+        run / RUN_JSON, lambda state: state["config"]["judge"].update(guard_template=template)
+    )
+    escaped = json.dumps(template)[1:-1] if "where" in form else template
+    card = run / MODEL_CARD
+    card.write_text(card.read_text("utf-8") + f"\n{form.format(escaped)}\n", "utf-8")
+    refusal = steermoe.refusal("export", "--run", run, "--format", "hub")
+    assert "README.md would publish /srv/Zoë Doe/guards" in refusal
 
 
 def test_the_runs_own_card_and_page_hold_no_path_either(

@@ -2,12 +2,14 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import math
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -206,6 +208,46 @@ def test_an_arrow_stream_that_ends_between_two_batches_is_cut_off_all_the_same(p
         pa.ipc.open_stream(data[:half]).read_all().num_rows == 6
     )  # what would have been read of it
     assert "cut off" in message_of(prompt_file(data[:half]))
+
+
+def test_arrow_streams_one_after_the_other_are_all_read(prompt_file):
+    parts = [arrow([{"prompt": f"p{i}", "label": "safe"}], stream=True) for i in range(3)]
+    read = read_prompts(prompt_file(b"".join(parts)))
+    assert texts(read.prompts) == ["p0", "p1", "p2"]
+    other = arrow([{"text": "p3", "label": "safe"}], stream=True)
+    assert "columns differ" in message_of(prompt_file(parts[0] + other))
+    assert "cut off" in message_of(prompt_file(parts[0] + parts[1][:-4]))
+
+
+@pytest.mark.parametrize("make", [parquet, lambda rows: arrow(rows, stream=False)])
+def test_files_that_were_joined_are_refused_where_one_would_be_read(prompt_file, make):
+    parts = [make([{"prompt": f"p{i}", "label": "safe"}]) for i in range(2)]
+    assert "several files one after the other" in message_of(prompt_file(b"".join(parts)))
+
+
+@pytest.mark.parametrize(
+    ("times", "words"),
+    [
+        (pa.array([1, None], pa.timestamp("s", tz="Mars/Olympus")), "Mars/Olympus"),
+        (pa.array([10**15, None], pa.timestamp("s")), "timestamp"),
+        (pa.array([{"at": 10**15}, None], pa.struct([("at", pa.timestamp("s"))])), "struct"),
+    ],
+    ids=["zone", "year", "nested"],
+)
+def test_what_python_cannot_hold_is_refused_only_in_a_column_that_is_read(
+    prompt_file, times, words
+):
+    table = pa.table({"prompt": ["one", "two"], "label": ["safe", "safe"], "made": times})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    stream = io.BytesIO()
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    for data in (sink.getvalue(), stream.getvalue()):
+        path = prompt_file(data)
+        assert texts(read_prompts(path).prompts) == ["one", "two"]
+        message = message_of(f"{path}:column=made")
+        assert "row 1, field 'made': must be text" in message and words in message
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])

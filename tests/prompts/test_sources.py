@@ -1,5 +1,7 @@
 """What is written for a prompt file: its path, and how it is to be read."""
 
+import unicodedata
+
 import pytest
 
 from prompt_files import as_csv, message_of, texts
@@ -29,7 +31,21 @@ def here(tmp_path, monkeypatch):
         (r"unsafe:C:\a.csv", r"C:\a.csv", "unsafe", {}),
         ("https://x/y=z.csv", "https://x/y=z.csv", None, {}),
         ("builtin:starter", "builtin:starter", None, {}),
-        ("Unsafe:a.csv", "Unsafe:a.csv", None, {}),
+        ("Unsafe:a.csv", "a.csv", "unsafe", {}),
+        ("BENIGN: a.csv", "a.csv", "benign", {}),
+        (
+            'a.csv:column="Prompt, English",goal=G',
+            "a.csv",
+            None,
+            {"prompt": "prompt, english", "goal": "g"},
+        ),
+        (
+            'a.csv:goal=g,column="The ""best"" one"',
+            "a.csv",
+            None,
+            {"goal": "g", "prompt": 'the "best" one'},
+        ),
+        ('a.csv:column=5" nails,goal="g"h', "a.csv", None, {"prompt": '5" nails', "goal": '"g"h'}),
     ],
 )
 def test_a_source_is_taken_apart(here, text, path, label, columns):
@@ -65,6 +81,20 @@ def test_options_begin_behind_the_file_that_exists(here):
         ("unsafe:", "names no file"),
         ("", "'' names no file"),
         ("unsafe:b.csv", "b.csv does not exist"),
+        ("harmful:a.csv", "begins with no label; write 'unsafe:a.csv'"),
+        ("Harmless:b.csv", "begins with no label; write 'safe:b.csv' or 'benign:b.csv'"),
+        (
+            "evil:a.csv",
+            "'evil' of 'evil:a.csv' is no label; write 'unsafe:a.csv', 'safe:a.csv' or ",
+        ),
+        ("evil:b.csv", "evil:b.csv does not exist"),
+        ("unsafe\uff1ab.csv", "of full width; write 'unsafe:b.csv'"),
+        ("harmful\uff1aa.csv", "write 'unsafe:a.csv'"),
+        ("a.csv\uff1acolumn=text", "of full width; write 'a.csv:column=text'"),
+        ("a\uff1ab\uff1dc.csv", "a\uff1ab\uff1dc.csv does not exist"),
+        ("a.csv:column=Prompt, English", "in quotes: 'a.csv:column=\"NAME, WITH COMMA\"'"),
+        ("a.csv:label=x,unsafe=no, fine", "in quotes"),
+        ('a.csv:column="Prompt, English', "in quotes"),
     ],
 )
 def test_a_source_that_makes_no_sense_is_refused(here, text, problem):
@@ -133,6 +163,16 @@ def test_a_category_with_a_meaning_may_be_given_to_all_rows(prompt_file):
     assert prompt.is_look_alike
 
 
+def test_a_name_or_a_word_may_hold_a_comma(prompt_file):
+    path = prompt_file(as_csv(["Prompt, English", "kind"], ["a", "no, fine"], ["b", 'a "yes"']))
+    options = 'column="Prompt, English",label=kind,safe="no, fine",unsafe="a ""yes"""'
+    read = read_prompts(f"{path}:{options}")
+    assert [(prompt.goal, prompt.label) for prompt in read.prompts] == [
+        ("a", Label.SAFE),
+        ("b", Label.UNSAFE),
+    ]
+
+
 def test_a_label_for_all_rows_that_the_file_contradicts_is_refused(prompt_file):
     path = prompt_file(as_csv(["prompt", "label"], ["a", "harmful"], ["b", "safe"]))
     assert "'label' seems to hold labels, and not unsafe alone" in message_of(f"unsafe:{path}")
@@ -185,3 +225,23 @@ def test_a_files_hash_goes_by_content_and_reading_not_by_its_path(here):
     assert content_hash("b.csv") != plain
     with pytest.raises(PromptError, match="does not exist"):
         content_hash("c.csv")
+
+
+# ---- one word in two spellings --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of_file", ["NFC", "NFD"])
+@pytest.mark.parametrize("typed", ["NFC", "NFD"])
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_an_accent_apart_from_its_letter_makes_no_other_name_or_word(
+    prompt_file, of_file, typed, kind
+):
+    def put(form, text):
+        return unicodedata.normalize(form, text)
+
+    names = [put(of_file, "プロンプト"), put(of_file, "Größe"), "note"]
+    row = ["Öffne es", put(of_file, "gefährlich"), "x"]
+    content = as_csv(names, row) if kind == "csv" else [dict(zip(names, row, strict=True))]
+    options = put(typed, "column=プロンプト,label=Größe,unsafe=Gefährlich,ignore=note")
+    (prompt,) = read_prompts(f"{prompt_file(content)}:{options}").prompts
+    assert (prompt.label, texts([prompt])) == (Label.UNSAFE, ["Öffne es"])

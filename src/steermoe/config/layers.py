@@ -125,24 +125,64 @@ def _parse_settings(settings: Iterable[str]) -> Values:
         key, equals, text = setting.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {setting!r} is not of the form section.key=value")
-        nested = _value_of(text)
+        nested = _value_of(key.strip(), text)
         for part in reversed(key.strip().split(".")):
             nested = {part: nested}
         parsed = _merge(parsed, nested)
     return parsed
 
 
-def _value_of(text: str) -> Any:
+def _value_of(key: str, text: str) -> Any:
     """A value of the command line: TOML, or JSON, which writes tables with colons; else a text.
 
     A bare word is a text, because quotes would have to survive the shell.
+
+    Raises:
+        ConfigError: It begins as a list, a table or a quoted text does, and is none.
     """
-    with suppress(tomllib.TOMLDecodeError):
-        return tomllib.loads(f"value = {text}")["value"]
-    if text.startswith(("{", "[")):
-        with suppress(json.JSONDecodeError):
+    reason = "more lines follow"
+    try:
+        read = tomllib.loads(f"value = {text}")
+        if list(read) == ["value"]:  # a second line could hold more
+            return read["value"]
+    except tomllib.TOMLDecodeError as error:
+        reason = str(error).partition(" (at ")[0]
+    with suppress(json.JSONDecodeError):
+        if text.lstrip().startswith(("{", "[")):
             return json.loads(text)
-    return Unquoted(text if text.strip() else "")
+    first = text.lstrip()[:1]
+    if first not in ("[", "{", '"', "'"):
+        return Unquoted(text if text.strip() else "")
+    raise ConfigError(_no_toml(key, text, reason))
+
+
+def _no_toml(key: str, text: str, reason: str) -> str:
+    """What to write for a value that begins as one of TOML and is none."""
+    first = text.lstrip()[:1]
+    if key == "judge.base_url":
+        text = f"{first}..."  # an address may hold a password
+    as_text = _quoted(text)
+    begins = f"--set {key}={_one_line(text)}: begins with {first} and is no"
+    if first == "[":
+        lists = """'["one", "two"]' or '[true, 3]'"""
+        write = f"list of TOML ({reason}); write {lists}, or a text that begins so as {as_text}"
+    elif first == "{":
+        write = f"""table of TOML ({reason}); write '{{name = "text"}}', or a text that begins so as {as_text}"""
+    else:
+        meant = _quoted(text.strip().strip(first))
+        write = f"text of TOML ({reason}); write {meant}, or {as_text} where the quotes are part of the text"
+    return f"{begins} {write}"
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else f"{line[:57]}..."
+
+
+def _quoted(text: str) -> str:
+    """A text as TOML writes it, in quotes for the shell; shortened where it is long."""
+    in_toml = json.dumps(_one_line(text), ensure_ascii=False)
+    return "'" + in_toml.replace("'", "'\\''") + "'"
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> Values:
@@ -171,10 +211,23 @@ def _explain(error: ValidationError) -> str:
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)
     if first["type"] == "extra_forbidden":
+        if any("." in part for part in path):
+            nested = _nested(key, "...")
+            return (
+                f"setting {key}: a name with dots in it is no section and a setting; write {nested} in Python, and "
+                f"{key} = ... without quotes around the name in a file"
+            )
         near = _nearest(path)
         hint = f"did you mean {near}?" if near else "see docs/settings.md for the known keys"
         return f"unknown setting {key}: {hint}"
     return complaint(first)
+
+
+def _nested(key: str, value: str) -> str:
+    """A setting as nested mappings of Python: `{"train": {"epochs": ...}}`."""
+    for part in reversed(key.split(".")):
+        value = f'{{"{part}": {value}}}'
+    return value
 
 
 def _nearest(path: Sequence[str]) -> str | None:

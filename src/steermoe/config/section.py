@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from steermoe.errors import ConfigError
 
-AMBIGUOUS_WORDS = ("yes", "no", "on", "off", "none", "null")
+AMBIGUOUS_WORDS = (
+    "yes", "no", "y", "n", "t", "f", "on", "off", "enable", "enabled", "disable", "disabled", "always", "never",
+    "none", "null", "nil", "undefined",
+)  # fmt: skip
 """What some people write for true, false or nothing, and some chat templates take as a text."""
 
 
@@ -36,9 +40,12 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _read_as_written(cls, value: Any, info: ValidationInfo) -> Any:
-        """What a person means: nothing empties a setting, one text is a list of one."""
+        """What a person means: nothing empties a setting, one text is a list of one, a path is its text."""
         annotation = cls.model_fields[str(info.field_name)].annotation
         kind, parts = get_origin(annotation), get_args(annotation)
+        value = _without_paths(value)
+        if _is_number(_innermost(annotation)) and _holds_truth_value(value):
+            raise ValueError("true or false is no number; it must be a number")
         if kind is dict:
             return {} if value == "" else untyped(value)
         if value == "" and (NoneType in parts or kind is tuple):
@@ -48,9 +55,8 @@ class Section(BaseModel):
                 f"{value} may be a text or mean nothing; write --set {SETTING}= to empty the setting, or put "
                 f"the text in quotes that reach the program: --set {SETTING}='\"{value}\"'"
             )
-        if isinstance(value, bool) and _is_number(annotation):
-            raise ValueError("must be a number")
-        if isinstance(value, str) and kind is tuple and parts[0] is str:
+        takes_texts = kind is tuple and (parts[0] is str or get_origin(parts[0]) is Literal)
+        if isinstance(value, str) and takes_texts:
             return (str(value),)
         return str(value) if isinstance(value, Unquoted) else value
 
@@ -63,21 +69,55 @@ def _is_number(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, UnionType, Annotated) and any(map(_is_number, parts))
 
 
+def _innermost(annotation: Any) -> Any:
+    """What the lists and tables of a setting hold in the end."""
+    kind, parts = get_origin(annotation), get_args(annotation)
+    if kind in (dict, tuple):
+        return _innermost(parts[-1] if kind is dict else parts[0])
+    return annotation
+
+
+def _holds_truth_value(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_truth_value, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_truth_value, value))
+    return isinstance(value, bool)
+
+
+def _without_paths(value: Any) -> Any:
+    """The same with the paths that Python has as objects written out."""
+    if isinstance(value, Mapping):
+        return {key: _without_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(entry) for entry in value]
+    return str(value) if isinstance(value, PurePath) else value
+
+
 def untyped(value: Any) -> Any:
     """A value of a table whose settings have no type: a bare `False` is false, and no word that is true.
 
     An entry that is given nothing on the command line is taken out.
 
     Raises:
-        ValueError: It may be meant as a truth value or as a text.
+        ValueError: It may be meant as a truth value or as a text, or is a number that is not finite.
     """
+    if isinstance(value, list | tuple):
+        return [untyped(entry) for entry in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("holds a number that is not finite; a text goes in quotes")
     if isinstance(value, Mapping):
         entries = value.items()
         return {k: untyped(v) for k, v in entries if not (isinstance(v, Unquoted) and not v)}
     if not isinstance(value, Unquoted):
-        return value
+        return str(value) if isinstance(value, PurePath) else value
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
+    if value.strip("+-").lower() in ("nan", "inf", "infinity"):
+        raise ValueError(
+            f"{value} may be a number that is not finite, which is none here, or a text; put the text in quotes "
+            f"that reach the program: '\"{value}\"'"
+        )
     if value.lower() in AMBIGUOUS_WORDS:
         raise ValueError(
             f"{value} may be a truth value or a text; write true or false, or put the text in quotes "

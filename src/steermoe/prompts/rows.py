@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -125,9 +126,10 @@ def whole_number(value: object) -> object:
 def plain_word(value: object) -> str:
     """A cell that holds one of a few words, in small letters: `" Unsafe "`, `1.0` and `True` are usual.
 
-    A column of whole numbers with gaps is written as `1.0` into a text, too.
+    A column of whole numbers with gaps is written as `1.0` into a text, too. An accent is one character with its
+    letter (NFC), however it was written.
     """
-    word = str(whole_number(value)).strip().casefold()
+    word = unicodedata.normalize("NFC", str(whole_number(value))).strip().casefold()
     return word.removesuffix(".0") if word.removesuffix(".0").isdecimal() else word
 
 

@@ -4,6 +4,7 @@
     unsafe:prompts.txt                            every row is of that label
     prompts.csv:column=text,label=unsafe          the column of the prompt, and the label of every row
     prompts.csv:label=is_bad,unsafe=1,safe=0      the column of the label, and what its words mean
+    prompts.csv:column="Prompt, English"          a name or word that holds a comma
     builtin:starter                               the prompts that ship with the package
 
 A path that exists as it stands is that file, whatever it looks like.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,7 +23,9 @@ from pathlib import Path
 
 from steermoe.errors import PromptError
 from steermoe.prompts.columns import Role
+from steermoe.prompts.labels import LABEL_WORDS
 from steermoe.prompts.rows import listed, plain_word, shown, unknown_word
+from steermoe.prompts.tables import field_name
 from steermoe.records import JAILBREAK_FORMAT, LOOK_ALIKE, PLAIN_GOAL, Label
 
 BUILTIN_STARTER = "builtin:starter"
@@ -30,6 +34,11 @@ _ROLES = {"column": Role.PROMPT.value, **{role.value: role.value for role in Rol
 _OTHER_OPTIONS = ("ignore", "format", "encoding", *Label)
 OPTIONS = (*_ROLES, *_OTHER_OPTIONS)
 """What may be said of a file behind its path."""
+
+
+_OPTION = re.compile(r"""(\s*[^\W\d]+\s*)=(?:\s*"((?:[^"]|"")*)"\s*(?=,|\Z)|([^,]*))""")
+_FULL_WIDTH = str.maketrans("\uff1a\uff0c\uff1d", ":,=")
+"""What a Chinese or Japanese keyboard types for the signs between options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +109,12 @@ def parse_source(source: str | Path) -> Declaration:
     text = str(source)
     if text.startswith("builtin:") or (text and _exists(text)):
         return Declaration(text, text)
-    label, rest = _leading_label(text)
-    path, options = _split_options(rest)
+    label, path, options = _taken_apart(text)
     if not path:
         raise PromptError(f"prompts: {shown(text)} names no file")
+    if not path.startswith("builtin:") and not _exists(path):
+        _check_kind(text)
+        _check_options_behind(path)
     return _with_options(Declaration(text, path, label), options)
 
 
@@ -138,11 +149,47 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _leading_label(text: str) -> tuple[Label | None, str]:
+def _taken_apart(text: str) -> tuple[Label | None, str, list[tuple[str, str]]]:
+    """The label before the path, the path, and the options behind it."""
     word, colon, rest = text.partition(":")
-    if colon and word in list(Label):
-        return Label(word), rest
-    return None, text
+    if not colon or plain_word(word) not in list(Label):
+        return (None, *_split_options(text))
+    return (Label(plain_word(word)), *_split_options(rest if _exists(rest) else rest.lstrip()))
+
+
+def _check_kind(text: str) -> None:
+    """Refuse what is meant as the label of a file and is written otherwise."""
+    plain = text.translate(_FULL_WIDTH)
+    (label, path, options), (said, _, kept) = _taken_apart(plain), _taken_apart(text)
+    if label is not said or (len(options) > len(kept) and _exists(path)):
+        raise PromptError(
+            f"prompts: {shown(text)} has a colon, comma or equals sign of full width; write {shown(plain)}"
+        )
+    word, colon, rest = plain.partition(":")
+    meant = LABEL_WORDS.get(plain_word(word))
+    if meant is not None and label is None and colon:
+        or_benign = f" or 'benign:{rest}'" if meant is Label.SAFE else ""
+        raise PromptError(
+            f"prompts: {shown(text)} begins with no label; write '{meant}:{rest}'{or_benign}"
+        )
+    if colon and len(word) > 1 and label is None and _exists(_split_options(rest)[0]):
+        raise PromptError(
+            f"prompts: {shown(word)} of {shown(text)} is no label; write 'unsafe:{rest}', 'safe:{rest}' or "
+            f"'benign:{rest}'"
+        )
+
+
+def _check_options_behind(path: str) -> None:
+    """Refuse options that are no `key=value,...` where there is a file before them."""
+    for i, letter in enumerate(path):
+        if letter != ":" or not _exists(path[:i]):
+            continue
+        key, equals, _ = path[i + 1 :].partition("=")
+        if equals and key.strip().casefold() in OPTIONS:
+            raise PromptError(
+                f"prompts: {shown(path[i + 1 :])} behind {path[:i]} is not option=value,option=value; put a name or "
+                f"word that holds a comma in quotes: '{path[:i]}:column=\"NAME, WITH COMMA\"'"
+            )
 
 
 def _split_options(text: str) -> tuple[str, list[tuple[str, str]]]:
@@ -160,13 +207,20 @@ def _split_options(text: str) -> tuple[str, list[tuple[str, str]]]:
 
 
 def _options(text: str) -> list[tuple[str, str]]:
-    """`key=value,key=value` taken apart; nothing if it is not of that form."""
-    found = []
-    for part in text.split(","):
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip().replace("_", "").isalpha():
+    """`key=value,key="value, and more"` taken apart; nothing if it is not of that form."""
+    found, end = [], -1
+    while end < len(text):
+        option = _OPTION.match(text, end + 1)
+        if option is None:
             return []
-        found.append((key.strip().casefold(), value.strip()))
+        key, quoted, bare = option.groups()
+        found.append(
+            (
+                key.strip().casefold(),
+                (bare if quoted is None else quoted.replace('""', '"')).strip(),
+            )
+        )
+        end = option.end()
     return found
 
 
@@ -185,7 +239,7 @@ def _with_options(declaration: Declaration, options: list[tuple[str, str]]) -> D
         if not value:
             raise PromptError(f"{problem}option {key!r} has no value")
         if key == "ignore":
-            ignored.append(value.lower())
+            ignored.append(field_name(value))
         elif key in list(Label):
             words[plain_word(value)] = Label(key)
         elif key == "label" and value.casefold() in list(Label):
@@ -197,7 +251,7 @@ def _with_options(declaration: Declaration, options: list[tuple[str, str]]) -> D
         elif _ROLES.get(key, key) in (columns if key in _ROLES else single):
             raise PromptError(f"{problem}option {key!r} is given twice")
         elif key in _ROLES:
-            columns[_ROLES[key]] = value.lower()
+            columns[_ROLES[key]] = field_name(value)
         else:
             single[key] = value
     if label is not None and (words or Role.LABEL in columns):

@@ -28,8 +28,22 @@ class Sign:
 
 
 def _matching(pattern: str) -> Callable[[str], bool]:
-    compiled = re.compile(pattern, re.DOTALL)
+    compiled = re.compile(pattern, re.DOTALL | re.MULTILINE)
     return lambda text: compiled.search(text) is not None
+
+
+_MARKS = _matching(
+    # <|user|>, the same with bars of full width, <|turn> and <turn|>
+    r"<[|\uff5c]/?[A-Za-z][\w \u2581/.:-]{0,40}[|\uff5c]?>|<[A-Za-z]\w{0,40}[|\uff5c]>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|gMASK)\]|<</?SYS>>|\]~!?b\[?\]?"
+    r"|<(?:start|end)_of_\w+>|<(?:bos|eos|sop|pad)>|<(?:extra_id|SPECIAL)_\d+>|</?think>"
+)
+
+
+def _holds_marks(text: str) -> bool:
+    """Whether a text holds what a chat template writes around turns; `<s>` alone strikes a text out in HTML."""
+    begins, ends = text.lstrip().startswith("<s>"), "</s>" in text
+    return _MARKS(text) or (begins and not ends) or (ends and ("<s>" not in text or begins))
 
 
 def _is_mostly_accented(text: str) -> bool:
@@ -43,14 +57,15 @@ def _is_mostly_accented(text: str) -> bool:
 SIGNS = (
     Sign(
         "hold marks of a chat template, and the model's own template is put around them",
-        _matching(
-            r"<\|(?:im_start|im_end|start_header_id|end_header_id|eot_id|user|assistant|system)\|>|\[/?INST\]"
-            r"|<(?:start|end)_of_turn>"
-        ),
+        _holds_marks,
     ),
     Sign(
         "hold turns written out as text (Human: ... Assistant:), which are one user turn here",
-        _matching(r"\A\s*(?:Human|User|USER)\s*:.*\n\s*(?:Assistant|ASSISTANT|AI)\s*:"),
+        _matching(
+            r"(?<!\S)(?:Human|User|USER)\s*:\s.*(?<!\S)(?:Assistant|ASSISTANT|AI)\s*:"
+            r"|^###? ?(?:Human|User|Instruction|Input)s?\b.*^###? ?(?:Assistant|Response|Output)\b"
+            r"|(?:\u7528\u6237|\u7528\u6236)[:\uff1a].*\u52a9\u624b[:\uff1a]"  # the same in Chinese
+        ),
     ),
     Sign(
         "hold a name in braces, as {topic}: is it to be filled in?",

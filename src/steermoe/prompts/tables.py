@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -42,8 +43,11 @@ def as_rows(records: Records, source: str) -> list[Row]:
 
 
 def field_name(name: object) -> str:
-    """A name as rows have it."""
-    return str(name).strip().lower()
+    """A name as rows have it: in small letters, and an accent is one character with its letter (NFC).
+
+    Files that were written on a Mac may have the two apart, and what is typed has not.
+    """
+    return unicodedata.normalize("NFC", str(name)).strip().lower()
 
 
 def check_names(source: str, names: Iterable[str]) -> None:

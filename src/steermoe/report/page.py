@@ -44,6 +44,7 @@ from steermoe.reporter import Reporter
 from steermoe.scores import RISK_DIFF, title_of
 from steermoe.store.directory import RunDirectory
 from steermoe.store.names import REPORT
+from steermoe.store.published import without_place
 from steermoe.store.state import Figures
 
 BESIDE = {
@@ -145,7 +146,7 @@ def _opening(material: Material) -> dict[str, object]:
     return {
         "title": text.title(subject, evaluation),
         "headline": text.headline(subject, evaluation),
-        "cautions": cautions(evaluation, config.judge.main, material.split),
+        "cautions": cautions(evaluation, without_place(config.judge.main), material.split),
         "metrics": text.metric_rows(evaluation) if evaluation else [],
         "sets": text.set_tables(evaluation) if evaluation else [],
         "groups": text.group_tables(evaluation) if evaluation else [],
