@@ -277,6 +277,7 @@ def compare(
             scale, unit = (1.0, "") if measure == "KL" else (100.0, " %")
             row[measure] = f"{scale * own[name][measure]:.3g}{unit}"
             if not random or name in random:
+                row[f"{measure}, less random"] = ""
                 continue
             table = np.array([[at[measure] for at in drawn[r]] for r in random])  # (R, draws)
             mean = np.take_along_axis(table.T, which, axis=1).mean(axis=1)
