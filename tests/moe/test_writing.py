@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -132,7 +133,9 @@ def test_no_second_copy_is_made(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
+        # What another thread's arena keeps of the blocks it has freed is 64 MiB in some runs, and no copy.
+        env=os.environ | {"MALLOC_ARENA_MAX": "1"},
     )
     size, growth = map(float, result.stdout.split()[-2:])
     assert size == pytest.approx(8 * 50, rel=0.1)
-    assert growth < size / 4, f"{growth:.0f} MiB beside a model of {size:.0f} MiB"
+    assert growth < size / 8, f"{growth:.0f} MiB beside a model of {size:.0f} MiB"

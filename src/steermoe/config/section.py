@@ -94,21 +94,26 @@ def _without_paths(value: Any) -> Any:
     return str(value) if isinstance(value, PurePath) else value
 
 
-def untyped(value: Any) -> Any:
+def untyped(value: Any, name: str = "") -> Any:
     """A value of a table whose settings have no type: a bare `False` is false, and no word that is true.
 
     An entry that is given nothing on the command line is taken out.
+
+    Args:
+        value: It.
+        name: The entry that it is of, for messages.
 
     Raises:
         ValueError: It may be meant as a truth value or as a text, or is a number that is not finite.
     """
     if isinstance(value, list | tuple):
-        return [untyped(entry) for entry in value]
+        return [untyped(entry, name) for entry in value]
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError("holds a number that is not finite; a text goes in quotes")
+        where = f"{name} = " if name else ""
+        raise ValueError(f"{where}{value} is not finite; a text goes in quotes")
     if isinstance(value, Mapping):
         entries = value.items()
-        return {k: untyped(v) for k, v in entries if not (isinstance(v, Unquoted) and not v)}
+        return {k: untyped(v, k) for k, v in entries if not (isinstance(v, Unquoted) and not v)}
     if not isinstance(value, Unquoted):
         return str(value) if isinstance(value, PurePath) else value
     if value.lower() in ("true", "false"):

@@ -39,7 +39,7 @@ class ArgumentsSection(Section):
             return values
         known = {k: v for k, v in values.items() if k in cls.model_fields}
         # What is emptied is left to transformers.
-        return known | {k: untyped(v) for k, v in values.items() if k not in known and v != ""}
+        return known | {k: untyped(v, k) for k, v in values.items() if k not in known and v != ""}
 
     gradient_accumulation_steps: int = Field(1, ge=1)
     gradient_checkpointing: bool = False
