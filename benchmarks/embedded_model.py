@@ -248,7 +248,10 @@ def measure(run_dir: Path, num_samples: int) -> None:
     dense, _ = dense_model()
     prompts = [output.prompt_token_ids for output in outputs]
     replies = list(dense_replies(dense, prompts, run.config.collect.max_new_tokens))
-    mixture = AutoModelForCausalLM.from_pretrained(embedded.embedded_model_path(report=print))
+    # As the run computes it: in bfloat16 rounding would count as distance, and take ten times as long here.
+    mixture = AutoModelForCausalLM.from_pretrained(
+        embedded.embedded_model_path(report=print), dtype=torch.float32
+    )
     before = circles(labels, [reply.reply for reply in replies])
     after = circles(labels, [output.generated_token_ids for output in outputs])
     rows: list[dict[str, object]] = [
