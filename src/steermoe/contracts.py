@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
-from steermoe.errors import ConfigError
+from steermoe.errors import ConfigError, on_one_line
 from steermoe.metrics import MeasureRow
 from steermoe.records import (
     Continuation,
@@ -237,6 +237,23 @@ def own_callable(what: str, name: str) -> Callable[..., Any]:
         raise ConfigError(f"the {what} {name!r} is a {type(found).__name__}; name a callable")
     made: Callable[..., Any] = found
     return made
+
+
+def made_of(what: str, name: str, found: Any) -> Any:
+    """An object of a class of the user's own; anything else as it is.
+
+    Raises:
+        ConfigError: The class cannot be made without arguments.
+    """
+    if not inspect.isclass(found):
+        return found
+    try:
+        return found()
+    except Exception as error:  # the user's code may fail in any way
+        raise ConfigError(
+            f"the {what} {name!r} cannot be made ({type(error).__name__}: {on_one_line(error)}); it must need no "
+            "arguments"
+        ) from error
 
 
 def check_takes(

@@ -18,7 +18,7 @@ from steermoe.config.old_names import RENAMED, Values, renamed_settings
 from steermoe.config.section import Section, Unquoted, expand_home
 from steermoe.config.sections import EMBEDDED_MODEL, Config
 from steermoe.config.train import ArgumentsSection
-from steermoe.errors import ConfigError
+from steermoe.errors import ConfigError, on_one_line
 
 
 def load_config(
@@ -162,7 +162,7 @@ def _no_toml(key: str, text: str, reason: str) -> str:
     if key == "judge.base_url":
         text = f"{first}..."  # an address may hold a password
     as_text = _quoted(text)
-    begins = f"--set {key}={_one_line(text)}: begins with {first} and is no"
+    begins = f"--set {key}={_shortened(text)}: begins with {first} and is no"
     if first == "[":
         lists = """'["one", "two"]' or '[true, 3]'"""
         write = f"list of TOML ({reason}); write {lists}, or a text that begins so as {as_text}"
@@ -174,14 +174,14 @@ def _no_toml(key: str, text: str, reason: str) -> str:
     return f"{begins} {write}"
 
 
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+def _shortened(text: str) -> str:
+    line = on_one_line(text)
     return line if len(line) <= 60 else f"{line[:57]}..."
 
 
 def _quoted(text: str) -> str:
     """A text as TOML writes it, in quotes for the shell; shortened where it is long."""
-    in_toml = json.dumps(_one_line(text), ensure_ascii=False)
+    in_toml = json.dumps(_shortened(text), ensure_ascii=False)
     return "'" + in_toml.replace("'", "'\\''") + "'"
 
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from steermoe.contracts import check_takes
+from steermoe.contracts import check_takes, made_of
 from steermoe.errors import ConfigError, JudgeError, on_one_line
 from steermoe.judges.keyword import unjudgeable
 from steermoe.records import Exchange, Judgement, Verdict
@@ -96,14 +96,7 @@ def own_judge(name: str, found: Any) -> Any:
     Raises:
         ConfigError: A class cannot be made without arguments, or it cannot be called with a list of exchanges.
     """
-    if inspect.isclass(found):
-        try:
-            found = found()
-        except Exception as error:  # the user's code may fail in any way
-            raise ConfigError(
-                f"judge.main: the judge {name} cannot be made ({type(error).__name__}: {on_one_line(error)}); "
-                "it must need no arguments"
-            ) from error
+    found = made_of("judge", name, found)
     method = getattr(found, "judge", None)
     if method is None and not callable(found):
         raise ConfigError(f"judge.main: the judge {name} has no judge method and cannot be called")

@@ -313,10 +313,9 @@ def _do_step(request: _Request, step: Step, is_wanted: bool) -> None:
     stages_before = dict(state.stages)
     _say_why(request, step, fingerprint)
     record = stages_before.get(step.name)
-    goes_on = (
-        record is not None and record.fingerprint == fingerprint and record.status == "running"
-    )
-    if not goes_on:
+    if record is not None and (record.fingerprint != fingerprint or record.status == "done"):
+        record = None
+    if record is None:
         # What an interrupted attempt left behind belongs to other settings.
         for pattern in step.goes_on_from:
             directory.remove_unfinished(pattern)
@@ -328,7 +327,7 @@ def _do_step(request: _Request, step: Step, is_wanted: bool) -> None:
         fingerprint=fingerprint,
         settings=values_of(request.ledger.config, step.settings, step.aside),
         inputs=inputs_of(request.ledger, step),
-        interrupted=record.interrupted + 1 if goes_on and record is not None else 0,
+        interrupted=0 if record is None else record.interrupted + 1,
     )
     state.stages[step.name] = new
     directory.write_state(state)

@@ -150,7 +150,7 @@ def role_of(field: str, rows: Sequence[Row]) -> Role | None:
     role = meaning(field)
     if role is None or loose(field) not in _MAY_MEAN_ANYTHING:
         return role
-    values = [row.values[field] for row in rows if not is_blank(row.values.get(field))]
+    values = filled_cells(field, rows)
     if role is Role.SPLIT:
         fits = all(isinstance(value, str) and plain_word(value) in SPLIT_WORDS for value in values)
     elif role is Role.PAIR_ID:
@@ -174,6 +174,11 @@ def _is_name(value: object) -> bool:
 def fields_of(rows: Sequence[Row]) -> list[str]:
     """The names of all fields, in the order of their first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row.values))
+
+
+def filled_cells(field: str, rows: Sequence[Row]) -> list[object]:
+    """What a field holds in the rows in which it holds anything."""
+    return [row.values[field] for row in rows if not is_blank(row.values.get(field))]
 
 
 def is_empty(field: str, rows: Sequence[Row]) -> bool:

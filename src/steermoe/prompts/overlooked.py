@@ -15,13 +15,14 @@ from steermoe.prompts.columns import (
     REPLIES,
     Role,
     fields_of,
+    filled_cells,
     is_empty,
     role_of,
     same_in_every_row,
 )
 from steermoe.prompts.conversations import OTHER_ROLES, ROLES, looks_like_turns
 from steermoe.prompts.labels import LABEL_WORDS, NO, SPLIT_WORDS, YES, loose
-from steermoe.prompts.rows import Row, is_blank, plain_word, shown
+from steermoe.prompts.rows import Row, plain_word, shown
 from steermoe.records import Label, Split
 
 _ASKING = (
@@ -86,10 +87,10 @@ def check_unread(
         if role is Role.LABEL and any(_agree(field, other, rows) for other in labels):
             continue
         source = rows[0].source
-        said = source if label is None else f"{label}:{source}"
+        said = source if label is None else f"{label}:{source}"  # with what is known already
         raise PromptError(
             f"{source}: {shown(field)} seems to hold {NOUNS[role]}, which is not read from a file of {layout}; "
-            f"'{said}:ignore={field}' leaves it out{_other_reading(source, field, role, rows, label)}"
+            f"'{said}:ignore={field}' leaves it out{_other_reading(said, field, role, rows, label is not None)}"
         )
 
 
@@ -126,7 +127,7 @@ def check_tells_success(rows: Sequence[Row], unread: Sequence[str]) -> None:
         PromptError: One of them may tell.
     """
     for field in unread:
-        values = [row.values[field] for row in rows if not is_blank(row.values.get(field))]
+        values = filled_cells(field, rows)
         if values and any(part in loose(field) for part in _OUTCOME) and _may_be_outcomes(values):
             source = rows[0].source
             raise PromptError(
@@ -159,7 +160,7 @@ def seems_to_hold(field: str, rows: Sequence[Row]) -> Role | None:
         return role
     if _names_a_split(field, rows):
         return Role.SPLIT
-    values = [row.values[field] for row in rows if not is_blank(row.values.get(field))]
+    values = filled_cells(field, rows)
     plain = field.casefold()
     if not values or plain.startswith(("model", "num")):
         return None
@@ -179,7 +180,7 @@ def seems_to_hold(field: str, rows: Sequence[Row]) -> Role | None:
 def _names_a_split(field: str, rows: Sequence[Row]) -> bool:
     """Whether a column says yes or no to a split: `is_test`, `holdout`."""
     name = loose(field).removeprefix("is").removeprefix("in")
-    values = [row.values[field] for row in rows if not is_blank(row.values.get(field))]
+    values = filled_cells(field, rows)
     words = {plain_word(value) for value in values}
     return name in (*SPLIT_WORDS, "holdout", "heldout") and bool(words) and words <= {*YES, *NO}
 
@@ -188,7 +189,7 @@ def hint_of_label(rows: Sequence[Row], fields: Sequence[str]) -> str:
     """Which column may hold the labels of a file that has none by that name; empty if none seems to."""
     source = rows[0].source
     for field in fields:
-        values = [row.values[field] for row in rows if not is_blank(row.values.get(field))]
+        values = filled_cells(field, rows)
         words = {plain_word(value) for value in values}
         if len(words) > 1 and words <= set(LABEL_WORDS):
             return f"; '{source}:label={field}' reads the labels from {shown(field)}"
@@ -263,18 +264,17 @@ def _agree(first: str, other: str, rows: Sequence[Row]) -> bool:
 
 
 def _other_reading(
-    source: str, field: str, role: Role, rows: Sequence[Row], label: Label | None
+    said: str, field: str, role: Role, rows: Sequence[Row], is_labelled: bool
 ) -> str:
-    """The words that read the column, with those that the user has said already."""
-    said = source if label is None else f"{label}:{source}"
+    """The words that read the column; `said` is the file, behind the label if the user has said it."""
     if role is Role.PROMPT and set(re.split(r"[^a-z0-9]+", field.casefold())) & _ABOUT:
         return f", '{said}:input={field}' puts it below the prompt"
     if role in (Role.PROMPT, Role.MESSAGES):
-        has_label = label or any(role_of(name, rows) is Role.LABEL for name in fields_of(rows))
-        more = "" if has_label else ",label=unsafe"
+        is_labelled |= any(role_of(name, rows) is Role.LABEL for name in fields_of(rows))
+        more = "" if is_labelled else ",label=unsafe"
         return f", '{said}:{'column' if role is Role.PROMPT else role}={field}{more}' reads it"
     if role is Role.SUCCESS:
-        return f", '{source}:success={field},format=jailbreak' reads the file as results of attacks"
+        return f", '{rows[0].source}:success={field},format=jailbreak' reads the file as results of attacks"
     if role is Role.SPLIT and _names_a_split(field, rows):
         return f"; a column 'split' says {', '.join(Split)} in every row"
     if role_of(field, rows) is None:  # its values tell, and its name does not

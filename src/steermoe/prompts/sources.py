@@ -107,12 +107,12 @@ def parse_source(source: str | Path) -> Declaration:
         PromptError: An option is unknown, given twice, or has no value.
     """
     text = str(source)
-    if text.startswith("builtin:") or (text and _exists(text)):
+    if text.startswith("builtin:") or (text and path_exists(text)):
         return Declaration(text, text)
     label, path, options = _taken_apart(text)
     if not path:
         raise PromptError(f"prompts: {shown(text)} names no file")
-    if not path.startswith("builtin:") and not _exists(path):
+    if not path.startswith("builtin:") and not path_exists(path):
         _check_kind(text)
         _check_options_behind(path)
     return _with_options(Declaration(text, path, label), options)
@@ -142,7 +142,8 @@ def builtin_bytes(source: str) -> bytes:
     return (resources.files("steermoe.prompts") / "data" / "starter.jsonl").read_bytes()
 
 
-def _exists(path: str) -> bool:
+def path_exists(path: str) -> bool:
+    """Whether there is something at a path; not where a text cannot be one."""
     try:
         return Path(path).exists() or Path(path).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, no home directory
@@ -154,14 +155,14 @@ def _taken_apart(text: str) -> tuple[Label | None, str, list[tuple[str, str]]]:
     word, colon, rest = text.partition(":")
     if not colon or plain_word(word) not in list(Label):
         return (None, *_split_options(text))
-    return (Label(plain_word(word)), *_split_options(rest if _exists(rest) else rest.lstrip()))
+    return (Label(plain_word(word)), *_split_options(rest if path_exists(rest) else rest.lstrip()))
 
 
 def _check_kind(text: str) -> None:
     """Refuse what is meant as the label of a file and is written otherwise."""
     plain = text.translate(_FULL_WIDTH)
     (label, path, options), (said, _, kept) = _taken_apart(plain), _taken_apart(text)
-    if label is not said or (len(options) > len(kept) and _exists(path)):
+    if label is not said or (len(options) > len(kept) and path_exists(path)):
         raise PromptError(
             f"prompts: {shown(text)} has a colon, comma or equals sign of full width; write {shown(plain)}"
         )
@@ -172,7 +173,7 @@ def _check_kind(text: str) -> None:
         raise PromptError(
             f"prompts: {shown(text)} begins with no label; write '{meant}:{rest}'{or_benign}"
         )
-    if colon and len(word) > 1 and label is None and _exists(_split_options(rest)[0]):
+    if colon and len(word) > 1 and label is None and path_exists(_split_options(rest)[0]):
         raise PromptError(
             f"prompts: {shown(word)} of {shown(text)} is no label; write 'unsafe:{rest}', 'safe:{rest}' or "
             f"'benign:{rest}'"
@@ -182,7 +183,7 @@ def _check_kind(text: str) -> None:
 def _check_options_behind(path: str) -> None:
     """Refuse options that are no `key=value,...` where there is a file before them."""
     for i, letter in enumerate(path):
-        if letter != ":" or not _exists(path[:i]):
+        if letter != ":" or not path_exists(path[:i]):
             continue
         key, equals, _ = path[i + 1 :].partition("=")
         if equals and key.strip().casefold() in OPTIONS:
@@ -199,8 +200,8 @@ def _split_options(text: str) -> tuple[str, list[tuple[str, str]]]:
     before which a file exists; where none does, behind the first that an option follows.
     """
     starts = [i for i, letter in enumerate(text) if letter == ":" and _options(text[i + 1 :])]
-    existing = [i for i in starts if _exists(text[:i])]
-    if not starts or _exists(text):
+    existing = [i for i in starts if path_exists(text[:i])]
+    if not starts or path_exists(text):
         return text, []
     start = (existing or starts)[0]
     return text[:start], _options(text[start + 1 :])

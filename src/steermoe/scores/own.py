@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from steermoe.contracts import check_takes
+from steermoe.contracts import check_takes, made_of
 from steermoe.errors import ConfigError, RoutingError, on_one_line
 from steermoe.records import ResponseSums
 from steermoe.scores.source import Source
@@ -28,7 +28,7 @@ class OwnScore:
 
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name = name
-        made = _made(name, function)
+        made = made_of("score", name, function)
         self.needs: str = getattr(made, "needs", "counts")
         self._function: Callable[[Source], Any] = getattr(made, "sums", made)
         if not callable(self._function):
@@ -63,16 +63,3 @@ class OwnScore:
                 f"the score {self.name!r} returned numbers that are not finite; mend the score"
             )
         return found
-
-
-def _made(name: str, function: Callable[..., Any]) -> Any:
-    """What is to be called: the function, or an object of the class."""
-    if not isinstance(function, type):
-        return function
-    try:
-        return function()
-    except Exception as error:  # the user's code may fail in any way
-        raise ConfigError(
-            f"the score {name!r} cannot be made ({type(error).__name__}: {on_one_line(error)}); its class must need "
-            "no arguments"
-        ) from error

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from steermoe.config import Config
-from steermoe.prompts.sources import parse_source
+from steermoe.prompts.sources import parse_source, path_exists
 
 _ADDRESS = re.compile(r"\w+://.*", re.DOTALL)
 _ABSOLUTE = re.compile(r"(?<![\w.<>~])(?:~\w*|\.{1,2}|[A-Za-z]:)?[/\\](?=\S)")
@@ -109,14 +108,7 @@ def _is_relative_path(text: str) -> bool:
     separators = len(_SEPARATOR.findall(text.rstrip("/\\")))
     if separators == 0 or text.startswith("hf/"):
         return False
-    return separators > 1 or _ENDING.search(text) is not None or _exists(text)
-
-
-def _exists(path: str) -> bool:
-    try:
-        return Path(path).exists()
-    except (OSError, ValueError):  # too long, a NUL byte
-        return False
+    return separators > 1 or _ENDING.search(text) is not None or path_exists(text)
 
 
 def _cleaned(value: Any, key: str) -> Any:
