@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -17,6 +18,12 @@ def steermoe(steermoe: CommandLine, monkeypatch: pytest.MonkeyPatch) -> CommandL
     """The command line of a wide terminal."""
     monkeypatch.setenv("COLUMNS", "200")
     return steermoe
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, to write to."""
+    return copy_of(finished, tmp_path / "run")
 
 
 def test_show_prints_the_experts_with_their_frequencies(
@@ -84,3 +91,64 @@ def test_show_leaves_markup_in_prompts_alone(
     load_run(run).directory.write_table("responses.parquet", table)
     assert steermoe("show", "--run", run, "--batch", "0") == 0
     assert "[red]x[/red] [/]" in steermoe.out
+
+
+def test_show_prints_the_estimate_that_an_interval_belongs_to(
+    steermoe: CommandLine, run: Path
+) -> None:
+    def columns() -> list[str]:
+        (header,) = (
+            x for x in steermoe.out.splitlines() if x.split()[:2] == ["expert", "risk_diff"]
+        )
+        return header.split()
+
+    assert steermoe("show", "--run", run) == 0
+    assert "estimate" not in columns()
+    pooled = ["--set", "identify.estimator=pooled", "--quiet"]
+    assert steermoe("identify", "--run", run, *pooled) == 0
+    assert steermoe("show", "--run", run, "--top", "16") == 0
+    assert columns()[4] == "estimate"
+    for row in load_run(run).risk_diff.to_dict("records"):
+        (line,) = (x for x in steermoe.out.splitlines() if x.startswith(row["Layer_Expert"]))
+        assert float(line.split()[4]) == pytest.approx(row["risk_diff_pooled"], abs=6e-5)
+
+
+def test_show_prints_what_the_stability_is_worth(steermoe: CommandLine, run: Path) -> None:
+    state = json.loads((run / "run.json").read_text())
+    found = state["stages"]["identify"]["figures"]
+    assert steermoe("show", "--run", run) == 0
+    (line,) = (x for x in steermoe.out.splitlines() if x.startswith("stability: "))
+    assert line.startswith(
+        f"stability: {found['num_stable_experts']} of 16 experts are selected by 75%"
+    )
+    for name in ("num_stable_experts", "mean_selected_by_half", "stability_error_bound"):
+        del found[name]
+    (run / "run.json").write_text(json.dumps(state))
+    assert steermoe("show", "--run", run) == 0
+    assert "stability: " not in steermoe.out
+
+
+def test_show_prints_how_held_out_goals_replicate_the_selection(
+    steermoe: CommandLine, run: Path
+) -> None:
+    state = json.loads((run / "run.json").read_text())
+    found = state["stages"]["identify"]["figures"]["replication"]
+    assert steermoe("show", "--run", run, "--top", "16") == 0
+    assert "replication on held-out goals" in steermoe.out
+    lines = {line.split("  ")[0].strip(): line for line in steermoe.out.splitlines()}
+    assert f"{found['shrinkage']:.2f}" in lines["shrinkage of the 4 selected"]
+    assert f"{found['correlation']:.2f}" in lines["correlation"]
+    assert f"{found['sign_agreement']:.0%}" in lines["same sign"]
+    again = lines["among the top 4 again"]
+    assert f" {found['overlap']} " in again
+    assert f"by chance {found['overlap_by_chance']:.1f}" in again
+    held_out = pd.read_parquet(run / "risk_diff_heldout.parquet")
+    for row in held_out.to_dict("records"):
+        (line,) = (x for x in steermoe.out.splitlines() if x.startswith(row["Layer_Expert"]))
+        assert f"{row['risk_diff']:9.4f}" in line
+    # A run that was identified without held-out goals has neither.
+    state["stages"]["identify"]["figures"]["replication"] = None
+    (run / "run.json").write_text(json.dumps(state))
+    (run / "risk_diff_heldout.parquet").unlink()
+    assert steermoe("show", "--run", run) == 0
+    assert "replication" not in steermoe.out and "held_out" not in steermoe.out

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,15 +90,15 @@ def test_the_base_models_licence_goes_with_it(
     assert 'license: "apache-2.0"' in (folder / "README.md").read_text("utf-8").split("---")[1]
 
 
-def change_json(path: Path, change: object) -> None:
+def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     values = json.loads(path.read_text("utf-8"))
-    change(values)  # type: ignore[operator]
+    change(values)
     path.write_text(json.dumps(values), "utf-8")
 
 
 def test_a_run_of_a_hub_model_names_it_and_its_commit(steermoe: CommandLine, run: Path) -> None:
-    def of_the_hub(state: dict[str, dict[str, object]]) -> None:
-        state["config"]["model"]["id"] = "somebody/tiny"  # type: ignore[index]
+    def of_the_hub(state: dict[str, Any]) -> None:
+        state["config"]["model"]["id"] = "somebody/tiny"
         state["model"] |= {"id": "somebody/tiny", "commit": "c" * 40, "hash": ""}
 
     change_json(run / RUN_JSON, of_the_hub)

@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -150,10 +151,11 @@ def build_trainer(folder: str) -> tuple[torch.nn.Module, ExpertSlices, ExpertMas
     return model.train(), slices, trainer
 
 
-def work_with_the_trainer(kind: str, folder: str) -> None:
+def work_with_the_trainer(kind: str) -> None:
     """The trainer's loss, masked and checkpointed: gradients are the mean of the processes' own."""
-    model, slices, trainer = build_trainer(folder)  # which starts the process group
-    expected_model, expected, plain = build_trainer(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        model, slices, trainer = build_trainer(folder)  # which starts the process group
+        expected_model, expected, plain = build_trainer(folder)
     for rows in micro_batches():
         (plain.compute_loss(expected_model, collate([rows], 0)) / WORLD_SIZE).backward()
     enable_checkpointing(model)
@@ -256,13 +258,12 @@ MODES = [(kind, dtype) for kind in ("ddp", "fully_shard") for dtype in ("float32
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def together() -> list[str]:
     """What two processes said that did most of the work: starting them takes far longer."""
-    folder = str(tmp_path_factory.mktemp("trainer"))
     return two_processes(
         ("work_stepping_during_backward",),  # which begins before the other process is there
         *(("work", *mode) for mode in MODES),
-        ("work_with_the_trainer", "ddp", folder),
+        ("work_with_the_trainer", "ddp"),
     )
 
 
@@ -280,12 +281,11 @@ def test_copies_of_the_masters_are_not_stepped_during_backward_and_shards_are(
 def test_the_trainers_loss_gives_two_processes_the_mean_of_their_gradients(
     together: list[str],
 ) -> None:
-    (line,) = {line for line in together[0].splitlines() if "work_with_the_trainer" in line}
-    assert_done(together, *line.removeprefix("did ").split(","))
+    assert_done(together, "work_with_the_trainer", "ddp")
 
 
-def test_processes_that_begin_and_end_with_the_trainer_shard_alike(tmp_path: Path) -> None:
-    work = ("work_with_the_trainer", "fully_shard", str(tmp_path))
+def test_processes_that_begin_and_end_with_the_trainer_shard_alike() -> None:
+    work = ("work_with_the_trainer", "fully_shard")
     assert_done(two_processes(work), *work)
 
 

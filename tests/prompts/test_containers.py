@@ -129,7 +129,8 @@ def test_wherever_such_a_file_is_cut_it_is_refused(prompt_file, make):
     data = make([ROW, ROW])
     step = max(1, len(data) // 60)
     for end in range(0, len(data), step):
-        message_of(prompt_file(data[:end]))
+        path = prompt_file(data[:end])
+        assert message_of(path).startswith(str(path))
 
 
 @given(st.binary(max_size=60), st.sampled_from([b"", b"[", b"{", b"prompt,label\n", b"PAR1"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,6 @@ from steermoe.store.names import ABLATION, ABLATION_FIGURES, MODEL
 from steermoe.store.run import load_run
 from steermoe.variants import Variant
 from tiny import (
-    CommandLine,
     Listener,
     copy_of,
     files_of,
@@ -575,125 +573,3 @@ def test_running_the_pipeline_never_ablates(
     assert "ablate" not in listener.text
     assert (run / ABLATION).read_bytes() == before
     assert load_run(run).state.stages["ablate"].status == "done"
-
-
-# ---- the command line ---------------------------------------------------------------------------------
-
-
-def test_the_command_prints_its_table_and_show_prints_it_again(
-    steermoe: CommandLine, run: Path
-) -> None:
-    few = ["--set", "ablate.num_draws=2", "--set", "ablate.num_generated_draws=1"]
-    assert steermoe("ablate", "--run", run, "--quiet", *few) == 0, steermoe.err
-    assert "2 random draws, all different, of " in steermoe.err
-    assert "no rank has a p-value below 0.33: set ablate.num_draws" in steermoe.err
-    found = figures_of(run)["random"]
-    printed = f"selected {found['mean_frequency_selected']:.3f}, random draws {found['mean_frequency_draws']:.3f}"
-    assert printed in steermoe.err
-    table = steermoe.out
-    assert printed in table
-    for words in (
-        "base model, 4 of 4 selected experts switched off; 4 unsafe, 4 look-alike, 4 benign",
-        "hardened model",
-        "Log p refusal, harmful",
-        "Change on harmless text",
-        "Look-alikes refused",
-        "2 random draws, all different, of ",
-        "Mean activation frequency: selected ",
-        "fragility, for the model's owner",
-    ):
-        assert words in table, words
-    value = figures_of(run)["models"]["base"]["kl_per_token"]["selected"]["effect"]["value"]
-    assert f"{value:+.3f}" in table
-    assert all(len(line) <= 130 for line in table.splitlines())
-    assert steermoe("ablate", "--run", run, "--quiet", *few) == 0
-    assert "done already" in steermoe.err and steermoe.out == table
-    assert steermoe("show", "--run", run) == 0
-    assert table.strip() in steermoe.out
-    assert "changed since" not in steermoe.out
-    again = ["--set", "identify.top_k=2", "--quiet"]
-    assert steermoe("identify", "--run", run, *again) == 0
-    assert steermoe("show", "--run", run) == 0
-    assert "The run has changed since: `steermoe ablate`" in steermoe.out
-
-
-def test_the_command_says_that_nothing_is_selected_and_exits_with_zero(
-    steermoe: CommandLine, run: Path
-) -> None:
-    assert steermoe("identify", "--run", run, "--quiet", "--set", "identify.threshold=1.0") == 0
-    assert steermoe("ablate", "--run", run, "--quiet") == 0
-    assert "nothing to ablate" in steermoe.err
-    assert steermoe.out.strip() == ""
-
-
-def test_the_command_refuses_what_cannot_be(
-    steermoe: CommandLine, run: Path, tmp_path: Path
-) -> None:
-    assert "no run" in steermoe.refusal("ablate", "--run", tmp_path / "none")
-    wrong = steermoe.refusal("ablate", "--run", run, "--set", "ablate.num_drawz=2")
-    assert "ablate.num_draws" in wrong
-    assert "num_draws" in steermoe.refusal("ablate", "--run", run, "--set", "ablate.num_draws=0")
-    (run / "unsafe_experts.json").unlink()
-    assert "steermoe identify" in steermoe.refusal("ablate", "--run", run, "--quiet")
-    assert "keeps the prompts" in steermoe.refusal("ablate", "--run", run, "--prompts", "x.csv")
-
-
-def test_show_prints_the_estimate_that_an_interval_belongs_to(
-    steermoe: CommandLine, run: Path
-) -> None:
-    def columns() -> list[str]:
-        (header,) = (
-            x for x in steermoe.out.splitlines() if x.split()[:2] == ["expert", "risk_diff"]
-        )
-        return header.split()
-
-    assert steermoe("show", "--run", run) == 0
-    assert "estimate" not in columns()
-    pooled = ["--set", "identify.estimator=pooled", "--quiet"]
-    assert steermoe("identify", "--run", run, *pooled) == 0
-    assert steermoe("show", "--run", run, "--top", "16") == 0
-    assert columns()[4] == "estimate"
-    for row in load_run(run).risk_diff.to_dict("records"):
-        (line,) = (x for x in steermoe.out.splitlines() if x.startswith(row["Layer_Expert"]))
-        assert float(line.split()[4]) == pytest.approx(row["risk_diff_pooled"], abs=6e-5)
-
-
-def test_show_prints_what_the_stability_is_worth(steermoe: CommandLine, run: Path) -> None:
-    state = json.loads((run / "run.json").read_text())
-    found = state["stages"]["identify"]["figures"]
-    assert steermoe("show", "--run", run) == 0
-    (line,) = (x for x in steermoe.out.splitlines() if x.startswith("stability: "))
-    assert line.startswith(
-        f"stability: {found['num_stable_experts']} of 16 experts are selected by 75%"
-    )
-    for name in ("num_stable_experts", "mean_selected_by_half", "stability_error_bound"):
-        del found[name]
-    (run / "run.json").write_text(json.dumps(state))
-    assert steermoe("show", "--run", run) == 0
-    assert "stability: " not in steermoe.out
-
-
-def test_show_prints_how_held_out_goals_replicate_the_selection(
-    steermoe: CommandLine, run: Path
-) -> None:
-    state = json.loads((run / "run.json").read_text())
-    found = state["stages"]["identify"]["figures"]["replication"]
-    assert steermoe("show", "--run", run, "--top", "16") == 0
-    assert "replication on held-out goals" in steermoe.out
-    lines = {line.split("  ")[0].strip(): line for line in steermoe.out.splitlines()}
-    assert f"{found['shrinkage']:.2f}" in lines["shrinkage of the 4 selected"]
-    assert f"{found['correlation']:.2f}" in lines["correlation"]
-    assert f"{found['sign_agreement']:.0%}" in lines["same sign"]
-    again = lines["among the top 4 again"]
-    assert f" {found['overlap']} " in again
-    assert f"by chance {found['overlap_by_chance']:.1f}" in again
-    held_out = pd.read_parquet(run / "risk_diff_heldout.parquet")
-    for row in held_out.to_dict("records"):
-        (line,) = (x for x in steermoe.out.splitlines() if x.startswith(row["Layer_Expert"]))
-        assert f"{row['risk_diff']:9.4f}" in line
-    # A run that was identified without held-out goals has neither.
-    state["stages"]["identify"]["figures"]["replication"] = None
-    (run / "run.json").write_text(json.dumps(state))
-    (run / "risk_diff_heldout.parquet").unlink()
-    assert steermoe("show", "--run", run) == 0
-    assert "replication" not in steermoe.out and "held_out" not in steermoe.out
